@@ -1,0 +1,88 @@
+//! The `Send + Clone` side of the engine.
+
+use super::{EngineConfig, EngineError, ModelLimits, Request, TokenEvent, request::Submission};
+use std::{
+    num::NonZeroU32,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+use tokio::sync::mpsc;
+
+/// What the engine thread is told.
+#[derive(Debug)]
+pub(super) enum Command {
+    Submit(Submission),
+    /// Look at the stop flag.
+    Wake,
+}
+
+/// The only way in. Cheap to clone; every HTTP worker has one.
+#[derive(Clone, Debug)]
+pub struct EngineHandle {
+    commands: mpsc::Sender<Command>,
+    stopping: Arc<AtomicBool>,
+    limits: ModelLimits,
+}
+
+/// Tokens of one request. Dropping it cancels the request.
+pub type TokenStream = mpsc::Receiver<TokenEvent>;
+
+impl EngineHandle {
+    pub(super) fn new(config: &EngineConfig, limits: ModelLimits) -> (Self, mpsc::Receiver<Command>, Arc<AtomicBool>) {
+        let (commands, receiver) = mpsc::channel(config.max_waiting.get() as usize);
+        let stopping = Arc::new(AtomicBool::new(false));
+        (Self { commands, stopping: Arc::clone(&stopping), limits }, receiver, stopping)
+    }
+
+    /// What the model can take.
+    pub fn limits(&self) -> ModelLimits {
+        self.limits
+    }
+
+    /// Whether the engine still takes requests.
+    pub fn is_running(&self) -> bool {
+        !self.stopping.load(Ordering::Acquire) && !self.commands.is_closed()
+    }
+
+    /// Queues a request; never waits.
+    ///
+    /// # Errors
+    /// `PromptTooLong`, `UnknownToken`, `QueueFull` or `Stopped`.
+    pub fn submit(&self, request: Request) -> Result<TokenStream, EngineError> {
+        let Request { prompt, sampling, stop_tokens, max_output_tokens } = request;
+        assert!(!prompt.is_empty(), "a prompt has at least one token");
+        let ModelLimits { vocab_size, context_tokens } = self.limits;
+        if context_tokens <= prompt.len() {
+            return Err(EngineError::PromptTooLong { prompt_tokens: prompt.len(), context_tokens });
+        }
+        let biased = sampling.logit_bias.iter().map(|(token, _)| token);
+        if let Some(unknown) = prompt.iter().chain(biased).find(|token| vocab_size <= token.index()) {
+            return Err(EngineError::UnknownToken { token: unknown.0, vocab_size });
+        }
+        if !self.is_running() {
+            return Err(EngineError::Stopped);
+        }
+        let room = context_tokens - prompt.len();
+        let max_output_tokens = max_output_tokens.map_or(room, |limit| room.min(NonZeroU32::get(limit) as usize));
+        // Room for every token and for `Finished`: the engine's send never blocks, whatever the client does.
+        let (events, stream) = mpsc::channel(max_output_tokens + 1);
+        let submission = Submission { prompt, sampling, stop_tokens, max_output_tokens, events };
+        match self.commands.try_send(Command::Submit(submission)) {
+            Ok(()) => Ok(stream),
+            Err(mpsc::error::TrySendError::Full(_)) => {
+                Err(EngineError::QueueFull { capacity: self.commands.max_capacity() })
+            }
+            Err(mpsc::error::TrySendError::Closed(_)) => Err(EngineError::Stopped),
+        }
+    }
+
+    /// Ends every sequence with [`FinishReason::Shutdown`](super::FinishReason) within one step, refuses new ones and
+    /// lets the engine thread return.
+    pub fn shut_down(&self) {
+        self.stopping.store(true, Ordering::Release);
+        // A full queue needs no waking: the engine is at work and looks at the flag before its next step.
+        let _ = self.commands.try_send(Command::Wake);
+    }
+}

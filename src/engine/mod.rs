@@ -1,0 +1,150 @@
+//! Tokens in, tokens out.
+//!
+//! One OS thread owns every mutable thing here, so nothing is locked. Others hold an [`EngineHandle`].
+
+mod batch;
+mod config;
+mod error;
+mod handle;
+mod kv_cache;
+mod model;
+mod request;
+mod sampler;
+mod scheduler;
+mod sequence;
+
+pub use batch::{Batch, Row};
+pub use config::EngineConfig;
+pub use error::EngineError;
+pub use handle::{EngineHandle, TokenStream};
+pub use kv_cache::{KvCache, Slot};
+pub use model::{
+    ElementType, GraphFamily, KvTensor, LoadError, Logits, Model, ModelError, ModelLimits, ModelSpec, ProviderConfig,
+    ProviderName, Runtime, load,
+};
+pub use request::{FinishReason, Request, TokenEvent, TokenId};
+pub use sampler::{Sampler, SamplingParams};
+pub use scheduler::Scheduler;
+pub use sequence::Sequence;
+
+use handle::Command;
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
+use tokio::sync::mpsc;
+
+/// Runs sequences to completion, one batch per step.
+#[derive(Debug)]
+pub struct Engine<M> {
+    commands: mpsc::Receiver<Command>,
+    stopping: Arc<AtomicBool>,
+    scheduler: Scheduler,
+    kv_cache: KvCache,
+    model: M,
+    sampler: Sampler,
+    batch: Batch,
+    logits: Logits,
+}
+
+impl<M: Model> Engine<M> {
+    /// Builds the engine and the handle that feeds it.
+    pub fn new(config: &EngineConfig, model: M) -> (Self, EngineHandle) {
+        let limits = model.limits();
+        let (handle, commands, stopping) = EngineHandle::new(config, limits);
+        let engine = Self {
+            commands,
+            stopping,
+            scheduler: Scheduler::new(config.max_step_tokens.get() as usize),
+            kv_cache: KvCache::new(config.max_batch_size),
+            model,
+            sampler: Sampler::default(),
+            batch: Batch::default(),
+            logits: Logits::new(limits.vocab_size),
+        };
+        (engine, handle)
+    }
+
+    /// Runs until [`EngineHandle::shut_down`], or until every handle is gone and every sequence has finished.
+    pub fn run(mut self) {
+        while self.receive() {
+            self.step();
+        }
+        self.scheduler.finish_all(FinishReason::Shutdown, &mut self.kv_cache);
+        self.kv_cache.assert_all_free();
+    }
+
+    /// Retires, schedules, runs the model once, emits one token for each row that reached its end.
+    fn step(&mut self) {
+        self.scheduler.retire_cancelled(&mut self.kv_cache);
+        self.scheduler.schedule(&mut self.kv_cache, &mut self.batch);
+        if self.batch.rows().is_empty() {
+            return;
+        }
+        self.logits.clear();
+        match self.model.forward(&self.batch, &mut self.logits) {
+            Ok(()) => self.sample(),
+            Err(error) => {
+                tracing::error!(%error, rows = self.batch.rows().len(), "model run failed");
+                for row in self.batch.rows() {
+                    self.scheduler.running_mut(row.slot_index).finish(FinishReason::Error);
+                }
+            }
+        }
+        self.scheduler.retire_finished(&mut self.kv_cache);
+    }
+
+    fn sample(&mut self) {
+        let mut logits = self.logits.rows_mut();
+        for row in self.batch.rows() {
+            let sequence = self.scheduler.running_mut(row.slot_index);
+            sequence.advance(self.batch.new_tokens(row).len());
+            if row.wants_logits {
+                let scores = logits.next().expect("the model scores every row that wants it");
+                let (params, history) = sequence.sampling();
+                match self.sampler.sample(scores, params, history) {
+                    Some(token) => sequence.push(token),
+                    None => {
+                        tracing::error!("the model's scores are not numbers");
+                        sequence.finish(FinishReason::Error);
+                    }
+                }
+            }
+        }
+        assert!(logits.next().is_none(), "the model scores only rows that want it");
+    }
+
+    /// Takes as many requests as there are free slots; waits only when there is nothing to run.
+    /// The others stay in the channel, whose capacity is the limit on waiting requests.
+    /// False when the engine is to stop.
+    fn receive(&mut self) -> bool {
+        if self.scheduler.is_idle() {
+            match self.commands.blocking_recv() {
+                Some(Command::Submit(submission)) => self.scheduler.add(submission),
+                Some(Command::Wake) => {}
+                None => return false,
+            }
+        }
+        while self.scheduler.num_waiting() < self.kv_cache.num_free()
+            && let Ok(command) = self.commands.try_recv()
+        {
+            match command {
+                Command::Submit(submission) => self.scheduler.add(submission),
+                Command::Wake => {}
+            }
+        }
+        !self.stopping.load(Ordering::Acquire)
+    }
+}
+
+impl<M> Drop for Engine<M> {
+    /// Whatever ends the engine thread, every request that got in is told so.
+    fn drop(&mut self) {
+        self.commands.close();
+        while let Ok(command) = self.commands.try_recv() {
+            if let Command::Submit(submission) = command {
+                submission.finish(FinishReason::Shutdown);
+            }
+        }
+    }
+}

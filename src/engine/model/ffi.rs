@@ -1,0 +1,247 @@
+//! The calls of ONNX Runtime's C API that `ort` has no safe counterpart for: tensors over a part of a buffer, and one
+//! buffer bound as input and output at once. All unsafe code of the crate is here, behind a safe surface:
+//! a [`Tensor<'d>`] cannot outlive its data, and a [`Run<'_, 'd>`] unbinds everything when it ends.
+
+#![expect(unsafe_code, reason = "see above")]
+
+use super::ElementType;
+use half::f16;
+use ort::{
+    AsPointer, Result,
+    memory::{Allocator, MemoryInfo},
+    session::{IoBinding, Session},
+    sys,
+};
+use std::{
+    ffi::{CStr, c_void},
+    marker::PhantomData,
+    ptr::{self, NonNull},
+    slice,
+};
+
+/// Runs one call of the C API.
+fn check(status: sys::OrtStatusPtr) -> Result<()> {
+    // SAFETY: every caller passes the status that a C API call has just returned, once.
+    unsafe { ort::Error::result_from_status(status) }
+}
+
+/// Memory on a device, read and written by ONNX Runtime only.
+pub(super) struct Buffer {
+    allocator: Allocator,
+    data: NonNull<c_void>,
+    num_bytes: usize,
+}
+
+// SAFETY: the memory belongs to this value alone and ONNX Runtime's allocators may be used from any thread.
+unsafe impl Send for Buffer {}
+
+impl Buffer {
+    /// Takes `num_bytes` from the allocator; what they hold is undefined.
+    pub(super) fn allocate(allocator: Allocator, num_bytes: usize) -> Result<Self> {
+        let block = allocator.alloc::<u8>(num_bytes)?.into_raw();
+        let data = NonNull::new(block).ok_or_else(|| ort::Error::new("the allocator returned no memory"))?;
+        Ok(Self { allocator, data, num_bytes })
+    }
+}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        // SAFETY: `data` came from this allocator and is freed once.
+        unsafe { self.allocator.free(self.data.as_ptr()) };
+    }
+}
+
+/// A tensor that ONNX Runtime can read or write, over data that lives for `'d`.
+pub(super) struct Tensor<'d> {
+    value: NonNull<sys::OrtValue>,
+    data: PhantomData<&'d ()>,
+}
+
+// SAFETY: the value is owned and ONNX Runtime's values are not tied to a thread.
+unsafe impl Send for Tensor<'_> {}
+
+impl Drop for Tensor<'_> {
+    fn drop(&mut self) {
+        // SAFETY: `value` is owned and released once; a binding that still uses it holds its own reference.
+        unsafe { (ort::api().ReleaseValue)(self.value.as_ptr()) };
+    }
+}
+
+/// Rust numbers that a tensor may be made of.
+pub(super) trait Element: Copy {
+    const TYPE: sys::ONNXTensorElementDataType;
+}
+
+impl Element for i64 {
+    const TYPE: sys::ONNXTensorElementDataType = sys::ONNXTensorElementDataType::ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64;
+}
+
+impl Element for f32 {
+    const TYPE: sys::ONNXTensorElementDataType = sys::ONNXTensorElementDataType::ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
+}
+
+impl Element for f16 {
+    const TYPE: sys::ONNXTensorElementDataType = sys::ONNXTensorElementDataType::ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16;
+}
+
+impl ElementType {
+    fn raw(self) -> sys::ONNXTensorElementDataType {
+        match self {
+            Self::F32 => f32::TYPE,
+            Self::F16 => f16::TYPE,
+        }
+    }
+}
+
+impl<'d> Tensor<'d> {
+    /// A tensor to read.
+    pub(super) fn from_slice<T: Element>(memory: &MemoryInfo<'_>, data: &'d [T], shape: &[i64]) -> Result<Self> {
+        assert_eq!(num_elements(shape), data.len());
+        // SAFETY: the data lives for 'd, is as large as the shape says, and inputs are never written.
+        unsafe { Self::over(memory, data.as_ptr().cast_mut().cast(), size_of_val(data), shape, T::TYPE) }
+    }
+
+    /// A tensor to write.
+    pub(super) fn from_slice_mut<T: Element>(
+        memory: &MemoryInfo<'_>,
+        data: &'d mut [T],
+        shape: &[i64],
+    ) -> Result<Self> {
+        assert_eq!(num_elements(shape), data.len());
+        // SAFETY: the data lives for 'd, is borrowed for as long, and is as large as the shape says.
+        unsafe { Self::over(memory, data.as_mut_ptr().cast(), size_of_val(data), shape, T::TYPE) }
+    }
+
+    /// A tensor over a part of a buffer. Several may overlap: only ONNX Runtime looks at the memory, and
+    /// `GroupQueryAttention` is made for past and present in one place.
+    pub(super) fn from_buffer(
+        buffer: &'d Buffer,
+        first_byte: usize,
+        shape: &[i64],
+        element_type: ElementType,
+    ) -> Result<Self> {
+        let num_bytes = num_elements(shape) * element_type.num_bytes();
+        assert!(first_byte + num_bytes <= buffer.num_bytes, "the view lies inside the buffer");
+        // SAFETY: the range lies inside the buffer, which lives for 'd.
+        unsafe {
+            let data = buffer.data.as_ptr().byte_add(first_byte);
+            Self::over(buffer.allocator.memory_info(), data, num_bytes, shape, element_type.raw())
+        }
+    }
+
+    /// # Safety
+    /// `data` must be `num_bytes` long, lie where `memory` says, and live for `'d`.
+    unsafe fn over(
+        memory: &MemoryInfo<'_>,
+        data: *mut c_void,
+        num_bytes: usize,
+        shape: &[i64],
+        element_type: sys::ONNXTensorElementDataType,
+    ) -> Result<Self> {
+        let mut value = ptr::null_mut();
+        // SAFETY: as the caller promises; the runtime copies the shape.
+        check(unsafe {
+            (ort::api().CreateTensorWithDataAsOrtValue)(
+                memory.ptr(),
+                data,
+                num_bytes,
+                shape.as_ptr(),
+                shape.len(),
+                element_type,
+                &raw mut value,
+            )
+        })?;
+        Ok(Self { value: NonNull::new(value).expect("a created value is not null"), data: PhantomData })
+    }
+}
+
+impl Tensor<'static> {
+    /// A tensor with no elements, which owns its (no) data.
+    pub(super) fn empty(allocator: &Allocator, shape: &[i64], element_type: ElementType) -> Result<Self> {
+        assert_eq!(num_elements(shape), 0);
+        let mut value = ptr::null_mut();
+        // SAFETY: the allocator is valid and the runtime copies the shape.
+        check(unsafe {
+            (ort::api().CreateTensorAsOrtValue)(
+                allocator.ptr().cast_mut(),
+                shape.as_ptr(),
+                shape.len(),
+                element_type.raw(),
+                &raw mut value,
+            )
+        })?;
+        Ok(Self { value: NonNull::new(value).expect("a created value is not null"), data: PhantomData })
+    }
+}
+
+fn num_elements(shape: &[i64]) -> usize {
+    shape.iter().map(|dimension| usize::try_from(*dimension).expect("dimensions are not negative")).product()
+}
+
+/// What one run reads and writes. Everything is unbound when it is dropped.
+pub(super) struct Run<'g, 'd> {
+    session: &'g mut Session,
+    binding: &'g mut IoBinding,
+    data: PhantomData<&'d ()>,
+}
+
+impl<'g, 'd> Run<'g, 'd> {
+    /// Nothing bound.
+    pub(super) fn new(session: &'g mut Session, binding: &'g mut IoBinding) -> Self {
+        Self { session, binding, data: PhantomData }
+    }
+
+    /// Reads `tensor`.
+    pub(super) fn bind_input(&mut self, name: &CStr, tensor: &Tensor<'d>) -> Result<()> {
+        // SAFETY: all three are valid; the binding takes its own reference to the value, whose data lives for 'd.
+        check(unsafe { (ort::api().BindInput)(self.binding.ptr_mut(), name.as_ptr(), tensor.value.as_ptr()) })
+    }
+
+    /// Writes `tensor`.
+    pub(super) fn bind_output(&mut self, name: &CStr, tensor: &Tensor<'d>) -> Result<()> {
+        // SAFETY: as above.
+        check(unsafe { (ort::api().BindOutput)(self.binding.ptr_mut(), name.as_ptr(), tensor.value.as_ptr()) })
+    }
+
+    /// Lets the runtime allocate the output; [`execute`](Self::execute) returns it.
+    pub(super) fn bind_new_output(&mut self, name: &CStr, memory: &MemoryInfo<'_>) -> Result<()> {
+        // SAFETY: all three are valid.
+        check(unsafe { (ort::api().BindOutputToDevice)(self.binding.ptr_mut(), name.as_ptr(), memory.ptr()) })
+    }
+
+    /// Runs the graph. Returns every output in the order of binding; those bound to data of ours are left out.
+    ///
+    /// `num_own` outputs must have been bound with [`bind_output`](Self::bind_output), before all others.
+    pub(super) fn execute(self, num_own: usize) -> Result<Vec<Tensor<'static>>> {
+        // SAFETY: session and binding are valid and borrowed; null run options mean the defaults.
+        check(unsafe { (ort::api().RunWithBinding)(self.session.ptr().cast_mut(), ptr::null(), self.binding.ptr()) })?;
+        let allocator = Allocator::default();
+        let (mut values, mut count) = (ptr::null_mut(), 0);
+        // SAFETY: the out pointers are valid; the runtime allocates the array with the given allocator.
+        check(unsafe {
+            (ort::api().GetBoundOutputValues)(
+                self.binding.ptr(),
+                allocator.ptr().cast_mut(),
+                &raw mut values,
+                &raw mut count,
+            )
+        })?;
+        // SAFETY: the runtime made an array of `count` values, each of which is ours to release.
+        let outputs = unsafe { slice::from_raw_parts(values, count) };
+        let own = |value: &*mut sys::OrtValue| Tensor {
+            value: NonNull::new(*value).expect("an output of a successful run is not null"),
+            data: PhantomData,
+        };
+        let mut tensors: Vec<Tensor<'static>> = outputs.iter().map(own).collect();
+        // SAFETY: the array came from this allocator and is not looked at again.
+        unsafe { allocator.free(values) };
+        drop(tensors.drain(..num_own));
+        Ok(tensors)
+    }
+}
+
+impl Drop for Run<'_, '_> {
+    fn drop(&mut self) {
+        self.binding.clear();
+    }
+}

@@ -1,0 +1,172 @@
+//! The seam between deciding what to compute and computing it.
+
+mod concat;
+mod ffi;
+mod gqa;
+mod graph;
+mod provider;
+mod runtime;
+mod spec;
+
+pub use provider::{ProviderConfig, ProviderName};
+pub use runtime::Runtime;
+pub use spec::{ElementType, GraphFamily, KvTensor, ModelSpec};
+
+use super::{Batch, EngineConfig};
+use concat::ConcatModel;
+use gqa::GqaModel;
+use graph::Graph;
+use std::path::PathBuf;
+
+/// Implemented by one type per graph family and, in tests, by a fake.
+pub trait Model: Send {
+    /// What it can take.
+    fn limits(&self) -> ModelLimits;
+
+    /// Computes every new token of the batch and pushes one row of scores for each row that wants logits, in order.
+    /// A row that starts at position 0 begins a new sequence, whatever its slot held before.
+    ///
+    /// # Errors
+    /// When the backend fails; the batch's sequences then finish with an error.
+    fn forward(&mut self, batch: &Batch, logits: &mut Logits) -> Result<(), ModelError>;
+}
+
+impl Model for Box<dyn Model> {
+    fn limits(&self) -> ModelLimits {
+        (**self).limits()
+    }
+
+    fn forward(&mut self, batch: &Batch, logits: &mut Logits) -> Result<(), ModelError> {
+        (**self).forward(batch, logits)
+    }
+}
+
+/// What a loaded model can take.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct ModelLimits {
+    /// Scores in a row of logits.
+    pub vocab_size: usize,
+    /// Prompt and reply together.
+    pub context_tokens: usize,
+}
+
+/// Scores of what may come next, a row per sampled sequence. It is refilled for each step.
+#[derive(Debug)]
+pub struct Logits {
+    scores: Vec<f32>,
+    vocab_size: usize,
+}
+
+impl Logits {
+    /// No rows yet.
+    pub fn new(vocab_size: usize) -> Self {
+        assert!(vocab_size > 0, "the vocabulary is not empty");
+        Self { scores: Vec::new(), vocab_size }
+    }
+
+    /// Forgets all rows.
+    pub fn clear(&mut self) {
+        self.scores.clear();
+    }
+
+    /// Appends a row of `vocab_size` scores.
+    pub fn push(&mut self, row: impl IntoIterator<Item = f32>) {
+        self.scores.extend(row);
+        assert!(self.scores.len().is_multiple_of(self.vocab_size), "a row scores the whole vocabulary");
+    }
+
+    /// In the order in which they were pushed.
+    pub fn rows_mut(&mut self) -> impl Iterator<Item = &mut [f32]> {
+        self.scores.chunks_exact_mut(self.vocab_size)
+    }
+}
+
+/// Why a run failed.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct ModelError(String);
+
+impl ModelError {
+    /// In the backend's words.
+    pub fn new(message: impl Into<String>) -> Self {
+        Self(message.into())
+    }
+}
+
+impl From<ort::Error> for ModelError {
+    fn from(error: ort::Error) -> Self {
+        Self(error.to_string())
+    }
+}
+
+/// Why a model could not be loaded.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// The operator should fetch the library.
+    #[error(
+        "the ONNX Runtime library was not found (looked for {}); run scripts/fetch-runtime, or set `runtime.library` to \
+         the path of libonnxruntime.so", list(.searched)
+    )]
+    LibraryMissing {
+        /// In the order of the search.
+        searched: Vec<PathBuf>,
+    },
+    /// The operator should replace the library.
+    #[error(
+        "the ONNX Runtime library cannot be used: {message}; run scripts/fetch-runtime, or set `runtime.library` to \
+         another one"
+    )]
+    LibraryUnusable {
+        /// In the loader's words.
+        message: String,
+    },
+    /// The operator should install what the provider needs, or ask for another one.
+    #[error(
+        "the execution provider `{name}` cannot be loaded: {message}; {advice}, or set `engine.fallback = true` to run on the CPU"
+    )]
+    Provider {
+        /// As in the config.
+        name: ProviderName,
+        /// In the runtime's words.
+        message: String,
+        /// What usually mends it.
+        advice: &'static str,
+    },
+    /// The operator should look at the model file.
+    #[error("the model {} cannot be loaded: {message}", path.display())]
+    Session {
+        /// The ONNX file.
+        path: PathBuf,
+        /// In the runtime's words.
+        message: String,
+    },
+    /// The operator should ask for fewer slots or a shorter context.
+    #[error(
+        "the KV cache of {num_bytes} bytes cannot be allocated: {message}; lower `engine.max_batch_size` or \
+         `engine.max_context_tokens`"
+    )]
+    KvCache {
+        /// Of all slots together.
+        num_bytes: usize,
+        /// In the runtime's words.
+        message: String,
+    },
+}
+
+fn list(paths: &[PathBuf]) -> String {
+    paths.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ")
+}
+
+/// Opens the graph on the providers that the config names and allocates its KV cache.
+///
+/// # Errors
+/// See [`LoadError`]; each is one sentence for the operator.
+pub fn load(runtime: &Runtime, spec: ModelSpec, config: &EngineConfig) -> Result<Box<dyn Model>, LoadError> {
+    let family = spec.family;
+    let graph = Graph::open(runtime, spec, config)?;
+    let num_slots = config.max_batch_size.get() as usize;
+    Ok(match family {
+        GraphFamily::Gqa => Box::new(GqaModel::new(graph, num_slots)?),
+        GraphFamily::Concat => Box::new(ConcatModel::new(graph, num_slots)),
+    })
+}

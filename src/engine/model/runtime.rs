@@ -1,0 +1,61 @@
+//! The ONNX Runtime library: found, loaded once, kept.
+
+use super::LoadError;
+use ort::environment::Environment;
+use std::{
+    env,
+    path::{Path, PathBuf},
+};
+
+/// File name of the library on this system.
+const LIBRARY: &str = if cfg!(target_os = "macos") {
+    "libonnxruntime.dylib"
+} else if cfg!(windows) {
+    "onnxruntime.dll"
+} else {
+    "libonnxruntime.so"
+};
+
+/// The loaded library. Sessions are made in it.
+#[derive(Clone, Debug)]
+pub struct Runtime {
+    pub(super) environment: Environment,
+    library: PathBuf,
+}
+
+impl Runtime {
+    /// Loads the library at `configured`, else the one that `from_environment` (`ORT_DYLIB_PATH`) names, else the one
+    /// beside the executable, else the one in `.runtime/` of the working directory.
+    ///
+    /// # Errors
+    /// `LibraryMissing` or `LibraryUnusable`.
+    pub fn load(configured: Option<&Path>, from_environment: Option<&Path>) -> Result<Self, LoadError> {
+        let library = match configured.or(from_environment) {
+            Some(named) if named.is_file() => named.to_path_buf(),
+            Some(named) => return Err(LoadError::LibraryMissing { searched: vec![named.to_path_buf()] }),
+            None => find()?,
+        };
+        let library = library.canonicalize().unwrap_or(library);
+        let unusable = |message: String| LoadError::LibraryUnusable { message };
+        let builder = ort::init_from(&library).map_err(|error| unusable(error.to_string()))?;
+        let environment =
+            builder.with_name("ortolan").with_telemetry(false).build().map_err(|error| unusable(error.to_string()))?;
+        environment.set_log_level(ort::logging::LogLevel::Warning);
+        tracing::info!(library = %library.display(), build = ort::info(), "loaded ONNX Runtime");
+        Ok(Self { environment, library })
+    }
+
+    /// Where it was found.
+    pub fn library(&self) -> &Path {
+        &self.library
+    }
+}
+
+fn find() -> Result<PathBuf, LoadError> {
+    let beside = env::current_exe().ok().and_then(|executable| Some(executable.parent()?.join(LIBRARY)));
+    let searched: Vec<PathBuf> = beside.into_iter().chain([Path::new(".runtime").join(LIBRARY)]).collect();
+    match searched.iter().find(|path| path.is_file()) {
+        Some(found) => Ok(found.clone()),
+        None => Err(LoadError::LibraryMissing { searched }),
+    }
+}

@@ -1,0 +1,69 @@
+//! What a caller asks of the engine and what it gets back.
+
+use super::SamplingParams;
+use std::{num::NonZeroU32, sync::Arc};
+use tokio::sync::mpsc;
+
+/// Index into the model's vocabulary.
+#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct TokenId(pub u32);
+
+impl TokenId {
+    /// Position of this token's score in a row of logits.
+    pub fn index(self) -> usize {
+        self.0 as usize
+    }
+}
+
+/// A tokenized prompt and what to do with it.
+#[derive(Clone, Debug)]
+pub struct Request {
+    /// At least one token.
+    pub prompt: Vec<TokenId>,
+    /// How to pick each token.
+    pub sampling: SamplingParams,
+    /// Tokens that end the sequence; they are not reported.
+    pub stop_tokens: Arc<[TokenId]>,
+    /// Upper limit on generated tokens; none means as many as the context still holds.
+    pub max_output_tokens: Option<NonZeroU32>,
+}
+
+/// A request on its way to the scheduler, with the way back.
+#[derive(Debug)]
+pub(crate) struct Submission {
+    pub(crate) prompt: Vec<TokenId>,
+    pub(crate) sampling: SamplingParams,
+    pub(crate) stop_tokens: Arc<[TokenId]>,
+    pub(crate) max_output_tokens: usize,
+    pub(crate) events: mpsc::Sender<TokenEvent>,
+}
+
+impl Submission {
+    /// Ends a request that never got a slot.
+    pub(crate) fn finish(self, reason: FinishReason) {
+        // Closed means that nobody waits for it any more; it cannot be full, since nothing was sent.
+        let _ = self.events.try_send(TokenEvent::Finished(reason));
+    }
+}
+
+/// What the engine says about one sequence: tokens, then exactly one `Finished`.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum TokenEvent {
+    /// One generated token.
+    Token(TokenId),
+    /// The last event.
+    Finished(FinishReason),
+}
+
+/// Why a sequence ended.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum FinishReason {
+    /// A stop token was sampled or a stop string appeared.
+    Stop,
+    /// `max_output_tokens` was reached or the context is full.
+    Length,
+    /// The model run failed.
+    Error,
+    /// The server stopped before the sequence was complete.
+    Shutdown,
+}
