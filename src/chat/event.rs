@@ -1,0 +1,52 @@
+//! What the model said, told apart.
+
+use crate::engine::FinishReason;
+
+/// Pieces of the reply, then exactly one `Finished`.
+#[derive(Clone, Debug, PartialEq)]
+pub enum ChatEvent {
+    /// More of the reply.
+    Delta(Delta),
+    /// The last event.
+    Finished(Finished),
+}
+
+/// A piece of the reply. Pieces of one kind follow one another until another kind begins.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Delta {
+    /// Thinking.
+    Reasoning(String),
+    /// The visible answer.
+    Text(String),
+    /// A tool call begins; its arguments follow.
+    ToolCall {
+        /// Which function.
+        name: String,
+    },
+    /// More of the JSON text of the open call's arguments.
+    Arguments(String),
+    /// The open call is complete.
+    ToolCallEnd,
+}
+
+/// How a reply ended and what it cost.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Finished {
+    /// Why it ended.
+    pub reason: FinishReason,
+    /// What it cost.
+    pub usage: Usage,
+}
+
+/// Tokens of one reply.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Usage {
+    /// Prompt tokens, counted after the chat template.
+    pub input_tokens: usize,
+    /// Prompt tokens whose keys and values were already there.
+    pub cached_tokens: usize,
+    /// Generated tokens, the stop token left out.
+    pub output_tokens: usize,
+    /// Those of them inside reasoning.
+    pub reasoning_tokens: usize,
+}

@@ -1,0 +1,81 @@
+//! A chat whose every field is known to be good.
+
+use crate::engine::SamplingParams;
+use serde::Serialize;
+use serde_json::Value;
+use std::num::NonZeroU32;
+
+/// What to say next, and how.
+#[derive(Clone, Debug)]
+pub struct ChatRequest {
+    /// The conversation so far, oldest first; at least one.
+    pub messages: Vec<Message>,
+    /// Functions the model may call.
+    pub tools: Vec<Tool>,
+    /// The template's `enable_thinking`; none leaves it to the template.
+    pub enable_thinking: Option<bool>,
+    /// How to pick each token.
+    pub sampling: SamplingParams,
+    /// Upper limit on generated tokens; none means as many as the context still holds.
+    pub max_output_tokens: Option<NonZeroU32>,
+    /// Texts that end the reply; they are not part of it.
+    pub stop: Vec<String>,
+}
+
+/// Who speaks.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Role {
+    /// The operator or developer. The protocol's `developer` is this too: templates know only `system`.
+    System,
+    /// The person.
+    User,
+    /// The model.
+    Assistant,
+    /// A function's result.
+    Tool,
+}
+
+/// One turn.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Message {
+    /// Who speaks.
+    pub role: Role,
+    /// What is said; empty when an assistant only calls tools.
+    pub content: String,
+    /// Assistant only: the thinking that led to it.
+    pub reasoning: Option<String>,
+    /// Assistant only.
+    pub tool_calls: Vec<ToolCall>,
+    /// Tool only: which call this answers.
+    pub tool_call_id: Option<String>,
+}
+
+impl Message {
+    /// A turn of text alone.
+    pub fn text(role: Role, content: impl Into<String>) -> Self {
+        Self { role, content: content.into(), reasoning: None, tool_calls: Vec::new(), tool_call_id: None }
+    }
+}
+
+/// A function the model may call.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Tool {
+    /// Letters, digits, `_` and `-`, at most 64.
+    pub name: String,
+    /// What it is for.
+    pub description: Option<String>,
+    /// JSON Schema of its arguments, an object.
+    pub parameters: Option<Value>,
+}
+
+/// A call that the model made.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ToolCall {
+    /// Ties the result to the call.
+    pub id: String,
+    /// Which function.
+    pub name: String,
+    /// JSON text, as the model wrote it.
+    pub arguments: String,
+}

@@ -1,0 +1,294 @@
+//! Prompts from messages, through the model's own chat template.
+
+use super::{ChatError, ChatRequest, Message, ReplyFormat, Role, Tool, ToolCall, python_json};
+use crate::text::{AddedToken, Piece, Tokenizer};
+use minijinja::{
+    Environment, Error, ErrorKind, Value,
+    syntax::SyntaxConfig,
+    value::{Kwargs, Serde},
+};
+use serde_json::{Map, Value as Json, json};
+use std::{collections::BTreeMap, thread};
+use uuid::Uuid;
+
+/// A compiled Jinja template with the extensions that `transformers` gives it: `raise_exception`, `strftime_now`,
+/// `tojson` as Python spells it, loop controls, Python's string methods, and `{% generation %}` (which only training
+/// looks at).
+#[derive(Debug)]
+pub struct ChatTemplate {
+    environment: Environment<'static>,
+    /// `bos_token`, `eos_token` and their like.
+    special_tokens: BTreeMap<String, String>,
+    reply_format: ReplyFormat,
+}
+
+/// The operator should look at the model folder.
+#[derive(Debug, thiserror::Error)]
+pub enum TemplateError {
+    /// It is too large to be one.
+    #[error("the chat template has {num_bytes} bytes, more than the {MAX_SOURCE_BYTES} that are allowed")]
+    TooLarge {
+        /// Of the source.
+        num_bytes: usize,
+    },
+    /// Its Jinja is wrong.
+    #[error("the chat template is not valid: {0}")]
+    Invalid(String),
+}
+
+/// The longest real templates have some 20 KiB.
+const MAX_SOURCE_BYTES: usize = 256 * 1024;
+/// Long chains of operators recurse in the compiler.
+const COMPILE_STACK_BYTES: usize = 64 * 1024 * 1024;
+/// What any template may spend (one unit is about one instruction), and what each byte of its input adds.
+const BASE_FUEL: u64 = 200_000;
+const FUEL_PER_BYTE: u64 = 2;
+
+const NAME: &str = "chat_template";
+/// Noncharacters around the stand-in for an added token that a client spelled.
+const MARK_BEGIN: char = '\u{FDD0}';
+const MARK_END: char = '\u{FDD1}';
+
+impl ChatTemplate {
+    /// Compiles a template.
+    ///
+    /// # Errors
+    /// When it is too large or not valid.
+    pub fn new(source: &str, special_tokens: BTreeMap<String, String>) -> Result<Self, TemplateError> {
+        if MAX_SOURCE_BYTES < source.len() {
+            return Err(TemplateError::TooLarge { num_bytes: source.len() });
+        }
+        let reply_format = ReplyFormat::of_template(source);
+        let source = without_generation_tags(source);
+        let compile = move || {
+            let mut environment = environment();
+            environment.add_template_owned(NAME, source).map(|()| environment)
+        };
+        let compiler =
+            thread::Builder::new().name("template".to_owned()).stack_size(COMPILE_STACK_BYTES).spawn(compile);
+        let compiled = compiler.map_err(|error| TemplateError::Invalid(error.to_string()))?.join();
+        let environment = compiled
+            .map_err(|_| TemplateError::Invalid("the compiler panicked on it".to_owned()))?
+            .map_err(|error| TemplateError::Invalid(describe(&error)))?;
+        Ok(Self { environment, special_tokens, reply_format })
+    }
+
+    /// How this model marks reasoning and tool calls.
+    pub fn reply_format(&self) -> ReplyFormat {
+        self.reply_format
+    }
+
+    /// The prompt for a chat. Where a client's words spell an added token of the tokenizer, the prompt remembers that
+    /// they are only words.
+    ///
+    /// # Errors
+    /// `Template`, when the template refuses the messages or runs out of fuel.
+    pub fn render(&self, request: &ChatRequest, tokenizer: &Tokenizer) -> Result<Rendered, ChatError> {
+        let mark = Uuid::new_v4().simple().to_string();
+        let marks = |is_marked| Marks { tokenizer, mark: &mark, is_marked };
+        // Templates look for the reasoning and the calls in what an assistant said; nobody else can say such things.
+        let (all, special) = (marks(|_| true), marks(|token| token.is_special));
+        let message = |turn: &Message| match turn.role {
+            Role::Assistant => special.mark(message(turn)),
+            Role::System | Role::User | Role::Tool => all.mark(message(turn)),
+        };
+        let tools: Option<Json> = (!request.tools.is_empty())
+            .then(|| request.tools.iter().map(|function| all.mark(tool(function))).collect());
+        let mut context = Map::new();
+        context.insert("messages".to_owned(), request.messages.iter().map(message).collect());
+        context.insert("tools".to_owned(), tools.unwrap_or(Json::Null));
+        context.insert("add_generation_prompt".to_owned(), Json::Bool(true));
+        if let Some(enable_thinking) = request.enable_thinking {
+            context.insert("enable_thinking".to_owned(), Json::Bool(enable_thinking));
+        }
+        context.extend(self.special_tokens.iter().map(|(name, token)| (name.clone(), json!(token))));
+
+        let mut environment = self.environment.clone();
+        environment.set_fuel(Some(BASE_FUEL + FUEL_PER_BYTE * num_bytes(&context)));
+        let template = environment.get_template(NAME).expect("it was added when the environment was made");
+        let text = template.render(Value::from(Serde(&context)));
+        let text = text.map_err(|error| ChatError::Template { message: describe(&error) })?;
+        Ok(Rendered { text, mark })
+    }
+}
+
+/// A prompt, with marks where a client spelled added tokens.
+#[derive(Debug)]
+pub struct Rendered {
+    text: String,
+    mark: String,
+}
+
+impl Rendered {
+    /// Size of the prompt (marks count a little more than what they stand for).
+    pub fn num_bytes(&self) -> usize {
+        self.text.len()
+    }
+
+    /// The parts of the prompt that may hold special tokens and those that may not.
+    pub fn pieces<'t>(&'t self, tokenizer: &'t Tokenizer) -> Vec<Piece<'t>> {
+        let begin = format!("{MARK_BEGIN}{}:", self.mark);
+        let mut parts = self.text.split(begin.as_str());
+        let mut pieces = vec![Piece::Template(parts.next().unwrap_or_default())];
+        for part in parts {
+            let (index, rest) = part.split_once(MARK_END).unwrap_or((part, ""));
+            // A template that changes a mark (say, to capitals) loses the words that it stands for.
+            let words = index.parse().map(|index: usize| tokenizer.added(index).text.as_str()).unwrap_or_default();
+            pieces.extend([Piece::Plain(words), Piece::Template(rest)]);
+        }
+        pieces.retain(|piece| !matches!(piece, Piece::Template("") | Piece::Plain("")));
+        pieces
+    }
+
+    /// The end of the prompt, where the template may have begun the reply.
+    pub fn last_words(&self) -> String {
+        let start = self.text.len().saturating_sub(64);
+        let start = (start..self.text.len()).find(|index| self.text.is_char_boundary(*index));
+        start.map(|start| self.text[start..].to_owned()).unwrap_or_default()
+    }
+}
+
+fn environment() -> Environment<'static> {
+    let mut environment = Environment::new();
+    let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
+    environment.set_syntax(syntax.expect("only the handling of white space differs from the default"));
+    environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+    environment.add_filter("tojson", to_json);
+    environment.add_function("raise_exception", |message: String| -> Result<String, Error> {
+        Err(Error::new(ErrorKind::InvalidOperation, message))
+    });
+    environment.add_function("strftime_now", strftime_now);
+    environment
+}
+
+fn to_json(value: Serde<Json>, options: Kwargs) -> Result<Value, Error> {
+    let indent: Option<usize> = options.get("indent")?;
+    // Accepted because templates pass them; what they ask for is what this filter does anyway.
+    let _: (Option<bool>, Option<Value>, Option<bool>) =
+        (options.get("ensure_ascii")?, options.get("separators")?, options.get("sort_keys")?);
+    options.assert_all_used()?;
+    let text = match indent {
+        Some(indent) => python_json::to_string_indented(&value.0, indent),
+        None => python_json::to_string(&value.0),
+    };
+    let text = text.map_err(|cause| Error::new(ErrorKind::BadSerialization, cause.to_string()))?;
+    Ok(Value::from_safe_string(text))
+}
+
+fn strftime_now(format: &str) -> Result<String, Error> {
+    use std::fmt::Write;
+    let mut text = String::new();
+    match write!(text, "{}", chrono::Local::now().format(format)) {
+        Ok(()) => Ok(text),
+        Err(_) => Err(Error::new(ErrorKind::InvalidOperation, "strftime_now does not know this format")),
+    }
+}
+
+/// The error's own words, which for `raise_exception` are the template's.
+fn describe(error: &Error) -> String {
+    let message = error.detail().map_or_else(|| error.kind().to_string(), str::to_owned);
+    match (error.kind(), error.line()) {
+        (ErrorKind::InvalidOperation, _) | (_, None) => message,
+        (_, Some(line)) => format!("{message} (line {line})"),
+    }
+}
+
+/// Jinja blocks that only mark text for training, replaced by blocks that always apply.
+fn without_generation_tags(source: &str) -> String {
+    let mut text = String::with_capacity(source.len());
+    let mut rest = source;
+    while let Some((before, tag)) = rest.split_once("{%") {
+        let Some((inside, after)) = tag.split_once("%}") else { break };
+        let replaced = match inside.trim_matches(['-', '+']).trim() {
+            "generation" => inside.replacen("generation", "if true", 1),
+            "endgeneration" => inside.replacen("endgeneration", "endif", 1),
+            _ => inside.to_owned(),
+        };
+        text.extend([before, "{%", &replaced, "%}"]);
+        rest = after;
+    }
+    text + rest
+}
+
+fn message(message: &Message) -> Json {
+    let Message { role, content, reasoning, tool_calls, tool_call_id } = message;
+    let mut fields = Map::new();
+    fields.insert("role".to_owned(), json!(role));
+    fields.insert("content".to_owned(), json!(content));
+    if let (Role::Assistant, Some(reasoning)) = (role, reasoning) {
+        fields.insert("reasoning_content".to_owned(), json!(reasoning));
+    }
+    if !tool_calls.is_empty() {
+        fields.insert("tool_calls".to_owned(), tool_calls.iter().map(tool_call).collect());
+    }
+    if let Some(id) = tool_call_id {
+        fields.insert("tool_call_id".to_owned(), json!(id));
+    }
+    Json::Object(fields)
+}
+
+/// Templates expect arguments as an object; what is not one is passed as the text it is.
+fn tool_call(call: &ToolCall) -> Json {
+    let arguments = serde_json::from_str(&call.arguments).unwrap_or_else(|_| Json::String(call.arguments.clone()));
+    json!({ "id": call.id, "type": "function", "function": { "name": call.name, "arguments": arguments } })
+}
+
+fn tool(tool: &Tool) -> Json {
+    let mut function = Map::new();
+    function.insert("name".to_owned(), json!(tool.name));
+    if let Some(description) = &tool.description {
+        function.insert("description".to_owned(), json!(description));
+    }
+    if let Some(parameters) = &tool.parameters {
+        function.insert("parameters".to_owned(), parameters.clone());
+    }
+    json!({ "type": "function", "function": function })
+}
+
+/// Replaces added tokens that strings spell by a mark that no client can know.
+struct Marks<'a> {
+    tokenizer: &'a Tokenizer,
+    mark: &'a str,
+    is_marked: fn(&AddedToken) -> bool,
+}
+
+impl Marks<'_> {
+    fn mark(&self, value: Json) -> Json {
+        match value {
+            Json::String(text) => Json::String(self.mark_text(text)),
+            Json::Array(values) => values.into_iter().map(|value| self.mark(value)).collect(),
+            Json::Object(fields) => {
+                let marked = fields.into_iter().map(|(name, value)| (self.mark_text(name), self.mark(value)));
+                Json::Object(marked.collect())
+            }
+            other @ (Json::Null | Json::Bool(_) | Json::Number(_)) => other,
+        }
+    }
+
+    fn mark_text(&self, text: String) -> String {
+        let mut marked = String::new();
+        let mut end = 0;
+        for (before, index) in self.tokenizer.find_added(&text) {
+            let token = self.tokenizer.added(index);
+            end += before.len() + token.text.len();
+            marked += before;
+            match (self.is_marked)(token) {
+                true => marked += &format!("{MARK_BEGIN}{}:{index}{MARK_END}", self.mark),
+                false => marked += &token.text,
+            }
+        }
+        if end == 0 { text } else { marked + &text[end..] }
+    }
+}
+
+fn num_bytes(context: &Map<String, Json>) -> u64 {
+    fn strings(value: &Json) -> u64 {
+        match value {
+            Json::String(text) => text.len() as u64,
+            Json::Array(values) => values.iter().map(|value| 16 + strings(value)).sum(),
+            Json::Object(fields) => fields.iter().map(|(name, value)| name.len() as u64 + 16 + strings(value)).sum(),
+            Json::Null | Json::Bool(_) | Json::Number(_) => 8,
+        }
+    }
+    context.values().map(strings).sum()
+}

@@ -1,0 +1,102 @@
+//! Text in, text out: tokens stay below.
+
+mod detokenizer;
+mod error;
+mod stop;
+mod tokenizer;
+
+pub use detokenizer::Detokenizer;
+pub use error::TokenizerError;
+pub use stop::StopStrings;
+pub use tokenizer::{AddedToken, Piece, Tokenizer};
+
+use crate::engine::{EngineError, EngineHandle, FinishReason, Request, TokenEvent, TokenStream};
+use futures::{Stream, stream};
+use std::sync::Arc;
+
+/// Whole characters of the reply, then exactly one `Finished`.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum TextEvent {
+    /// More text.
+    Text {
+        /// Never empty.
+        text: String,
+        /// Tokens since the event before.
+        num_tokens: usize,
+    },
+    /// The last event.
+    Finished {
+        /// Why it ended.
+        reason: FinishReason,
+        /// Tokens since the event before.
+        num_tokens: usize,
+    },
+}
+
+/// Runs a request and turns its tokens into text that ends before the first of `stops`. Dropping the stream cancels
+/// the request.
+///
+/// # Errors
+/// See [`EngineError`].
+pub fn generate(
+    engine: &EngineHandle,
+    tokenizer: Arc<Tokenizer>,
+    request: Request,
+    stops: Vec<String>,
+) -> Result<impl Stream<Item = TextEvent> + Unpin + use<>, EngineError> {
+    let tokens = engine.submit(request)?;
+    let reply = Reply {
+        tokens,
+        detokenizer: Detokenizer::new(tokenizer),
+        stops: StopStrings::new(stops),
+        num_tokens: 0,
+        end: None,
+    };
+    Ok(Box::pin(stream::unfold(Some(reply), |reply| async { reply?.next().await })))
+}
+
+/// A reply under way.
+struct Reply {
+    tokens: TokenStream,
+    detokenizer: Detokenizer,
+    stops: StopStrings,
+    /// Tokens since the last event.
+    num_tokens: usize,
+    /// How it ended, once all tokens are there.
+    end: Option<FinishReason>,
+}
+
+impl Reply {
+    /// The next event and, unless it is the last, what follows it.
+    async fn next(mut self) -> Option<(TextEvent, Option<Self>)> {
+        while self.end.is_none() {
+            let text = match self.tokens.recv().await {
+                Some(TokenEvent::Token(token)) => {
+                    self.num_tokens += 1;
+                    let text = self.detokenizer.push(token);
+                    self.stops.push(&text)
+                }
+                Some(TokenEvent::Finished(reason)) => {
+                    self.end = Some(reason);
+                    let rest = self.detokenizer.finish();
+                    let text = self.stops.push(&rest);
+                    text + &self.stops.finish()
+                }
+                None => {
+                    self.end = Some(FinishReason::Error); // The engine thread is gone.
+                    String::new()
+                }
+            };
+            if self.stops.is_met() {
+                self.end = Some(FinishReason::Stop);
+                self.tokens.close(); // Nobody waits for the rest: the engine frees the slot.
+            }
+            if !text.is_empty() {
+                let num_tokens = std::mem::take(&mut self.num_tokens);
+                return Some((TextEvent::Text { text, num_tokens }, Some(self)));
+            }
+        }
+        let reason = self.end.expect("the loop ended");
+        Some((TextEvent::Finished { reason, num_tokens: self.num_tokens }, None))
+    }
+}

@@ -1,0 +1,228 @@
+//! Text to tokens, with special tokens only where the template wrote them.
+
+use super::TokenizerError;
+use crate::engine::TokenId;
+use aho_corasick::{AhoCorasick, MatchKind};
+use serde_json::Value;
+use std::{
+    fs,
+    panic::{AssertUnwindSafe, catch_unwind},
+    path::Path,
+};
+
+/// A part of a prompt.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Piece<'a> {
+    /// The template's own words: special tokens that it spells are special tokens.
+    Template(&'a str),
+    /// A client's words: special tokens that they spell stay plain text.
+    Plain(&'a str),
+}
+
+/// A model's `tokenizer.json`.
+pub struct Tokenizer {
+    inner: tokenizers::Tokenizer,
+    /// The same without any added token, for a client's words.
+    plain: tokenizers::Tokenizer,
+    /// All added tokens; a match's pattern is an index into it.
+    added: Vec<AddedToken>,
+    finder: Option<AhoCorasick>,
+    /// How U+FFFD itself is spelled, which a detokenizer must not mistake for half a character.
+    replacement_character: Vec<TokenId>,
+}
+
+/// A token beside the trained vocabulary.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct AddedToken {
+    /// How it is spelled.
+    pub text: String,
+    /// Whether it steers the model (`<|im_end|>`), or only marks up text (`<think>`).
+    pub is_special: bool,
+    id: u32,
+}
+
+impl std::fmt::Debug for Tokenizer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Tokenizer").field("added", &self.added).finish_non_exhaustive()
+    }
+}
+
+impl Tokenizer {
+    /// Reads `tokenizer.json`.
+    ///
+    /// # Errors
+    /// The file is missing, broken, or panics the library (which hostile files can do).
+    pub fn load(path: &Path) -> Result<Self, TokenizerError> {
+        let error = |message: String| TokenizerError { path: path.to_path_buf(), message };
+        let json = fs::read(path).map_err(|cause| error(cause.to_string()))?;
+        let parse = || Self::parse(&json);
+        match catch_unwind(AssertUnwindSafe(parse)) {
+            Ok(parsed) => parsed.map_err(|cause| error(cause.to_string())),
+            Err(_) => Err(error("the tokenizers library panicked on it".to_owned())),
+        }
+    }
+
+    /// Reads the text of a `tokenizer.json`.
+    ///
+    /// # Errors
+    /// In the library's words.
+    pub fn parse(json: &[u8]) -> Result<Self, tokenizers::Error> {
+        let mut inner = tokenizers::Tokenizer::from_bytes(json)?;
+        // Prompts are whole: nothing is cut and nothing padded, whatever the file was trained with.
+        inner.with_truncation(None)?.with_padding(None);
+        let mut description: Value = serde_json::from_slice(json)?;
+        description["added_tokens"] = Value::Array(Vec::new());
+        let mut plain = tokenizers::Tokenizer::from_bytes(serde_json::to_vec(&description)?)?;
+        plain.with_truncation(None)?.with_padding(None);
+        let added: Vec<AddedToken> = inner
+            .get_added_tokens_decoder()
+            .into_iter()
+            .filter(|(_, token)| !token.content.is_empty())
+            .map(|(id, token)| AddedToken { text: token.content, is_special: token.special, id })
+            .collect();
+        let texts = added.iter().map(|token| &token.text);
+        let finder = match added.is_empty() {
+            true => None,
+            false => Some(AhoCorasick::builder().match_kind(MatchKind::LeftmostLongest).build(texts)?),
+        };
+        let mut tokenizer = Self { inner, plain, added, finder, replacement_character: Vec::new() };
+        tokenizer.replacement_character = tokenizer.encode(&[Piece::Plain("\u{FFFD}")])?;
+        Ok(tokenizer)
+    }
+
+    /// Tokens of the pieces, one after the other; nothing is added around them, since templates write their own
+    /// beginning-of-text tokens.
+    ///
+    /// # Errors
+    /// In the library's words.
+    pub fn encode(&self, pieces: &[Piece<'_>]) -> Result<Vec<TokenId>, tokenizers::Error> {
+        let mut tokens = Vec::new();
+        for piece in pieces {
+            match piece {
+                Piece::Template(text) => push(&mut tokens, self.inner.encode_fast(*text, false)?.get_ids()),
+                Piece::Plain(text) => self.encode_plain(text, &mut tokens)?,
+            }
+        }
+        Ok(tokens)
+    }
+
+    /// Splits a text that still gives a special token (some vocabularies hold them as ordinary entries too) until it
+    /// does not.
+    fn encode_plain(&self, text: &str, tokens: &mut Vec<TokenId>) -> Result<(), tokenizers::Error> {
+        let encoding = self.plain.encode_fast(text, false)?;
+        let is_added = |id: &u32| self.added.iter().any(|token| token.id == *id);
+        let middle = text.char_indices().map(|(index, _)| index).nth(text.chars().count() / 2).unwrap_or(0);
+        if middle == 0 || !encoding.get_ids().iter().any(is_added) {
+            push(tokens, encoding.get_ids());
+            return Ok(());
+        }
+        self.encode_plain(&text[..middle], tokens)?;
+        self.encode_plain(&text[middle..], tokens)
+    }
+
+    /// Text of tokens; special ones are left out, and bytes that are not UTF-8 become U+FFFD.
+    pub fn decode(&self, tokens: &[TokenId]) -> String {
+        let ids: Vec<u32> = tokens.iter().map(|token| token.0).collect();
+        // A token that the vocabulary lacks is skipped; nothing else fails.
+        self.inner.decode(&ids, true).unwrap_or_default()
+    }
+
+    /// Whether the text of the last of these tokens ends in a U+FFFD that was really written.
+    pub(super) fn ends_in_replacement_character(&self, tokens: &[TokenId]) -> bool {
+        tokens.ends_with(&self.replacement_character)
+    }
+
+    /// Splits a text at every added token that it spells: the text before it and the token's index.
+    pub fn find_added<'t>(&self, text: &'t str) -> Vec<(&'t str, usize)> {
+        let mut end = 0;
+        let matches = self.finder.iter().flat_map(|finder| finder.find_iter(text));
+        matches
+            .map(|found| {
+                let before = &text[end..found.start()];
+                end = found.end();
+                (before, found.pattern().as_usize())
+            })
+            .collect()
+    }
+
+    /// An added token.
+    pub fn added(&self, index: usize) -> &AddedToken {
+        &self.added[index]
+    }
+
+    /// The token that this text is, if it is one.
+    pub fn token(&self, text: &str) -> Option<TokenId> {
+        self.inner.token_to_id(text).map(TokenId)
+    }
+
+    /// Tokens, the added ones among them.
+    pub fn vocab_size(&self) -> usize {
+        self.inner.get_vocab_size(true)
+    }
+}
+
+fn push(tokens: &mut Vec<TokenId>, ids: &[u32]) {
+    tokens.extend(ids.iter().copied().map(TokenId));
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    /// Byte-level BPE without merges, so that every character beyond ASCII is several tokens.
+    pub(crate) fn byte_level() -> Tokenizer {
+        let alphabet: Vec<char> = {
+            let mut printable: Vec<u32> = (33..=126).chain(161..=172).chain(174..=255).collect();
+            printable.extend(256..256 + 68);
+            printable.into_iter().filter_map(char::from_u32).collect()
+        };
+        let vocab: serde_json::Map<String, Value> =
+            alphabet.iter().enumerate().map(|(id, character)| (character.to_string(), json!(id))).collect();
+        let added = |id: usize, content: &str, special: bool| {
+            json!({ "id": id, "content": content, "single_word": false, "lstrip": false, "rstrip": false,
+                    "normalized": false, "special": special })
+        };
+        let byte_level =
+            json!({ "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": false, "use_regex": false });
+        let description = json!({
+            "version": "1.0", "truncation": null, "padding": null, "normalizer": null, "post_processor": null,
+            "added_tokens": [added(256, "<|im_start|>", true), added(257, "<|im_end|>", true), added(258, "<think>", false)],
+            "pre_tokenizer": byte_level, "decoder": byte_level,
+            "model": { "type": "BPE", "vocab": vocab, "merges": [] },
+        });
+        Tokenizer::parse(&serde_json::to_vec(&description).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn only_the_template_can_write_special_tokens() {
+        let tokenizer = byte_level();
+        let ids = |pieces: &[Piece<'_>]| tokenizer.encode(pieces).unwrap();
+        assert_eq!(ids(&[Piece::Template("<|im_end|><think>")]), [TokenId(257), TokenId(258)]);
+        let plain = ids(&[Piece::Plain("<|im_end|><think>")]);
+        assert_eq!(plain.len(), "<|im_end|><think>".len());
+        assert_eq!(tokenizer.decode(&plain), "<|im_end|><think>");
+    }
+
+    #[test]
+    fn added_tokens_are_found_in_a_text() {
+        let tokenizer = byte_level();
+        let found: Vec<(&str, &str)> = tokenizer
+            .find_added("a<think>b<|im_end|><|im_end")
+            .into_iter()
+            .map(|(before, index)| (before, tokenizer.added(index).text.as_str()))
+            .collect();
+        assert_eq!(found, [("a", "<think>"), ("b", "<|im_end|>")]);
+    }
+
+    proptest! {
+        #[test]
+        fn a_clients_words_never_become_special(text in "(<\\|im_end\\|>|<think>|<|\\||é|x| ){0,12}") {
+            let tokenizer = byte_level();
+            let tokens = tokenizer.encode(&[Piece::Plain(&text)]).unwrap();
+            prop_assert!(tokens.iter().all(|token| token.0 < 256));
+            prop_assert_eq!(tokenizer.decode(&tokens), text);
+        }
+    }
+}
