@@ -1,0 +1,70 @@
+//! The command line.
+
+mod inspect;
+mod serve;
+
+use crate::config::{Config, Origins, Overrides};
+use anyhow::Context;
+use clap::{Args, Parser, Subcommand};
+use std::{env, path::PathBuf, process::ExitCode};
+
+/// Serves exported ONNX language models over the OpenAI Responses API.
+#[derive(Debug, Parser)]
+#[command(version, about, arg_required_else_help = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Serve the configured models until SIGTERM or SIGINT.
+    Serve(ConfigArgs),
+    /// Print every setting's effective value and where it came from.
+    Config(ConfigArgs),
+    /// Tell what a model folder holds: graph family, types, context, KV memory.
+    Inspect {
+        /// A folder as exported to Hugging Face.
+        dir: PathBuf,
+    },
+}
+
+#[derive(Args, Debug)]
+struct ConfigArgs {
+    /// A TOML file with settings that differ from the defaults; later ones win.
+    #[arg(long, value_name = "FILE")]
+    config: Vec<PathBuf>,
+    /// One setting, such as server.port=9000; wins over all files and the environment.
+    #[arg(long, value_name = "KEY=VALUE")]
+    set: Vec<String>,
+}
+
+impl ConfigArgs {
+    fn load(self) -> anyhow::Result<(Config, Origins)> {
+        let overrides = Overrides { files: self.config, environment: env::vars_os().collect(), settings: self.set };
+        Config::load(&overrides).context("the configuration is not valid")
+    }
+}
+
+/// Runs the command that the arguments name.
+///
+/// # Errors
+/// One sentence for the person at the terminal.
+pub fn run() -> anyhow::Result<ExitCode> {
+    match Cli::parse().command {
+        Command::Serve(args) => serve::run(args.load()?.0),
+        Command::Config(args) => {
+            for (key, (value, origin)) in args.load()?.1 {
+                print_line(format_args!("{key} = {value}  # {origin}"))?;
+            }
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Inspect { dir } => inspect::run(&dir),
+    }
+}
+
+/// Writes to standard output; unlike `println!`, a closed pipe is an error and not a panic.
+fn print_line(line: std::fmt::Arguments<'_>) -> anyhow::Result<()> {
+    use std::io::Write;
+    writeln!(std::io::stdout(), "{line}").context("standard output cannot be written")
+}

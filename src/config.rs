@@ -1,0 +1,327 @@
+//! Layers of TOML, the environment and the command line, typed; and where each value came from.
+
+use crate::{engine::EngineConfig, model_dir::ModelConfig, server::ServerConfig, telemetry::LogConfig};
+use ::config::{ConfigError as Cause, File, FileFormat, FileSourceString, Map, Source, Value, ValueKind};
+use serde::Deserialize;
+use std::{
+    collections::BTreeMap,
+    ffi::OsString,
+    fmt, fs,
+    path::{Path, PathBuf},
+};
+
+/// Every key with its default and its documentation. The only place where defaults live.
+const DEFAULT: &str = include_str!("../config/default.toml");
+/// Read when it exists.
+const SYSTEM_FILE: &str = "/etc/ortolan/ortolan.toml";
+/// `ORTOLAN__SERVER__PORT=9000` is `server.port = 9000`.
+const ENVIRONMENT_PREFIX: &str = "ORTOLAN__";
+
+/// The whole configuration. A component is given its own section, never this.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// `[server]`
+    pub server: ServerConfig,
+    /// `[engine]`
+    pub engine: EngineConfig,
+    /// `[runtime]`
+    pub runtime: RuntimeConfig,
+    /// `[log]`
+    pub log: LogConfig,
+    /// `[[models]]`
+    pub models: Vec<ModelConfig>,
+}
+
+/// `[runtime]`
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RuntimeConfig {
+    /// The ONNX Runtime library; empty when it is to be looked for.
+    pub library: PathBuf,
+}
+
+/// What is wrong with the configuration, in one sentence.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file is missing or not TOML.
+    #[error("{origin} cannot be read: {message}")]
+    Unreadable {
+        /// Which layer.
+        origin: Origin,
+        /// Where and why.
+        message: String,
+    },
+    /// A key that ortolan does not have.
+    #[error("{origin} sets `{key}`, which is not a setting; did you mean `{nearest}`?")]
+    UnknownKey {
+        /// Which layer.
+        origin: Origin,
+        /// As it is spelled there.
+        key: String,
+        /// The most similar one that exists.
+        nearest: String,
+    },
+    /// A value that the setting cannot have.
+    #[error("{message}{}", origin.as_ref().map(|origin| format!(" (set in {origin})")).unwrap_or_default())]
+    Invalid {
+        /// Names the key.
+        message: String,
+        /// Which layer, where that is known.
+        origin: Option<Origin>,
+    },
+    /// `--set` without a value.
+    #[error("`--set {argument}` has no `=`; write --set server.port=9000")]
+    NoValue {
+        /// As given.
+        argument: String,
+    },
+}
+
+/// Which layer a value came from.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Origin {
+    /// `config/default.toml`, compiled in.
+    Default,
+    /// A file.
+    File(PathBuf),
+    /// An environment variable.
+    Environment(String),
+    /// `--set`
+    CommandLine,
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Default => f.write_str("the defaults"),
+            Self::File(path) => write!(f, "{}", path.display()),
+            Self::Environment(name) => write!(f, "the environment variable {name}"),
+            Self::CommandLine => f.write_str("--set"),
+        }
+    }
+}
+
+/// The layers above the defaults.
+#[derive(Clone, Debug, Default)]
+pub struct Overrides {
+    /// `--config`, in order.
+    pub files: Vec<PathBuf>,
+    /// The process's environment.
+    pub environment: Vec<(OsString, OsString)>,
+    /// `--set key=value`, in order.
+    pub settings: Vec<String>,
+}
+
+/// Effective values, each with the layer that set it, by dotted key.
+pub type Origins = BTreeMap<String, (String, Origin)>;
+
+impl Config {
+    /// Later wins: built-in defaults, `/etc/ortolan/ortolan.toml`, files, environment, command line.
+    ///
+    /// # Errors
+    /// An unreadable file, an unknown key, a value of the wrong type; the message names key and layer.
+    pub fn load(overrides: &Overrides) -> Result<(Self, Origins), ConfigError> {
+        let mut origins = Origins::new();
+        let mut builder = ::config::Config::builder();
+        for layer in layers(overrides)? {
+            for (key, value) in layer.leaves()? {
+                if layer.origin != Origin::Default && !origins.contains_key(&key) {
+                    let nearest = nearest(&key, origins.keys());
+                    return Err(ConfigError::UnknownKey { origin: layer.origin, key, nearest });
+                }
+                origins.insert(key, (value, layer.origin.clone()));
+            }
+            builder = builder.add_source(layer.file);
+        }
+        let merged = builder.build().map_err(|cause| invalid(&cause, &origins))?;
+        let config: Self = merged.try_deserialize().map_err(|cause| invalid(&cause, &origins))?;
+        if let Some(message) = config.contradiction() {
+            let origin = origins.get("models").map(|(_, origin)| origin.clone());
+            return Err(ConfigError::Invalid { message, origin });
+        }
+        Ok((config, origins))
+    }
+
+    /// What no single value shows.
+    fn contradiction(&self) -> Option<String> {
+        if self.models.is_empty() {
+            return Some("`models` is empty; name at least one model".to_owned());
+        }
+        let mut names: Vec<&str> = self.models.iter().map(|model| model.name.as_str()).collect();
+        names.sort_unstable();
+        let twice = names.windows(2).find(|pair| pair[0] == pair[1]).map(|pair| pair[0]);
+        twice.map(|name| format!("`models` names `{name}` twice; give each model its own name"))
+    }
+}
+
+/// One source of settings.
+struct Layer {
+    origin: Origin,
+    file: File<FileSourceString, FileFormat>,
+}
+
+impl Layer {
+    fn new(origin: Origin, toml: &str) -> Self {
+        Self { origin, file: File::from_str(toml, FileFormat::Toml) }
+    }
+
+    /// `key = value`, where the value is TOML or else a plain string.
+    fn setting(origin: Origin, key: &str, value: &str) -> Self {
+        let as_toml = Self::new(origin.clone(), &format!("{key} = {value}"));
+        let is_toml = !value.contains('\n') && as_toml.file.collect().is_ok();
+        if is_toml { as_toml } else { Self::new(origin, &format!("{key} = {value:?}")) }
+    }
+
+    /// Dotted keys and values as TOML spells them; a list is one value.
+    fn leaves(&self) -> Result<Vec<(String, String)>, ConfigError> {
+        let unreadable = |cause: Cause| {
+            let message = cause.to_string().trim_end().to_owned();
+            ConfigError::Unreadable { origin: self.origin.clone(), message }
+        };
+        let mut leaves = Vec::new();
+        flatten("", &self.file.collect().map_err(unreadable)?, &mut leaves);
+        Ok(leaves)
+    }
+}
+
+/// All sources, the weakest first.
+fn layers(overrides: &Overrides) -> Result<Vec<Layer>, ConfigError> {
+    let mut layers = vec![Layer::new(Origin::Default, DEFAULT)];
+    let system_file = Path::new(SYSTEM_FILE);
+    let files = overrides.files.iter().map(PathBuf::as_path);
+    for path in system_file.exists().then_some(system_file).into_iter().chain(files) {
+        let origin = Origin::File(path.to_path_buf());
+        match fs::read_to_string(path) {
+            Ok(toml) => layers.push(Layer::new(origin, &toml)),
+            Err(cause) => return Err(ConfigError::Unreadable { origin, message: cause.to_string() }),
+        }
+    }
+    for (name, value) in &overrides.environment {
+        let (name, value) = (name.to_string_lossy(), value.to_string_lossy());
+        if let Some(key) = name.strip_prefix(ENVIRONMENT_PREFIX) {
+            let key = key.to_lowercase().replace("__", ".");
+            layers.push(Layer::setting(Origin::Environment(name.clone().into_owned()), &key, &value));
+        }
+    }
+    for argument in &overrides.settings {
+        let (key, value) =
+            argument.split_once('=').ok_or_else(|| ConfigError::NoValue { argument: argument.clone() })?;
+        layers.push(Layer::setting(Origin::CommandLine, key.trim(), value.trim()));
+    }
+    Ok(layers)
+}
+
+fn flatten(prefix: &str, table: &Map<String, Value>, leaves: &mut Vec<(String, String)>) {
+    for (name, value) in table {
+        let key = if prefix.is_empty() { name.clone() } else { format!("{prefix}.{name}") };
+        if let ValueKind::Table(table) = &value.kind {
+            flatten(&key, table, leaves);
+        } else {
+            leaves.push((key, print(value)));
+        }
+    }
+}
+
+/// As TOML spells it.
+fn print(value: &Value) -> String {
+    match &value.kind {
+        ValueKind::String(text) => format!("{text:?}"),
+        ValueKind::Array(values) => format!("[{}]", values.iter().map(print).collect::<Vec<_>>().join(", ")),
+        ValueKind::Table(table) => {
+            let mut fields: Vec<String> =
+                table.iter().map(|(name, value)| format!("{name} = {}", print(value))).collect();
+            fields.sort();
+            format!("{{ {} }}", fields.join(", "))
+        }
+        ValueKind::Nil
+        | ValueKind::Boolean(_)
+        | ValueKind::I64(_)
+        | ValueKind::I128(_)
+        | ValueKind::U64(_)
+        | ValueKind::U128(_)
+        | ValueKind::Float(_) => value.to_string(),
+    }
+}
+
+fn nearest<'k>(key: &str, known: impl Iterator<Item = &'k String>) -> String {
+    let similarity = |known: &&String| strsim::normalized_damerau_levenshtein(key, known);
+    let best = known.max_by(|left, right| similarity(left).total_cmp(&similarity(right)));
+    best.cloned().unwrap_or_default()
+}
+
+/// The cause in its own words, and the layer of the key that they name.
+fn invalid(cause: &Cause, origins: &Origins) -> ConfigError {
+    let message = cause.to_string();
+    let named = origins.iter().filter(|(key, _)| message.contains(&format!("`{key}")));
+    // `server.port` is named by itself, an element of a list as `models[0].name`.
+    let origin = named.max_by_key(|(key, _)| key.len()).map(|(_, (_, origin))| origin.clone());
+    ConfigError::Invalid { message, origin }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+
+    fn load(settings: &[&str]) -> Result<(Config, Origins), ConfigError> {
+        let settings = settings.iter().map(|setting| (*setting).to_owned()).collect();
+        Config::load(&Overrides { settings, ..Overrides::default() })
+    }
+
+    fn error(settings: &[&str]) -> String {
+        load(settings).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn later_layers_win_and_are_named() {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        writeln!(file, "[server]\nport = 1\nhost = \"::1\"\n[engine]\nmax_waiting = 3").unwrap();
+        let overrides = Overrides {
+            files: vec![file.path().to_path_buf()],
+            environment: vec![("ORTOLAN__SERVER__PORT".into(), "2".into()), ("PATH".into(), "/bin".into())],
+            settings: vec!["engine.max_waiting = 5".to_owned()],
+        };
+        let (config, origins) = Config::load(&overrides).unwrap();
+        assert_eq!(config.engine.max_waiting.get(), 5);
+        let origin = |key: &str| origins[key].clone();
+        assert_eq!(origin("server.port"), ("2".to_owned(), Origin::Environment("ORTOLAN__SERVER__PORT".to_owned())));
+        assert_eq!(origin("server.host"), ("\"::1\"".to_owned(), Origin::File(file.path().to_path_buf())));
+        assert_eq!(origin("engine.max_waiting").1, Origin::CommandLine);
+        assert_eq!(origin("engine.max_batch_size").1, Origin::Default);
+    }
+
+    #[test]
+    fn a_value_is_toml_or_else_a_string() {
+        let (config, _) = load(&[
+            "engine.providers=[{ name = \"cuda\", options = { device_id = 1, use_tf32 = false } }, \"cpu\"]",
+            "runtime.library=/opt/lib/libonnxruntime.so",
+        ])
+        .unwrap();
+        assert_eq!(config.runtime.library, Path::new("/opt/lib/libonnxruntime.so"));
+        insta::assert_compact_debug_snapshot!(config.engine.providers, @r#"[ProviderConfig { name: Cuda, options: {"device_id": "1", "use_tf32": "0"} }, ProviderConfig { name: Cpu, options: {} }]"#);
+    }
+
+    #[test]
+    fn errors_name_the_key_and_the_layer() {
+        insta::assert_snapshot!(error(&["server.prot=1"]), @"--set sets `server.prot`, which is not a setting; did you mean `server.port`?");
+        insta::assert_snapshot!(error(&["server.port=many"]), @r#"invalid type: string "many", expected an integer for key `server.port` (set in --set)"#);
+        insta::assert_snapshot!(error(&["engine.max_batch_size=0"]), @"invalid value: integer `0`, expected a nonzero u32 for key `engine.max_batch_size` (set in --set)");
+        insta::assert_snapshot!(error(&["engine.providers=[\"gpu\"]"]), @"unknown variant `gpu`, expected one of `cpu`, `cuda`, `tensorrt` for key `engine.providers[0]` (set in --set)");
+        insta::assert_snapshot!(error(&["models=[{ name = \"a\", paht = \"b\" }]"]), @"unknown field `paht`, expected `name` or `path` for key `models[0]` (set in --set)");
+        insta::assert_snapshot!(error(&["models=[]"]), @"`models` is empty; name at least one model (set in --set)");
+        insta::assert_snapshot!(error(&["models=[{ name = \"a\", path = \"b\" }, { name = \"a\", path = \"c\" }]"]), @"`models` names `a` twice; give each model its own name (set in --set)");
+        insta::assert_snapshot!(error(&["server.port"]), @"`--set server.port` has no `=`; write --set server.port=9000");
+    }
+
+    #[test]
+    fn a_broken_file_is_named() {
+        let mut file = tempfile::Builder::new().suffix(".toml").tempfile().unwrap();
+        writeln!(file, "[server\nport = 1").unwrap();
+        let overrides = Overrides { files: vec![file.path().to_path_buf()], ..Overrides::default() };
+        let message = Config::load(&overrides).unwrap_err().to_string();
+        assert!(message.starts_with(&format!("{} cannot be read: ", file.path().display())), "{message}");
+        let missing = Overrides { files: vec!["/nowhere/at/all.toml".into()], ..Overrides::default() };
+        insta::assert_snapshot!(Config::load(&missing).unwrap_err(), @"/nowhere/at/all.toml cannot be read: No such file or directory (os error 2)");
+    }
+}

@@ -1,0 +1,17 @@
+#![doc = include_str!("../ARCHITECTURE.md")]
+
+pub mod cli;
+pub mod config;
+pub mod telemetry;
+
+pub mod server;
+
+pub mod responses;
+
+pub mod chat;
+
+pub mod text;
+
+pub mod engine;
+
+pub mod model_dir;
