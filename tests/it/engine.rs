@@ -1,0 +1,207 @@
+//! The engine loop over a fake model: batching, chunks, cancellation, failure, shutdown.
+
+use crate::fake_model::{CONTEXT_TOKENS, FakeModel, VOCAB_SIZE};
+use ortolan::engine::{
+    Engine, EngineConfig, EngineError, EngineHandle, FinishReason, Request, SamplingParams, TokenEvent, TokenId,
+    TokenStream,
+};
+use proptest::prelude::*;
+use std::{iter, num::NonZeroU32, slice, sync::atomic::Ordering, thread};
+
+fn nonzero(value: u32) -> NonZeroU32 {
+    NonZeroU32::new(value).unwrap()
+}
+
+pub(crate) fn config(max_batch_size: u32, max_step_tokens: u32) -> EngineConfig {
+    EngineConfig {
+        max_batch_size: nonzero(max_batch_size),
+        max_waiting: nonzero(256),
+        max_context_tokens: nonzero(8192),
+        max_step_tokens: nonzero(max_step_tokens),
+        intra_op_threads: 1,
+        spin: false,
+        providers: vec![],
+        fallback: false,
+    }
+}
+
+/// Greedy, at most so many tokens.
+pub(crate) fn request(prompt: &[u32], max_output_tokens: u32) -> Request {
+    Request {
+        prompt: prompt.iter().copied().map(TokenId).collect(),
+        sampling: SamplingParams { temperature: 0.0, ..SamplingParams::default() },
+        stop_tokens: [TokenId(3)].into(),
+        max_output_tokens: NonZeroU32::new(max_output_tokens),
+    }
+}
+
+pub(crate) fn drain(mut stream: TokenStream) -> Vec<TokenEvent> {
+    iter::from_fn(|| stream.blocking_recv()).collect()
+}
+
+/// The one place that drives an engine to its end; a case is data.
+fn generate(model: FakeModel, config: &EngineConfig, prompts: &[Vec<u32>]) -> Vec<Vec<TokenEvent>> {
+    let (engine, handle) = Engine::new(config, model);
+    let streams: Vec<TokenStream> = prompts.iter().map(|prompt| handle.submit(request(prompt, 9)).unwrap()).collect();
+    drop(handle);
+    let engine = thread::spawn(|| engine.run());
+    let outputs = streams.into_iter().map(drain).collect();
+    engine.join().unwrap(); // `run` asserts that no KV slot leaked.
+    outputs
+}
+
+proptest! {
+    #[test]
+    fn neither_batching_nor_chunks_change_what_a_sequence_says(
+        prompts in prop::collection::vec(prop::collection::vec(0_u32..64, 1..40), 1..12),
+        max_batch_size in 1_u32..6,
+        max_step_tokens in 1_u32..24,
+    ) {
+        let batched = generate(FakeModel::default(), &config(max_batch_size, max_step_tokens), &prompts);
+        for (prompt, output) in prompts.iter().zip(&batched) {
+            let alone = generate(FakeModel::default(), &config(1, 1000), slice::from_ref(prompt));
+            prop_assert_eq!(&alone[0], output);
+        }
+    }
+
+    #[test]
+    fn whoever_leaves_the_others_are_not_disturbed(
+        prompts in prop::collection::vec((prop::collection::vec(0_u32..64, 1..20), 0_usize..12), 2..10),
+        max_batch_size in 1_u32..4,
+    ) {
+        let (engine, handle) = Engine::new(&config(max_batch_size, 7), FakeModel::default());
+        let submit = |prompt: &Vec<u32>| handle.submit(request(prompt, 9)).unwrap();
+        let streams: Vec<(TokenStream, usize)> =
+            prompts.iter().map(|(prompt, patience)| (submit(prompt), *patience)).collect();
+        drop(handle);
+        let engine = thread::spawn(|| engine.run());
+        for ((mut stream, patience), (prompt, _)) in streams.into_iter().zip(&prompts) {
+            let seen: Vec<TokenEvent> = iter::from_fn(|| stream.blocking_recv()).take(patience).collect();
+            drop(stream);
+            let alone = generate(FakeModel::default(), &config(1, 1000), slice::from_ref(prompt));
+            prop_assert_eq!(&alone[0][..seen.len()], &seen[..]);
+        }
+        engine.join().unwrap();
+    }
+}
+
+/// After `SQLite`'s out-of-memory tests: fail at the first run, then at the second, and so on.
+#[test]
+fn every_request_finishes_once_whichever_run_fails() {
+    let is_finished = |event: &TokenEvent| matches!(event, TokenEvent::Finished(_));
+    for first_failing_run in 1..30 {
+        let model = FakeModel::failing_from(first_failing_run);
+        for output in generate(model, &config(2, 3), &[vec![1], vec![2, 5, 6, 7], vec![4], vec![9]]) {
+            let position = output.iter().position(is_finished).unwrap();
+            assert_eq!(position + 1, output.len(), "`Finished` is the last event");
+        }
+    }
+}
+
+#[test]
+fn a_long_prompt_does_not_hold_up_a_running_reply() {
+    let (model, permits, _) = FakeModel::saying(vec![7]).gated();
+    let (engine, handle) = Engine::new(&config(2, 4), model);
+    let engine = thread::spawn(|| engine.run());
+    let mut running = handle.submit(request(&[1], 100)).unwrap();
+    let mut step = || {
+        permits.send(()).unwrap();
+        assert_eq!(running.blocking_recv(), Some(TokenEvent::Token(TokenId(7))));
+    };
+    step();
+    let mut long = handle.submit(request(&[5; 30], 1)).unwrap();
+    // The step that is already under way, then 30 prompt tokens at 3 a step beside the running row: a token each.
+    (0..11).for_each(|_| step());
+    drop(permits);
+    assert_eq!(long.blocking_recv(), Some(TokenEvent::Token(TokenId(7))));
+    drop((running, long, handle));
+    engine.join().unwrap();
+}
+
+#[test]
+fn dropping_the_stream_ends_the_sequence_within_one_step() {
+    let (model, permits, runs) = FakeModel::saying(vec![7]).gated();
+    let (engine, handle) = Engine::new(&config(1, 100), model);
+    drop(handle.submit(request(&[1], 400)).unwrap()); // Cancelled while it waits.
+    let mut stream = handle.submit(request(&[2], 400)).unwrap();
+    drop(handle);
+    let engine = thread::spawn(|| engine.run());
+    permits.send(()).unwrap();
+    assert!(matches!(stream.blocking_recv(), Some(TokenEvent::Token(_))));
+    drop(stream); // Cancelled while it runs.
+    drop(permits);
+    engine.join().unwrap(); // `run` asserts that no KV slot leaked.
+    assert!(runs.load(Ordering::SeqCst) <= 2);
+}
+
+#[test]
+fn a_full_queue_refuses_at_once() {
+    let (model, permits, _) = FakeModel::saying(vec![7]).gated();
+    let (engine, handle) = Engine::new(&EngineConfig { max_waiting: nonzero(2), ..config(1, 100) }, model);
+    let engine = thread::spawn(|| engine.run());
+    let submit = || handle.submit(request(&[1], 5));
+    let mut running = submit().unwrap();
+    let mut step = || {
+        permits.send(()).unwrap();
+        assert!(matches!(running.blocking_recv(), Some(TokenEvent::Token(_))));
+    };
+    step(); // `running` owns the only slot.
+    let _waiting = (submit().unwrap(), submit().unwrap());
+    for _ in 0..3 {
+        assert!(matches!(submit(), Err(EngineError::QueueFull { capacity: 2 })));
+        step(); // Stepping does not take them out of the queue.
+    }
+    drop((permits, handle));
+    engine.join().unwrap();
+}
+
+#[test]
+fn shutting_down_ends_everything_with_its_own_reason() {
+    let (model, permits, _) = FakeModel::saying(vec![7]).gated();
+    let (engine, handle) = Engine::new(&config(1, 100), model);
+    let mut running = handle.submit(request(&[1], 400)).unwrap();
+    let waiting = handle.submit(request(&[2], 400)).unwrap();
+    let engine = thread::spawn(|| engine.run());
+    permits.send(()).unwrap();
+    assert!(matches!(running.blocking_recv(), Some(TokenEvent::Token(_))));
+    handle.shut_down();
+    assert!(!handle.is_running());
+    assert!(matches!(handle.submit(request(&[1], 1)), Err(EngineError::Stopped)));
+    drop(permits);
+    engine.join().unwrap();
+    assert_eq!(drain(running).last(), Some(&TokenEvent::Finished(FinishReason::Shutdown)));
+    assert_eq!(drain(waiting), [TokenEvent::Finished(FinishReason::Shutdown)]);
+}
+
+#[test]
+fn an_idle_engine_shuts_down_too() {
+    let (engine, handle) = Engine::new(&config(1, 100), FakeModel::default());
+    let engine = thread::spawn(|| engine.run());
+    handle.shut_down();
+    engine.join().unwrap();
+}
+
+#[test]
+fn the_context_limits_the_reply_and_what_cannot_fit_is_refused() {
+    let (engine, handle) = Engine::new(&config(1, 1000), FakeModel::saying(vec![7]));
+    let engine = thread::spawn(|| engine.run());
+    let almost_full = vec![1; CONTEXT_TOKENS - 2];
+    let events = drain(handle.submit(request(&almost_full, 100)).unwrap());
+    let token = TokenEvent::Token(TokenId(7));
+    assert_eq!(events, [token, token, TokenEvent::Finished(FinishReason::Length)]);
+    let refused = handle.submit(request(&[1; CONTEXT_TOKENS], 1));
+    assert!(matches!(refused, Err(EngineError::PromptTooLong { prompt_tokens: CONTEXT_TOKENS, .. })));
+    drop(handle);
+    engine.join().unwrap();
+}
+
+#[test]
+fn tokens_that_the_model_does_not_have_are_refused() {
+    let (_engine, handle): (_, EngineHandle) = Engine::new(&config(1, 100), FakeModel::default());
+    let unknown = u32::try_from(VOCAB_SIZE).unwrap();
+    let mut biased = request(&[1], 1);
+    biased.sampling.logit_bias = vec![(TokenId(unknown), 1.0)];
+    for request in [request(&[unknown], 1), biased] {
+        assert!(matches!(handle.submit(request), Err(EngineError::UnknownToken { vocab_size: VOCAB_SIZE, .. })));
+    }
+}

@@ -1,0 +1,304 @@
+//! The server over a fake model: refusals, the stream and its end, disconnects, drain.
+
+use crate::{engine::config, fake_model::FakeModel, tiny_model::fixture};
+use actix_web::{test as service, web::Bytes};
+use futures::{StreamExt, channel::mpsc as signals};
+use ortolan::{
+    chat::{Chat, ChatModel, ChatTemplate, Models},
+    config::{Config, Overrides},
+    engine::{Engine, EngineConfig, SamplingParams, TokenId},
+    server::{self, AppState, ServerConfig},
+    text::{Piece, Tokenizer},
+};
+use serde_json::{Value, json};
+use std::{
+    collections::BTreeMap,
+    fs,
+    io::{BufRead, BufReader, Read, Write},
+    net::{SocketAddr, TcpListener, TcpStream},
+    sync::{Arc, mpsc},
+    thread,
+    time::Duration,
+};
+use tokio::sync::Semaphore;
+
+const STOP: TokenId = TokenId(507);
+
+fn tokenizer() -> Arc<Tokenizer> {
+    Arc::new(Tokenizer::load(&fixture("tiny-gqa").join("tokenizer.json")).unwrap())
+}
+
+/// The tokens of a reply, and the one that ends it.
+fn script(reply: &str) -> Vec<u32> {
+    let tokens = tokenizer().encode(&[Piece::Template(reply)]).unwrap();
+    tokens.into_iter().chain([STOP]).map(|token| token.0).collect()
+}
+
+/// One model called `fake` and its engine thread, which ends with the last handle or at shutdown.
+fn models(model: FakeModel, config: &EngineConfig) -> Models {
+    let (engine, handle) = Engine::new(config, model);
+    thread::spawn(|| engine.run());
+    let template = fs::read_to_string(fixture("tiny-gqa").join("chat_template.jinja")).unwrap();
+    // The markup that a reply may use is read off the template.
+    let template = template + "{# <think> </think> #}";
+    let chat = ChatModel {
+        name: "fake".to_owned(),
+        created: 1,
+        tokenizer: tokenizer(),
+        template: ChatTemplate::new(&template, BTreeMap::new()).unwrap(),
+        stop_tokens: [STOP].into(),
+        default_sampling: SamplingParams { temperature: 0.0, ..SamplingParams::default() },
+        prompt_permits: Semaphore::new(2),
+    };
+    Models::new(vec![Chat::new(chat, handle)])
+}
+
+fn server_config(settings: &[&str]) -> ServerConfig {
+    let settings = settings.iter().map(|setting| (*setting).to_owned()).collect();
+    Config::load(&Overrides { settings, ..Overrides::default() }).unwrap().0.server
+}
+
+/// Posts one request to a model that says `reply`; gives status and body.
+async fn post_to(model: FakeModel, body: Value) -> (u16, String) {
+    let state = AppState::new(server_config(&[]), models(model, &config(2, 64)));
+    let app = service::init_service(server::app(state)).await;
+    let request = service::TestRequest::post().uri("/v1/responses").set_json(body).to_request();
+    let response = service::call_service(&app, request).await;
+    let status = response.status().as_u16();
+    let body: Bytes = service::read_body(response).await;
+    (status, String::from_utf8(body.to_vec()).unwrap())
+}
+
+async fn post(reply: &str, body: Value) -> (u16, Value) {
+    let (status, body) = post_to(FakeModel::saying(script(reply)), body).await;
+    (status, serde_json::from_str(&body).unwrap())
+}
+
+/// The events of a streamed body, which must end with `[DONE]`.
+fn events(body: &str) -> Vec<Value> {
+    let frames = body.strip_suffix("data: [DONE]\n\n").unwrap().split_terminator("\n\n");
+    frames.map(|frame| serde_json::from_str(frame.split_once("\ndata: ").unwrap().1).unwrap()).collect()
+}
+
+/// Everything but what differs from one response to the next.
+fn without_ids(value: &Value) -> Value {
+    let mut value = value.clone();
+    let object = value.as_object_mut().unwrap();
+    for key in ["id", "created_at", "completed_at"] {
+        object.remove(key);
+    }
+    for item in object["output"].as_array_mut().unwrap() {
+        item.as_object_mut().unwrap().retain(|key, _| key != "id" && key != "call_id");
+    }
+    value
+}
+
+const REPLY: &str = "<think>\nHm.\n</think>\n\nHéllo 👍🏽!";
+
+#[actix_web::test]
+async fn the_plain_reply_is_the_end_of_the_stream() {
+    let (status, plain) = post(REPLY, json!({ "input": "hi" })).await;
+    let model = FakeModel::saying(script(REPLY));
+    let (_, streamed) = post_to(model, json!({ "input": "hi", "stream": true })).await;
+    let events = events(&streamed);
+    assert_eq!((status, &events.last().unwrap()["type"]), (200, &json!("response.completed")));
+    assert_eq!(without_ids(&plain), without_ids(&events.last().unwrap()["response"]));
+    assert_eq!(plain["output"][0]["content"][0]["text"], "Hm.");
+    assert_eq!(plain["output"][1]["content"][0]["text"], "Héllo 👍🏽!");
+    let deltas = events.iter().filter(|event| event["type"] == "response.output_text.delta");
+    let text: String = deltas.map(|event| event["delta"].as_str().unwrap()).collect();
+    assert_eq!(text, "Héllo 👍🏽!");
+    let num_tokens = script(REPLY).len() - 1;
+    assert_eq!(plain["usage"]["output_tokens"], num_tokens);
+    assert_ne!(plain["usage"]["output_tokens_details"]["reasoning_tokens"], 0);
+}
+
+#[actix_web::test]
+async fn a_reply_ends_at_its_limits() {
+    let (_, response) = post("one two three", json!({ "input": "hi", "max_output_tokens": 2 })).await;
+    assert_eq!(response["status"], "incomplete");
+    assert_eq!(response["incomplete_details"]["reason"], "max_output_tokens");
+    assert_eq!(response["output"][0]["status"], "incomplete");
+    assert_eq!(response["usage"]["output_tokens"], 2);
+    let (_, response) = post("one two three", json!({ "input": "hi", "stop": [" thr", "zzz"] })).await;
+    assert_eq!(response["status"], "completed");
+    assert_eq!(response["output"][0]["content"][0]["text"], "one two");
+}
+
+#[actix_web::test]
+async fn calls_become_items() {
+    let reply = "Wait.\n<tool_call>\n{\"name\": \"f\", \"arguments\": {\"a\": 1}}\n</tool_call>";
+    let tools = json!([{ "type": "function", "name": "f", "parameters": { "type": "object", "properties": {} } }]);
+    let (_, response) = post(reply, json!({ "input": "hi", "tools": tools })).await;
+    assert_eq!(response["output"][0]["content"][0]["text"], "Wait.");
+    let call = &response["output"][1];
+    assert_eq!((&call["type"], &call["name"]), (&json!("function_call"), &json!("f")));
+    assert_eq!((&call["arguments"], &call["status"]), (&json!("{\"a\": 1}"), &json!("completed")));
+}
+
+#[actix_web::test]
+async fn a_model_that_fails_is_an_error_before_and_an_event_after_the_first_byte() {
+    let (status, body) = post_to(FakeModel::failing_from(1), json!({ "input": "hi" })).await;
+    let error: Value = serde_json::from_str(&body).unwrap();
+    assert_eq!((status, &error["error"]["code"]), (500, &json!("server_error")));
+    let (status, body) = post_to(FakeModel::failing_from(3), json!({ "input": "hi", "stream": true })).await;
+    let events = events(&body);
+    let last: Vec<&Value> = events.iter().rev().take(2).map(|event| &event["type"]).collect();
+    assert_eq!((status, last), (200, vec![&json!("response.failed"), &json!("error")]));
+}
+
+#[actix_web::test]
+async fn refusals_have_four_keys_and_a_status() {
+    let long = "x ".repeat(400);
+    let cases = [
+        (json!({ "input": "hi", "model": "other" }), 404, "model_not_found", "model"),
+        (json!({ "input": [] }), 400, "invalid_value", "input"),
+        (json!({ "input": "hi", "temperature": "hot" }), 400, "invalid_type", "temperature"),
+        (json!({ "input": "hi", "background": true }), 400, "unsupported_parameter", "background"),
+        (json!({ "input": "hi", "logit_bias": { "9999": 1 } }), 400, "invalid_value", "logit_bias"),
+        (json!({ "input": long }), 400, "context_length_exceeded", "input"),
+        (json!({ "input": "x".repeat(100_000) }), 400, "context_length_exceeded", "input"),
+    ];
+    for (body, status, code, param) in cases {
+        let (seen, response) = post("hi", body).await;
+        let error = response["error"].as_object().unwrap();
+        assert_eq!(error.keys().collect::<Vec<_>>(), ["message", "type", "param", "code"]);
+        assert_eq!((seen, &error["code"], &error["param"]), (status, &json!(code), &json!(param)), "{response}");
+    }
+}
+
+/// A server on a thread of its own, until it is signalled.
+struct Running {
+    address: SocketAddr,
+    signals: signals::UnboundedSender<()>,
+    thread: thread::JoinHandle<()>,
+}
+
+impl Running {
+    fn start(models: Models, settings: &[&str]) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let config = server_config(settings);
+        let (signals, received) = signals::unbounded();
+        let serve = async move { server::serve_until(listener, config, models, received.fuse()).await };
+        let thread = thread::spawn(|| actix_rt::System::new().block_on(serve).unwrap());
+        Self { address, signals, thread }
+    }
+
+    fn signal(&self) {
+        self.signals.unbounded_send(()).unwrap();
+    }
+
+    /// Sends a request and leaves the connection open.
+    fn send(&self, body: &Value) -> BufReader<TcpStream> {
+        let body = body.to_string();
+        self.send_raw(&format!(
+            "POST /v1/responses HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
+            body.len()
+        ))
+    }
+
+    fn send_raw(&self, request: &str) -> BufReader<TcpStream> {
+        let mut stream = TcpStream::connect(self.address).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        stream.write_all(request.as_bytes()).unwrap();
+        BufReader::new(stream)
+    }
+}
+
+fn read_until(connection: &mut BufReader<TcpStream>, text: &str) -> String {
+    let mut seen = String::new();
+    while !seen.contains(text) {
+        let read = connection.read_line(&mut seen).unwrap();
+        assert_ne!(read, 0, "{text} never came: {seen}");
+    }
+    seen
+}
+
+fn endless(stream: bool) -> Value {
+    json!({ "input": "hi", "stream": stream, "max_output_tokens": 450 })
+}
+
+/// The client that leaves frees the only slot long before its 450 tokens are done.
+fn assert_leaving_frees_the_slot(stream: bool) {
+    let (model, permits, runs) = FakeModel::saying(script(&"word ".repeat(200))[..400].to_vec()).gated();
+    let server = Running::start(models(model, &config(1, 64)), &[]);
+    let mut leaving = server.send(&endless(stream));
+    permits.send(()).unwrap();
+    if stream {
+        read_until(&mut leaving, "response.output_text.delta");
+    } else {
+        permits.send(()).unwrap();
+        permits.send(()).unwrap();
+    }
+    drop(leaving);
+    let mut next = server.send(&json!({ "input": "hi", "stream": true, "max_output_tokens": 1 }));
+    next.get_ref().set_read_timeout(Some(Duration::from_millis(20))).unwrap();
+    let mut seen = Vec::new();
+    while !String::from_utf8_lossy(&seen).contains("[DONE]") {
+        // One step, then time to notice who has left.
+        let _ = permits.try_send(());
+        let mut buffer = [0; 4096];
+        if let Ok(read) = next.read(&mut buffer) {
+            seen.extend_from_slice(&buffer[..read]);
+        }
+    }
+    let runs = runs.load(std::sync::atomic::Ordering::SeqCst);
+    assert!(runs < 100, "{runs} runs");
+    drop(permits);
+    server.signal();
+    server.thread.join().unwrap();
+}
+
+#[test]
+fn a_client_that_leaves_its_stream_frees_the_slot() {
+    assert_leaving_frees_the_slot(true);
+}
+
+#[test]
+fn a_client_that_leaves_before_a_plain_reply_frees_the_slot() {
+    assert_leaving_frees_the_slot(false);
+}
+
+#[test]
+fn draining_lets_a_reply_finish() {
+    let (model, permits, _) = FakeModel::saying(script("one two")).gated();
+    let server = Running::start(models(model, &config(1, 64)), &["server.drain_timeout=600"]);
+    let mut reply = server.send(&json!({ "input": "hi", "stream": true }));
+    // Opened before the drain: new connections are no longer accepted.
+    let mut ready = TcpStream::connect(server.address).unwrap();
+    ready.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    ready.write_all(b"GET /ready HTTP/1.1\r\nhost: x\r\n\r\n").unwrap();
+    let mut ready = BufReader::new(ready);
+    assert!(read_until(&mut ready, "\r\n").starts_with("HTTP/1.1 200"));
+    permits.send(()).unwrap();
+    read_until(&mut reply, "response.output_text.delta");
+    server.signal();
+    drop(permits);
+    let rest = read_until(&mut reply, "[DONE]");
+    assert!(rest.contains("event: response.completed"), "{rest}");
+    server.thread.join().unwrap();
+}
+
+#[test]
+fn what_is_still_running_after_the_drain_timeout_gets_a_last_event() {
+    let (model, permits, _) = FakeModel::saying(script(&"word ".repeat(200))[..400].to_vec()).gated();
+    let server = Running::start(models(model, &config(1, 64)), &["server.drain_timeout=1"]);
+    let mut reply = server.send(&endless(true));
+    permits.send(()).unwrap();
+    read_until(&mut reply, "response.output_text.delta");
+    server.signal();
+    let feeder = thread::spawn(move || feed(&permits));
+    let rest = read_until(&mut reply, "[DONE]");
+    assert!(rest.contains("event: error") && rest.contains("event: response.failed"), "{rest}");
+    server.thread.join().unwrap();
+    feeder.join().unwrap();
+}
+
+/// A step now and then, until the engine has gone.
+fn feed(permits: &mpsc::SyncSender<()>) {
+    let (_never, pause) = mpsc::sync_channel::<()>(0);
+    while permits.send(()).is_ok() {
+        let _ = pause.recv_timeout(Duration::from_millis(20));
+    }
+}

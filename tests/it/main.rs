@@ -1,0 +1,10 @@
+//! One binary for all integration tests.
+
+#![expect(clippy::unwrap_used, reason = "helpers outside #[test] functions may panic too")]
+
+mod engine;
+mod fake_model;
+mod golden;
+mod http;
+mod tidy;
+mod tiny_model;

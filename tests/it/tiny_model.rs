@@ -1,0 +1,169 @@
+//! True ONNX Runtime on small graphs of random weights, one of each family and type.
+
+use crate::engine::{config, drain};
+use ortolan::{
+    engine::{
+        Engine, EngineConfig, EngineHandle, LoadError, ProviderConfig, ProviderName, Request, Runtime, SamplingParams,
+        TokenEvent, TokenId, load,
+    },
+    model_dir::{ModelDir, ModelDirError},
+};
+use std::{
+    collections::BTreeMap,
+    fs,
+    num::NonZeroU32,
+    path::{Path, PathBuf},
+    sync::OnceLock,
+    thread,
+};
+
+pub(crate) const TINY_MODELS: [&str; 4] = ["tiny-gqa", "tiny-gqa-fp16", "tiny-concat", "tiny-concat-fp16"];
+
+/// One library per process: that is a rule of ONNX Runtime.
+pub(crate) fn runtime() -> &'static Runtime {
+    static RUNTIME: OnceLock<Runtime> = OnceLock::new();
+    RUNTIME.get_or_init(|| {
+        let library = Path::new(env!("CARGO_MANIFEST_DIR")).join(".runtime/libonnxruntime.so");
+        Runtime::load(Some(&library), None).unwrap_or_else(|error| panic!("{error}"))
+    })
+}
+
+pub(crate) fn fixture(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
+}
+
+/// An engine on a thread of its own, which ends with the last handle.
+pub(crate) fn start(dir: &Path, config: &EngineConfig) -> (EngineHandle, thread::JoinHandle<()>) {
+    let spec = ModelDir::open(dir).unwrap().spec;
+    let (engine, handle) = Engine::new(config, load(runtime(), spec, config).unwrap());
+    (handle, thread::spawn(|| engine.run()))
+}
+
+/// Greedy, with no end but the limit.
+pub(crate) fn endless(prompt: &[u32], max_output_tokens: u32) -> Request {
+    Request {
+        prompt: prompt.iter().copied().map(TokenId).collect(),
+        sampling: SamplingParams { temperature: 0.0, ..SamplingParams::default() },
+        stop_tokens: [].into(),
+        max_output_tokens: NonZeroU32::new(max_output_tokens),
+    }
+}
+
+pub(crate) fn token_ids(events: &[TokenEvent]) -> Vec<u32> {
+    let token = |event: &TokenEvent| match event {
+        TokenEvent::Token(token) => Some(token.0),
+        TokenEvent::Finished(_) => None,
+    };
+    events.iter().filter_map(token).collect()
+}
+
+fn prompts() -> Vec<Vec<u32>> {
+    let prompt = |seed: u32, len: u32| (0..len).map(|index| (seed * 31 + index * 7) % 256).collect();
+    vec![prompt(1, 5), prompt(2, 40), prompt(3, 1), prompt(4, 23), prompt(5, 64), prompt(6, 2)]
+}
+
+fn alone(name: &str) -> Vec<Vec<u32>> {
+    let (handle, engine) = start(&fixture(name), &config(1, 1000));
+    let outputs =
+        prompts().iter().map(|prompt| token_ids(&drain(handle.submit(endless(prompt, 24)).unwrap()))).collect();
+    drop(handle);
+    engine.join().unwrap();
+    outputs
+}
+
+#[test]
+fn one_at_a_time_equals_interleaved_and_chunked() {
+    for name in TINY_MODELS {
+        let expected = alone(name);
+        // Fewer slots than prompts, so that slots are used again; chunks that no prompt is a multiple of.
+        for (max_batch_size, max_step_tokens) in [(6, 1000), (2, 9), (3, 1)] {
+            let (handle, engine) = start(&fixture(name), &config(max_batch_size, max_step_tokens));
+            let streams: Vec<_> = prompts().iter().map(|prompt| handle.submit(endless(prompt, 24)).unwrap()).collect();
+            let outputs: Vec<Vec<u32>> = streams.into_iter().map(|stream| token_ids(&drain(stream))).collect();
+            drop(handle);
+            engine.join().unwrap();
+            assert_eq!(outputs, expected, "{name} with {max_batch_size} slots and {max_step_tokens} tokens a step");
+        }
+    }
+}
+
+#[test]
+fn the_context_can_be_filled_to_its_end() {
+    for name in TINY_MODELS {
+        let config = EngineConfig { max_context_tokens: NonZeroU32::new(48).unwrap(), ..config(2, 16) };
+        let (handle, engine) = start(&fixture(name), &config);
+        assert_eq!(handle.limits().context_tokens, 48);
+        let streams = [40_u32, 47].map(|len| handle.submit(endless(&vec![9; len as usize], 1000)).unwrap());
+        let lengths = streams.map(|stream| token_ids(&drain(stream)).len());
+        assert_eq!(lengths, [8, 1], "{name}");
+        drop(handle);
+        engine.join().unwrap();
+    }
+}
+
+/// A copy of a fixture that a test may break.
+fn copy(name: &str) -> tempfile::TempDir {
+    let copy = tempfile::tempdir().unwrap();
+    fs::create_dir(copy.path().join("onnx")).unwrap();
+    for file in ["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "onnx/model.onnx"]
+    {
+        fs::copy(fixture(name).join(file), copy.path().join(file)).unwrap();
+    }
+    copy
+}
+
+/// What `ModelDir::open` says, without the name of the folder.
+fn refusal(dir: &Path) -> String {
+    let error: ModelDirError = ModelDir::open(dir).unwrap_err();
+    error.to_string().replace(&dir.display().to_string(), "DIR")
+}
+
+fn set_config(dir: &Path, key: &str, value: u64) {
+    let path = dir.join("config.json");
+    let mut config: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    config[key] = value.into();
+    fs::write(path, config.to_string()).unwrap();
+}
+
+#[test]
+fn a_config_that_does_not_match_the_graph_is_refused() {
+    for key in ["num_hidden_layers", "num_key_value_heads", "vocab_size"] {
+        let dir = copy("tiny-gqa");
+        set_config(dir.path(), key, 77);
+        let refusal = refusal(dir.path());
+        assert!(refusal.contains(&format!("{key} = ")) && refusal.contains("config.json says 77"), "{refusal}");
+    }
+}
+
+#[test]
+fn a_file_that_is_missing_or_cut_short_is_named() {
+    let dir = copy("tiny-gqa");
+    let onnx = dir.path().join("onnx/model.onnx");
+    let bytes = fs::read(&onnx).unwrap();
+    fs::write(&onnx, &bytes[..bytes.len() / 2]).unwrap();
+    let refused = refusal(dir.path());
+    assert!(refused.starts_with("DIR/onnx/model.onnx is not valid: it is cut short"), "{refused}");
+    fs::remove_file(onnx).unwrap();
+    insta::assert_snapshot!(refusal(dir.path()), @"the model folder is not complete: DIR/onnx/model.onnx is missing; download the whole folder");
+    fs::write(dir.path().join("config.json"), "{").unwrap();
+    insta::assert_snapshot!(refusal(dir.path()), @"DIR/config.json is not valid: EOF while parsing an object at line 1 column 1; download it again");
+    insta::assert_snapshot!(refusal(Path::new("DIR")), @"the model folder DIR does not exist; set `path` of the model to a folder with config.json and onnx/model.onnx");
+}
+
+#[test]
+fn a_provider_that_cannot_be_had_is_an_error_unless_fallback_is_allowed() {
+    let spec = || ModelDir::open(&fixture("tiny-gqa")).unwrap().spec;
+    for name in [ProviderName::Cuda, ProviderName::TensorRt] {
+        let provider = ProviderConfig { name, options: BTreeMap::new() };
+        let strict = EngineConfig { providers: vec![provider], ..config(1, 100) };
+        let error = load(runtime(), spec(), &strict).err().unwrap();
+        assert!(matches!(error, LoadError::Provider { name: named, .. } if named == name), "{error}");
+        assert!(load(runtime(), spec(), &EngineConfig { fallback: true, ..strict }).is_ok());
+    }
+}
+
+#[test]
+fn a_library_that_is_not_there_is_named() {
+    let error = Runtime::load(Some(Path::new("/nowhere/libonnxruntime.so")), None).unwrap_err().to_string();
+    insta::assert_snapshot!(error, @"the ONNX Runtime library was not found (looked for /nowhere/libonnxruntime.so); run scripts/fetch-runtime, or set `runtime.library` to the path of libonnxruntime.so");
+}
