@@ -1,0 +1,155 @@
+//! Reads JSON so that each error names its place, such as `input[2].content[0].type`.
+
+use super::error::{InvalidRequest, excerpt};
+use serde::Deserialize;
+use serde_json::{Map, Value};
+use std::{cell::RefCell, fmt::Display, ops::RangeInclusive};
+
+/// A value that is not null, and the path that leads to it.
+#[derive(Debug)]
+pub(super) struct Field<'a> {
+    path: String,
+    value: &'a Value,
+}
+
+/// An object of which fields are read by name.
+#[derive(Debug)]
+pub(super) struct Object<'a> {
+    path: String,
+    fields: &'a Map<String, Value>,
+    /// What was asked for. What was not is unknown, so there is no second list of names to keep.
+    known: RefCell<Vec<&'static str>>,
+}
+
+impl<'a> Field<'a> {
+    /// The body as a whole, whose path is empty.
+    pub(super) fn root(value: &'a Value) -> Self {
+        Self { path: String::new(), value }
+    }
+
+    pub(super) fn value(&self) -> &'a Value {
+        self.value
+    }
+
+    pub(super) fn text(&self) -> Result<&'a str, InvalidRequest> {
+        self.value.as_str().ok_or_else(|| self.wrong_type("a string"))
+    }
+
+    pub(super) fn text_up_to(&self, max_chars: usize) -> Result<&'a str, InvalidRequest> {
+        let text = self.text()?;
+        match text.chars().count() {
+            chars if max_chars < chars => {
+                Err(self.invalid(format!("may have at most {max_chars} characters, and it has {chars}")))
+            }
+            _ => Ok(text),
+        }
+    }
+
+    pub(super) fn boolean(&self) -> Result<bool, InvalidRequest> {
+        self.value.as_bool().ok_or_else(|| self.wrong_type("true or false"))
+    }
+
+    pub(super) fn integer(&self, range: RangeInclusive<u32>) -> Result<u32, InvalidRequest> {
+        let expected = format!("an integer from {} to {}", range.start(), range.end());
+        if !(self.value.is_u64() || self.value.is_i64()) {
+            return Err(self.wrong_type(&expected));
+        }
+        let integer = self.value.as_u64().and_then(|integer| u32::try_from(integer).ok());
+        integer.filter(|integer| range.contains(integer)).ok_or_else(|| self.out_of_range(&expected))
+    }
+
+    pub(super) fn number(&self, range: RangeInclusive<f32>) -> Result<f32, InvalidRequest> {
+        let expected = format!("a number from {} to {}", range.start(), range.end());
+        let number = f32::deserialize(self.value).map_err(|_| self.wrong_type(&expected))?;
+        if range.contains(&number) { Ok(number) } else { Err(self.out_of_range(&expected)) }
+    }
+
+    /// Zero is not accepted, `max` is.
+    pub(super) fn positive_number(&self, max: f32) -> Result<f32, InvalidRequest> {
+        let expected = format!("a number above 0 and at most {max}");
+        let number = f32::deserialize(self.value).map_err(|_| self.wrong_type(&expected))?;
+        if 0.0 < number && number <= max { Ok(number) } else { Err(self.out_of_range(&expected)) }
+    }
+
+    /// One of `supported`. Those of `unsupported` are the protocol's too, but not this version's.
+    pub(super) fn choice(
+        &self,
+        supported: &[&'static str],
+        unsupported: &[&str],
+    ) -> Result<&'static str, InvalidRequest> {
+        let text = self.text()?;
+        if let Some(choice) = supported.iter().find(|choice| **choice == text) {
+            return Ok(choice);
+        }
+        let list = supported.join("`, `");
+        if unsupported.contains(&text) {
+            return Err(
+                self.unsupported(format!("is `{text}`, which this version does not support; supported: `{list}`"))
+            );
+        }
+        Err(self.invalid(format!("is `{}`, and it must be one of `{list}`", excerpt(text))))
+    }
+
+    pub(super) fn elements(&self) -> Result<impl ExactSizeIterator<Item = Field<'a>> + use<'a>, InvalidRequest> {
+        let elements = self.value.as_array().ok_or_else(|| self.wrong_type("an array"))?;
+        let path = self.path.clone();
+        let with_path = move |(index, value)| Field { path: format!("{path}[{index}]"), value };
+        Ok(elements.iter().enumerate().map(with_path))
+    }
+
+    pub(super) fn object(&self) -> Result<Object<'a>, InvalidRequest> {
+        let fields = self.value.as_object().ok_or_else(|| self.wrong_type("an object"))?;
+        Ok(Object { path: self.path.clone(), fields, known: RefCell::default() })
+    }
+
+    pub(super) fn wrong_type(&self, expected: &str) -> InvalidRequest {
+        InvalidRequest::wrong_type(&self.path, expected, self.value)
+    }
+
+    pub(super) fn invalid(&self, why: impl Display) -> InvalidRequest {
+        InvalidRequest::invalid(&self.path, why)
+    }
+
+    pub(super) fn unsupported(&self, why: impl Display) -> InvalidRequest {
+        InvalidRequest::unsupported_value(&self.path, why)
+    }
+
+    fn out_of_range(&self, expected: &str) -> InvalidRequest {
+        self.invalid(format!("must be {expected}, and it is {}", self.value))
+    }
+}
+
+impl<'a> Object<'a> {
+    /// None when the field is absent or null, which mean the same.
+    pub(super) fn get(&self, name: &'static str) -> Option<Field<'a>> {
+        self.known.borrow_mut().push(name);
+        let value = self.fields.get(name).filter(|value| !value.is_null())?;
+        Some(Field { path: self.path_of(name), value })
+    }
+
+    pub(super) fn require(&self, name: &'static str) -> Result<Field<'a>, InvalidRequest> {
+        self.get(name).ok_or_else(|| InvalidRequest::missing(&self.path_of(name)))
+    }
+
+    /// Reads the field if it is there.
+    pub(super) fn optional<T>(
+        &self,
+        name: &'static str,
+        read: impl FnOnce(&Field<'a>) -> Result<T, InvalidRequest>,
+    ) -> Result<Option<T>, InvalidRequest> {
+        self.get(name).map(|field| read(&field)).transpose()
+    }
+
+    /// Names of which nothing was ever asked, sorted. Right only when all reading is done.
+    pub(super) fn unknown(&self) -> Vec<&'a str> {
+        let known = self.known.borrow();
+        let mut names: Vec<&str> = self.fields.keys().map(String::as_str).collect();
+        names.retain(|name| !known.contains(name));
+        names.sort_unstable();
+        names
+    }
+
+    fn path_of(&self, name: &str) -> String {
+        if self.path.is_empty() { name.to_owned() } else { format!("{}.{name}", self.path) }
+    }
+}

@@ -1,0 +1,238 @@
+//! Wire types of the response object. Every key is always there, null when it has no value.
+
+use super::tools::{FunctionTool, ToolChoice};
+use crate::chat;
+use serde::{Serialize, Serializer, ser::SerializeMap};
+use serde_json::{Map, Value};
+use std::{
+    num::NonZeroU32,
+    time::{SystemTime, UNIX_EPOCH},
+};
+use uuid::Uuid;
+
+/// A key whose value is always null in this version.
+type Null = ();
+/// A key whose value is always `[]` in this version.
+type Empty = [(); 0];
+
+/// The response object, in the protocol's order of keys.
+#[derive(Clone, Debug, Serialize)]
+pub struct Response {
+    pub(super) id: String,
+    pub(super) object: &'static str,
+    pub(super) created_at: u64,
+    pub(super) completed_at: Option<u64>,
+    pub(super) status: Status,
+    pub(super) incomplete_details: Option<IncompleteDetails>,
+    pub(super) model: String,
+    pub(super) previous_response_id: Null,
+    pub(super) instructions: Option<String>,
+    pub(super) output: Vec<Item>,
+    pub(super) error: Option<Failure>,
+    pub(super) tools: Vec<FunctionTool>,
+    pub(super) tool_choice: ToolChoice,
+    pub(super) truncation: &'static str,
+    pub(super) parallel_tool_calls: bool,
+    pub(super) text: TextSettings,
+    pub(super) top_p: f32,
+    pub(super) presence_penalty: f32,
+    pub(super) frequency_penalty: f32,
+    pub(super) top_logprobs: u32,
+    pub(super) temperature: f32,
+    pub(super) reasoning: Option<Reasoning>,
+    pub(super) usage: Option<Usage>,
+    pub(super) max_output_tokens: Option<NonZeroU32>,
+    pub(super) max_tool_calls: Null,
+    pub(super) store: bool,
+    pub(super) background: bool,
+    pub(super) service_tier: &'static str,
+    pub(super) metadata: Map<String, Value>,
+    pub(super) safety_identifier: Option<String>,
+    pub(super) prompt_cache_key: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) user: Option<String>,
+}
+
+impl Response {
+    /// How far it has come.
+    pub fn status(&self) -> Status {
+        self.status
+    }
+
+    /// None until the end, and when the engine was lost.
+    pub fn usage(&self) -> Option<Usage> {
+        self.usage
+    }
+
+    /// Why it failed, if it did.
+    pub fn failure(&self) -> Option<Failure> {
+        self.error
+    }
+}
+
+/// Progress of a response.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+#[expect(missing_docs, reason = "names are the protocol's")]
+pub enum Status {
+    InProgress,
+    Completed,
+    Incomplete,
+    Failed,
+}
+
+impl Status {
+    /// As on the wire.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::InProgress => "in_progress",
+            Self::Completed => "completed",
+            Self::Incomplete => "incomplete",
+            Self::Failed => "failed",
+        }
+    }
+}
+
+/// Progress of an item.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+#[expect(missing_docs, reason = "names are the protocol's")]
+pub enum ItemStatus {
+    InProgress,
+    Completed,
+    Incomplete,
+}
+
+/// Output item.
+#[derive(Clone, Debug, Serialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+#[expect(missing_docs, reason = "names are the protocol's")]
+pub enum Item {
+    Message { id: String, status: ItemStatus, role: chat::Role, content: Vec<Part> },
+    Reasoning { id: String, summary: Empty, content: Vec<Part>, status: ItemStatus },
+    FunctionCall { id: String, call_id: String, name: String, arguments: String, status: ItemStatus },
+}
+
+/// Content of an item.
+#[derive(Clone, Debug, Serialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+#[expect(missing_docs, reason = "names are the protocol's")]
+pub enum Part {
+    OutputText { text: String, annotations: Empty, logprobs: Empty },
+    ReasoningText { text: String },
+}
+
+impl Part {
+    pub(super) fn output_text(text: String) -> Self {
+        Self::OutputText { text, annotations: [], logprobs: [] }
+    }
+}
+
+/// Why a response is incomplete. There is one reason in this version.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub(super) struct IncompleteDetails {
+    reason: &'static str,
+}
+
+impl IncompleteDetails {
+    pub(super) const MAX_OUTPUT_TOKENS: Self = Self { reason: "max_output_tokens" };
+}
+
+/// Why a response failed.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+pub enum Failure {
+    /// A run of the model failed.
+    #[error("the model failed while it wrote this reply; send the request again")]
+    Model,
+    /// The engine went away without a word.
+    #[error("the engine was lost while it wrote this reply; send the request again")]
+    EngineLost,
+    /// The server stopped first.
+    #[error("the server is shutting down; send the request again")]
+    Shutdown,
+}
+
+impl Failure {
+    /// The protocol has one code for all that is our fault.
+    pub(super) const CODE: &str = "server_error";
+}
+
+impl Serialize for Failure {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut error = serializer.serialize_map(Some(2))?;
+        error.serialize_entry("code", Self::CODE)?;
+        error.serialize_entry("message", &self.to_string())?;
+        error.end()
+    }
+}
+
+/// What the request said about thinking.
+#[derive(Clone, Debug, Serialize)]
+pub(super) struct Reasoning {
+    pub(super) effort: Option<&'static str>,
+    pub(super) summary: Option<&'static str>,
+}
+
+/// What the request said about text.
+#[derive(Clone, Debug, Serialize)]
+pub(super) struct TextSettings {
+    pub(super) format: TextFormat,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) verbosity: Option<&'static str>,
+}
+
+/// Shape of the text.
+#[derive(Clone, Copy, Debug, Serialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub(super) enum TextFormat {
+    /// Free.
+    Text,
+}
+
+/// What a reply cost.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize)]
+#[expect(missing_docs, reason = "names are the protocol's")]
+pub struct Usage {
+    pub input_tokens: usize,
+    pub input_tokens_details: InputTokensDetails,
+    pub output_tokens: usize,
+    pub output_tokens_details: OutputTokensDetails,
+    pub total_tokens: usize,
+}
+
+/// Part of [`Usage`].
+#[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize)]
+#[expect(missing_docs, reason = "names are the protocol's")]
+pub struct InputTokensDetails {
+    pub cached_tokens: usize,
+    pub cache_write_tokens: usize,
+}
+
+/// Part of [`Usage`].
+#[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize)]
+#[expect(missing_docs, reason = "names are the protocol's")]
+pub struct OutputTokensDetails {
+    pub reasoning_tokens: usize,
+}
+
+impl From<chat::Usage> for Usage {
+    fn from(usage: chat::Usage) -> Self {
+        Self {
+            input_tokens: usage.input_tokens,
+            input_tokens_details: InputTokensDetails { cached_tokens: usage.cached_tokens, cache_write_tokens: 0 },
+            output_tokens: usage.output_tokens,
+            output_tokens_details: OutputTokensDetails { reasoning_tokens: usage.reasoning_tokens },
+            total_tokens: usage.input_tokens + usage.output_tokens,
+        }
+    }
+}
+
+/// Cannot be guessed, nor met twice.
+pub(super) fn new_id(prefix: &str) -> String {
+    format!("{prefix}_{}", Uuid::new_v4().simple())
+}
+
+/// 0 for a clock before 1970.
+pub(super) fn unix_seconds() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}

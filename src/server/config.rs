@@ -1,0 +1,82 @@
+//! `[server]`
+
+use crate::responses::UnknownFields;
+use serde::Deserialize;
+use std::{
+    num::{NonZeroU64, NonZeroUsize},
+    time::Duration,
+};
+
+/// The HTTP side. Every default is in `config/default.toml`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ServerConfig {
+    /// Address or name to listen on; a loopback one.
+    pub host: String,
+    /// 0 takes any free one.
+    pub port: u16,
+    /// HTTP worker threads.
+    pub workers: NonZeroUsize,
+    /// Open connections per worker.
+    pub max_connections: NonZeroUsize,
+    /// Largest request body.
+    pub max_body_bytes: NonZeroUsize,
+    /// Seconds a client may take to send a request's headers.
+    pub header_timeout: NonZeroU64,
+    /// Seconds a client may take to send a request's body.
+    pub body_timeout: NonZeroU64,
+    /// Seconds between comments on a stream that has nothing to say.
+    pub keep_alive_interval: NonZeroU64,
+    /// Seconds that running replies get to finish after a signal; 0 ends them at once.
+    pub drain_timeout: u64,
+    /// Whether an unknown request field is refused.
+    pub strict: bool,
+}
+
+impl ServerConfig {
+    pub(super) fn header_timeout(&self) -> Duration {
+        Duration::from_secs(self.header_timeout.get())
+    }
+
+    pub(super) fn body_timeout(&self) -> Duration {
+        Duration::from_secs(self.body_timeout.get())
+    }
+
+    pub(super) fn keep_alive_interval(&self) -> Duration {
+        Duration::from_secs(self.keep_alive_interval.get())
+    }
+
+    pub(super) fn drain_timeout(&self) -> Duration {
+        Duration::from_secs(self.drain_timeout)
+    }
+
+    pub(super) fn unknown_fields(&self) -> UnknownFields {
+        if self.strict { UnknownFields::Refuse } else { UnknownFields::Ignore }
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+    use ::config::{Config, ConfigError, File, FileFormat};
+
+    /// The built-in defaults, and `toml` over them.
+    pub(in super::super) fn parse(toml: &str) -> Result<ServerConfig, ConfigError> {
+        Config::builder()
+            .add_source(File::from_str(include_str!("../../config/default.toml"), FileFormat::Toml))
+            .add_source(File::from_str(toml, FileFormat::Toml))
+            .build()?
+            .get("server")
+    }
+
+    #[test]
+    fn the_defaults_are_complete() {
+        assert_eq!(parse("").unwrap().host, "127.0.0.1");
+    }
+
+    #[test]
+    fn a_zero_or_an_unknown_key_is_refused() {
+        assert!(parse("[server]\nkeep_alive_interval = 0").is_err());
+        assert!(parse("[server]\nlisten = \"127.0.0.1\"").is_err());
+    }
+}

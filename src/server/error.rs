@@ -1,0 +1,275 @@
+//! Every failure a client can see as a status. The only place that knows status codes.
+
+use crate::{
+    chat::ChatError,
+    engine::EngineError,
+    responses::{Failure, InvalidRequest},
+};
+use actix_web::{
+    HttpResponse, ResponseError,
+    http::{Method, StatusCode, header},
+};
+use serde_json::json;
+
+/// A failure before the first byte of the reply.
+#[derive(Debug, thiserror::Error)]
+pub enum ApiError {
+    /// A field is wrong.
+    #[error(transparent)]
+    Invalid(#[from] InvalidRequest),
+    /// The chat did not start.
+    #[error(transparent)]
+    Chat(#[from] ChatError),
+    /// The reply failed, and none of it was sent.
+    #[error(transparent)]
+    Failed(#[from] Failure),
+    /// No such path.
+    #[error("unknown request URL: {method} {path}; see GET /v1/models and POST /v1/responses")]
+    UnknownUrl {
+        /// As the client sent it.
+        method: Method,
+        /// As the client sent it, cut.
+        path: String,
+    },
+    /// The path is known and the method is not.
+    #[error("{method} is not allowed here; allowed: {allowed}")]
+    MethodNotAllowed {
+        /// As the client sent it.
+        method: Method,
+        /// Joined by commas.
+        allowed: &'static str,
+    },
+    /// Also keeps web pages from posting here unasked: a browser sends JSON across origins only after a preflight.
+    #[error("the body must be sent with `Content-Type: application/json`")]
+    NotJson,
+    /// A small body could unpack to a huge one.
+    #[error("the body must be sent without a `Content-Encoding`")]
+    EncodedBody,
+    /// Nothing was sent.
+    #[error("the body is empty, and it must be a JSON object")]
+    EmptyBody,
+    /// The body does not parse.
+    #[error("the body is not valid JSON: {0}")]
+    MalformedJson(#[source] serde_json::Error),
+    /// The body ended early or was framed wrongly.
+    #[error("the body could not be read to its end")]
+    BrokenBody,
+    /// The limit is a setting.
+    #[error("the body is larger than {max_bytes} bytes, which is the limit")]
+    BodyTooLarge {
+        /// `server.max_body_bytes`
+        max_bytes: usize,
+    },
+    /// The limit is a setting.
+    #[error("the body did not arrive within {seconds} seconds, which is the limit")]
+    BodyTimeout {
+        /// `server.body_timeout`
+        seconds: u64,
+    },
+    /// A signal came.
+    #[error("the server is shutting down; send the request again")]
+    Draining,
+    /// A bug of ours.
+    #[error("the server failed to answer this request; its log says why")]
+    Panicked,
+}
+
+/// What distinguishes one error from another on the wire.
+struct Description {
+    status: StatusCode,
+    kind: &'static str,
+    code: &'static str,
+    retry: Retry,
+}
+
+/// What a client should do next.
+enum Retry {
+    /// The same request would fail again.
+    Never,
+    /// The client's own policy is as good as any.
+    Unsaid,
+    /// The cause passes.
+    AfterSeconds(u64),
+}
+
+/// One step of the model frees a slot, if any is about to be freed.
+const RETRY_WHEN_FULL: Retry = Retry::AfterSeconds(1);
+/// A restart takes this long at least.
+const RETRY_WHEN_STOPPED: Retry = Retry::AfterSeconds(5);
+
+const fn refused(status: StatusCode, code: &'static str) -> Description {
+    Description { status, kind: "invalid_request_error", code, retry: Retry::Never }
+}
+
+const fn failed(retry: Retry) -> Description {
+    Description { status: StatusCode::INTERNAL_SERVER_ERROR, kind: "server_error", code: "server_error", retry }
+}
+
+const fn unavailable() -> Description {
+    let (status, kind) = (StatusCode::SERVICE_UNAVAILABLE, "service_unavailable");
+    Description { status, kind, code: kind, retry: RETRY_WHEN_STOPPED }
+}
+
+impl ApiError {
+    /// No wildcard: a new error must choose its own.
+    fn describe(&self) -> Description {
+        use StatusCode as S;
+        match self {
+            Self::Invalid(error) => refused(S::BAD_REQUEST, error.code),
+            Self::Chat(error) => describe_chat(error),
+            Self::Failed(Failure::Model | Failure::EngineLost) => failed(Retry::Unsaid),
+            Self::Failed(Failure::Shutdown) | Self::Draining => unavailable(),
+            Self::UnknownUrl { .. } => refused(S::NOT_FOUND, "unknown_url"),
+            Self::MethodNotAllowed { .. } => refused(S::METHOD_NOT_ALLOWED, "method_not_allowed"),
+            Self::NotJson => refused(S::UNSUPPORTED_MEDIA_TYPE, "unsupported_content_type"),
+            Self::EncodedBody => refused(S::UNSUPPORTED_MEDIA_TYPE, "unsupported_content_encoding"),
+            Self::EmptyBody | Self::MalformedJson(_) => refused(S::BAD_REQUEST, "invalid_json"),
+            Self::BrokenBody => refused(S::BAD_REQUEST, "incomplete_body"),
+            Self::BodyTooLarge { .. } => refused(S::PAYLOAD_TOO_LARGE, "request_too_large"),
+            Self::BodyTimeout { .. } => {
+                Description { retry: Retry::Unsaid, ..refused(S::REQUEST_TIMEOUT, "request_timeout") }
+            }
+            Self::Panicked => failed(Retry::Unsaid),
+        }
+    }
+
+    /// The field that is to blame.
+    fn param(&self) -> Option<&str> {
+        match self {
+            Self::Invalid(error) => error.param.as_deref(),
+            Self::Chat(ChatError::UnknownModel { .. }) => Some("model"),
+            Self::Chat(ChatError::Template { .. } | ChatError::PromptTooLarge { .. })
+            | Self::Chat(ChatError::Engine(EngineError::PromptTooLong { .. })) => Some("input"),
+            Self::Chat(ChatError::Engine(EngineError::UnknownToken { .. })) => Some("logit_bias"),
+            Self::Chat(ChatError::Engine(EngineError::QueueFull { .. } | EngineError::Stopped))
+            | Self::Failed(_)
+            | Self::UnknownUrl { .. }
+            | Self::MethodNotAllowed { .. }
+            | Self::NotJson
+            | Self::EncodedBody
+            | Self::EmptyBody
+            | Self::MalformedJson(_)
+            | Self::BrokenBody
+            | Self::BodyTooLarge { .. }
+            | Self::BodyTimeout { .. }
+            | Self::Draining
+            | Self::Panicked => None,
+        }
+    }
+}
+
+fn describe_chat(error: &ChatError) -> Description {
+    use StatusCode as S;
+    match error {
+        ChatError::UnknownModel { .. } => refused(S::NOT_FOUND, "model_not_found"),
+        ChatError::Template { .. } => refused(S::BAD_REQUEST, "invalid_value"),
+        ChatError::PromptTooLarge { .. } => refused(S::BAD_REQUEST, "context_length_exceeded"),
+        ChatError::Engine(error) => match error {
+            EngineError::PromptTooLong { .. } => refused(S::BAD_REQUEST, "context_length_exceeded"),
+            EngineError::UnknownToken { .. } => refused(S::BAD_REQUEST, "invalid_value"),
+            EngineError::QueueFull { .. } => Description {
+                status: S::TOO_MANY_REQUESTS,
+                kind: "rate_limit_error",
+                code: "rate_limit_exceeded",
+                retry: RETRY_WHEN_FULL,
+            },
+            EngineError::Stopped => unavailable(),
+        },
+    }
+}
+
+impl ResponseError for ApiError {
+    fn status_code(&self) -> StatusCode {
+        self.describe().status
+    }
+
+    fn error_response(&self) -> HttpResponse {
+        let Description { status, kind, code, retry } = self.describe();
+        let mut response = HttpResponse::build(status);
+        match retry {
+            Retry::Never => {
+                response.insert_header(("x-should-retry", "false"));
+            }
+            Retry::Unsaid => {}
+            Retry::AfterSeconds(seconds) => {
+                response.insert_header((header::RETRY_AFTER, seconds));
+                response.insert_header(("retry-after-ms", seconds * 1000));
+            }
+        }
+        if let Self::MethodNotAllowed { allowed, .. } = self {
+            response.insert_header((header::ALLOW, *allowed));
+        }
+        let error = json!({ "message": self.to_string(), "type": kind, "param": self.param(), "code": code });
+        response.json(json!({ "error": error }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use actix_web::body::to_bytes;
+    use futures::FutureExt;
+
+    fn describe(error: impl Into<ApiError>) -> String {
+        let response = error.into().error_response();
+        let header = |name| response.headers().get(name).map_or("-", |value| value.to_str().unwrap());
+        let (should_retry, retry_after) = (header("x-should-retry"), header("retry-after"));
+        let line = format!("{} {should_retry} {retry_after} ", response.status().as_u16());
+        let body = to_bytes(response.into_body()).now_or_never().unwrap().ok().unwrap();
+        line + std::str::from_utf8(&body).unwrap() + "\n"
+    }
+
+    #[test]
+    fn each_error_has_its_status() {
+        let (requested, served) = ("gpt".to_owned(), "tiny".to_owned());
+        let invalid =
+            InvalidRequest { param: Some("top_p".to_owned()), code: "invalid_type", message: "bad".to_owned() };
+        let chat = |error: EngineError| ChatError::from(error);
+        let errors = [
+            describe(invalid),
+            describe(ChatError::UnknownModel { requested, served }),
+            describe(ChatError::Template { message: "no".to_owned() }),
+            describe(ChatError::PromptTooLarge { bytes: 9, max_bytes: 8 }),
+            describe(chat(EngineError::PromptTooLong { prompt_tokens: 9, context_tokens: 8 })),
+            describe(chat(EngineError::UnknownToken { token: 9, vocab_size: 8 })),
+            describe(chat(EngineError::QueueFull { capacity: 8 })),
+            describe(chat(EngineError::Stopped)),
+            describe(Failure::Model),
+            describe(Failure::Shutdown),
+            describe(ApiError::UnknownUrl { method: Method::GET, path: "/v1/nope".to_owned() }),
+            describe(ApiError::MethodNotAllowed { method: Method::PUT, allowed: "POST" }),
+            describe(ApiError::NotJson),
+            describe(ApiError::EncodedBody),
+            describe(ApiError::EmptyBody),
+            describe(ApiError::MalformedJson(serde_json::from_str::<()>("{").unwrap_err())),
+            describe(ApiError::BrokenBody),
+            describe(ApiError::BodyTooLarge { max_bytes: 8 }),
+            describe(ApiError::BodyTimeout { seconds: 8 }),
+            describe(ApiError::Draining),
+            describe(ApiError::Panicked),
+        ];
+        insta::assert_snapshot!(errors.concat(), @r#"
+        400 false - {"error":{"message":"bad","type":"invalid_request_error","param":"top_p","code":"invalid_type"}}
+        404 false - {"error":{"message":"the model `gpt` is not served here; served: tiny","type":"invalid_request_error","param":"model","code":"model_not_found"}}
+        400 false - {"error":{"message":"the model's chat template rejected the messages: no","type":"invalid_request_error","param":"input","code":"invalid_value"}}
+        400 false - {"error":{"message":"the prompt has 9 bytes, more than the 8 that can fit the model's context; shorten the input","type":"invalid_request_error","param":"input","code":"context_length_exceeded"}}
+        400 false - {"error":{"message":"the prompt has 9 tokens and the model's context holds 8, the reply included; shorten the input","type":"invalid_request_error","param":"input","code":"context_length_exceeded"}}
+        400 false - {"error":{"message":"token 9 is not in the model's vocabulary of 8 tokens","type":"invalid_request_error","param":"logit_bias","code":"invalid_value"}}
+        429 - 1 {"error":{"message":"8 requests are waiting already, which is the limit; try again later","type":"rate_limit_error","param":null,"code":"rate_limit_exceeded"}}
+        503 - 5 {"error":{"message":"the engine has stopped; try again later","type":"service_unavailable","param":null,"code":"service_unavailable"}}
+        500 - - {"error":{"message":"the model failed while it wrote this reply; send the request again","type":"server_error","param":null,"code":"server_error"}}
+        503 - 5 {"error":{"message":"the server is shutting down; send the request again","type":"service_unavailable","param":null,"code":"service_unavailable"}}
+        404 false - {"error":{"message":"unknown request URL: GET /v1/nope; see GET /v1/models and POST /v1/responses","type":"invalid_request_error","param":null,"code":"unknown_url"}}
+        405 false - {"error":{"message":"PUT is not allowed here; allowed: POST","type":"invalid_request_error","param":null,"code":"method_not_allowed"}}
+        415 false - {"error":{"message":"the body must be sent with `Content-Type: application/json`","type":"invalid_request_error","param":null,"code":"unsupported_content_type"}}
+        415 false - {"error":{"message":"the body must be sent without a `Content-Encoding`","type":"invalid_request_error","param":null,"code":"unsupported_content_encoding"}}
+        400 false - {"error":{"message":"the body is empty, and it must be a JSON object","type":"invalid_request_error","param":null,"code":"invalid_json"}}
+        400 false - {"error":{"message":"the body is not valid JSON: invalid type: map, expected unit at line 1 column 0","type":"invalid_request_error","param":null,"code":"invalid_json"}}
+        400 false - {"error":{"message":"the body could not be read to its end","type":"invalid_request_error","param":null,"code":"incomplete_body"}}
+        413 false - {"error":{"message":"the body is larger than 8 bytes, which is the limit","type":"invalid_request_error","param":null,"code":"request_too_large"}}
+        408 - - {"error":{"message":"the body did not arrive within 8 seconds, which is the limit","type":"invalid_request_error","param":null,"code":"request_timeout"}}
+        503 - 5 {"error":{"message":"the server is shutting down; send the request again","type":"service_unavailable","param":null,"code":"service_unavailable"}}
+        500 - - {"error":{"message":"the server failed to answer this request; its log says why","type":"server_error","param":null,"code":"server_error"}}
+        "#);
+    }
+}

@@ -1,0 +1,174 @@
+//! Around every request: its id, the headers that each answer has, one line in the log, and a 500 where a handler
+//! panics. The line comes when the last byte is sent or the client has left. It never holds contents.
+
+use super::ApiError;
+use crate::responses::Response;
+use actix_web::{
+    Error, HttpMessage, HttpResponse,
+    body::{BodySize, BoxBody, MessageBody},
+    dev::{ServiceRequest, ServiceResponse},
+    error::InternalError,
+    http::{
+        Method, StatusCode,
+        header::{HeaderMap, HeaderName, HeaderValue},
+    },
+    middleware::Next,
+};
+use bytes::Bytes;
+use futures::FutureExt;
+use std::{
+    cell::RefCell,
+    panic::AssertUnwindSafe,
+    pin::Pin,
+    rc::Rc,
+    task::{Context, Poll},
+    time::Instant,
+};
+use uuid::Uuid;
+
+/// A path is the client's, so no more of it than this.
+const MAX_PATH_CHARS: usize = 128;
+
+/// What the handler of a generation adds to the line.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Generation(Rc<RefCell<Outcome>>);
+
+#[derive(Debug, Default)]
+struct Outcome {
+    model: Option<String>,
+    input_tokens: Option<usize>,
+    output_tokens: Option<usize>,
+    finish: Option<&'static str>,
+}
+
+impl Generation {
+    pub(super) fn set_model(&self, name: &str) {
+        self.0.borrow_mut().model = Some(name.to_owned());
+    }
+
+    pub(super) fn set_outcome(&self, response: &Response) {
+        let mut outcome = self.0.borrow_mut();
+        outcome.input_tokens = response.usage().map(|usage| usage.input_tokens);
+        outcome.output_tokens = response.usage().map(|usage| usage.output_tokens);
+        outcome.finish = Some(response.status().name());
+    }
+}
+
+/// The line, written on drop: that is how a client's leaving shows.
+struct RequestLog {
+    request_id: String,
+    started: Instant,
+    method: Method,
+    /// The path until its pattern is known.
+    route: String,
+    status: Option<StatusCode>,
+    is_sent: bool,
+    generation: Generation,
+}
+
+impl RequestLog {
+    fn begin(request: &ServiceRequest) -> Self {
+        Self {
+            request_id: format!("req_{}", Uuid::new_v4().simple()),
+            started: Instant::now(),
+            method: request.method().clone(),
+            route: request.path().chars().take(MAX_PATH_CHARS).collect(),
+            status: None,
+            is_sent: false,
+            generation: Generation::default(),
+        }
+    }
+
+    fn duration_ms(&self) -> u64 {
+        u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    fn add_headers(&self, headers: &mut HeaderMap) {
+        let request_id = HeaderValue::from_str(&self.request_id).expect("hexadecimal is a header value");
+        headers.insert(HeaderName::from_static("x-request-id"), request_id);
+        headers.insert(HeaderName::from_static("openai-processing-ms"), HeaderValue::from(self.duration_ms()));
+        headers.insert(HeaderName::from_static("openai-version"), HeaderValue::from_static("2020-10-01"));
+    }
+}
+
+impl Drop for RequestLog {
+    fn drop(&mut self) {
+        let outcome = self.generation.0.borrow();
+        let finish = if self.is_sent { outcome.finish } else { Some("client_closed") };
+        tracing::info!(
+            method = self.method.as_str(),
+            route = self.route,
+            status = self.status.map(|status| status.as_u16()),
+            request_id = self.request_id,
+            duration_ms = self.duration_ms(),
+            model = outcome.model,
+            input_tokens = outcome.input_tokens,
+            output_tokens = outcome.output_tokens,
+            finish,
+            "request"
+        );
+    }
+}
+
+/// The middleware.
+pub(super) async fn observe(
+    request: ServiceRequest,
+    next: Next<impl MessageBody + 'static>,
+) -> Result<ServiceResponse<LoggedBody>, Error> {
+    let mut log = RequestLog::begin(&request);
+    request.extensions_mut().insert(log.generation.clone());
+    let answer = AssertUnwindSafe(async { next.call(request).await }).catch_unwind().await;
+
+    let mut response = match answer {
+        Ok(Ok(response)) => response,
+        Ok(Err(error)) => return Err(log.answer_error(error)),
+        Err(_panic) => return Err(log.answer_error(ApiError::Panicked.into())),
+    };
+    log.add_headers(response.headers_mut());
+    log.status = Some(response.status());
+    if let Some(pattern) = response.request().match_pattern() {
+        log.route = pattern;
+    }
+    Ok(response.map_body(|_, body| LoggedBody::new(body.boxed(), log)))
+}
+
+impl RequestLog {
+    /// Without a request there is no response to give back, but an error can carry one.
+    fn answer_error(mut self, error: Error) -> Error {
+        let mut response: HttpResponse = error.error_response();
+        self.add_headers(response.headers_mut());
+        self.status = Some(response.status());
+        self.is_sent = true;
+        InternalError::from_response(error, response).into()
+    }
+}
+
+/// A body that ends the line when it ends.
+pub(super) struct LoggedBody {
+    body: BoxBody,
+    log: RequestLog,
+}
+
+impl LoggedBody {
+    fn new(body: BoxBody, mut log: RequestLog) -> Self {
+        // Nobody polls a body that has nothing to send.
+        log.is_sent = body.size().is_eof() || log.method == Method::HEAD;
+        Self { body, log }
+    }
+}
+
+impl MessageBody for LoggedBody {
+    type Error = Box<dyn std::error::Error>;
+
+    fn size(&self) -> BodySize {
+        self.body.size()
+    }
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Bytes, Self::Error>>> {
+        let polled = Pin::new(&mut self.body).poll_next(context);
+        if matches!(polled, Poll::Ready(None)) {
+            self.log.is_sent = true;
+        }
+        polled
+    }
+}

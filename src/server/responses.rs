@@ -1,0 +1,39 @@
+//! `POST /v1/responses`
+
+use super::{ApiError, AppState, body, request_log::Generation, sse};
+use crate::responses::{self, CreateResponse};
+use actix_web::{HttpRequest, HttpResponse, web};
+use futures::StreamExt;
+
+/// A refusal (400, 429, 503) comes before the first byte; a later failure is an event.
+pub(super) async fn create(
+    app: web::Data<AppState>,
+    request: HttpRequest,
+    payload: web::Payload,
+    generation: web::ReqData<Generation>,
+) -> Result<HttpResponse, ApiError> {
+    if app.is_draining() {
+        return Err(ApiError::Draining);
+    }
+    let body = body::read_json(&request, payload, &app.config).await?;
+    let body = CreateResponse::parse(&body, app.config.unknown_fields())?;
+    let streamed = body.stream();
+
+    let chat = app.models.get(body.model())?;
+    generation.set_model(chat.name());
+    let (response, request) = body.begin(chat.name(), chat.default_sampling());
+    let events = responses::encode(response, chat.start(request).await?).inspect(move |event| {
+        if let Some(response) = event.final_response() {
+            generation.set_outcome(response);
+        }
+    });
+
+    if streamed {
+        return Ok(sse::reply(events, app.config.keep_alive_interval()));
+    }
+    let response = responses::last_response(events).await;
+    match response.failure() {
+        Some(failure) => Err(failure.into()),
+        None => Ok(HttpResponse::Ok().json(response)),
+    }
+}

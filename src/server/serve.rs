@@ -1,0 +1,104 @@
+//! Runs the server from the first connection to the last byte.
+
+use super::{AppState, ServerConfig, app};
+use crate::chat::Models;
+use actix_web::{HttpServer, dev::Server};
+use futures::{Stream, StreamExt, stream};
+use std::{
+    io,
+    net::TcpListener,
+    pin::{Pin, pin},
+    task::Poll,
+    time::Duration,
+};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    time::sleep,
+};
+
+/// Long enough to send a last event, short enough for whoever waits for the process to end.
+const LAST_WORDS: Duration = Duration::from_secs(5);
+/// After it has been told to leave, a client gets this long to do so.
+const DISCONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Serves until SIGTERM or SIGINT, then drains; a second signal ends everything at once.
+///
+/// # Errors
+/// When the system refuses threads, signals or the listener.
+pub async fn serve(listener: TcpListener, config: ServerConfig, models: Models) -> io::Result<()> {
+    serve_until(listener, config, models, signals()?).await
+}
+
+/// Like [`serve`], with any reasons to stop in place of the process's own [`signals`].
+///
+/// # Errors
+/// When the system refuses threads or the listener.
+pub async fn serve_until(
+    listener: TcpListener,
+    config: ServerConfig,
+    models: Models,
+    signals: impl Stream<Item = ()>,
+) -> io::Result<()> {
+    let address = listener.local_addr()?;
+    let state = AppState::new(config, models);
+    let mut signals = pin!(signals);
+    let mut server = start(listener, state.clone())?;
+    tracing::info!("listening on http://{address}");
+
+    tokio::select! {
+        stopped = &mut server => return stopped,
+        _ = signals.next() => {}
+    }
+    drain(server, &state, signals).await
+}
+
+fn start(listener: TcpListener, state: AppState) -> io::Result<Server> {
+    let config = state.config.clone();
+    let server = HttpServer::new(move || app(state.clone()))
+        .workers(config.workers.get())
+        .max_connections(config.max_connections.get())
+        .client_request_timeout(config.header_timeout())
+        .client_disconnect_timeout(DISCONNECT_TIMEOUT)
+        // Otherwise a client that leaves is noticed only when its reply is complete.
+        .h1_allow_half_closed(false)
+        // `drain` keeps the time.
+        .shutdown_timeout(u64::from(u32::MAX))
+        .disable_signals()
+        .listen(listener)?;
+    Ok(server.run())
+}
+
+/// Accepts nothing more and lets what runs finish; what is late gets its last events.
+async fn drain(mut server: Server, state: &AppState, mut signals: Pin<&mut impl Stream<Item = ()>>) -> io::Result<()> {
+    let timeout = state.config.drain_timeout();
+    tracing::info!(timeout_seconds = timeout.as_secs(), "draining; a second signal stops at once");
+    state.start_draining();
+    drop(server.handle().stop(true));
+    tokio::select! {
+        stopped = &mut server => return stopped,
+        () = sleep(timeout) => {}
+        Some(()) = signals.next() => return Ok(()),
+    }
+    tracing::warn!("the drain timeout has passed; ending the replies that still run");
+    state.models.shut_down();
+    tokio::select! {
+        stopped = &mut server => return stopped,
+        () = sleep(LAST_WORDS) => {}
+        Some(()) = signals.next() => {}
+    }
+    // Dropping the server closes what is left.
+    Ok(())
+}
+
+/// SIGTERM and SIGINT, each time one comes.
+///
+/// # Errors
+/// When the system refuses handlers.
+pub fn signals() -> io::Result<impl Stream<Item = ()>> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    Ok(stream::poll_fn(move |context| match terminate.poll_recv(context) {
+        Poll::Ready(signal) => Poll::Ready(signal),
+        Poll::Pending => interrupt.poll_recv(context),
+    }))
+}
