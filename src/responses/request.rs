@@ -542,6 +542,7 @@ mod tests {
                 ] },
                 { "type": "function_call", "call_id": "a", "name": "find", "arguments": "{}" },
                 { "type": "function_call", "call_id": "b", "name": "list", "arguments": "{}" },
+                { "type": "reasoning", "summary": [{ "type": "summary_text", "text": "Dropped." }] },
                 { "type": "function_call_output", "call_id": "b", "output": [{ "type": "input_text", "text": "x" }] },
                 { "type": "function_call_output", "call_id": "a", "output": "y" },
                 { "type": "reasoning", "summary": [], "content": [{ "type": "reasoning_text", "text": "Again." }] },
