@@ -63,7 +63,7 @@ pub enum ConfigError {
         nearest: String,
     },
     /// A value that the setting cannot have.
-    #[error("{message}{}", origin.as_ref().map(|origin| format!(" (set in {origin})")).unwrap_or_default())]
+    #[error("{message}{}", origin.as_ref().map(|origin| format!(" (set by {origin})")).unwrap_or_default())]
     Invalid {
         /// Names the key.
         message: String,
@@ -305,12 +305,12 @@ mod tests {
     #[test]
     fn errors_name_the_key_and_the_layer() {
         insta::assert_snapshot!(error(&["server.prot=1"]), @"--set sets `server.prot`, which is not a setting; did you mean `server.port`?");
-        insta::assert_snapshot!(error(&["server.port=many"]), @r#"invalid type: string "many", expected an integer for key `server.port` (set in --set)"#);
-        insta::assert_snapshot!(error(&["engine.max_batch_size=0"]), @"invalid value: integer `0`, expected a nonzero u32 for key `engine.max_batch_size` (set in --set)");
-        insta::assert_snapshot!(error(&["engine.providers=[\"gpu\"]"]), @"unknown variant `gpu`, expected one of `cpu`, `cuda`, `tensorrt` for key `engine.providers[0]` (set in --set)");
-        insta::assert_snapshot!(error(&["models=[{ name = \"a\", paht = \"b\" }]"]), @"unknown field `paht`, expected `name` or `path` for key `models[0]` (set in --set)");
-        insta::assert_snapshot!(error(&["models=[]"]), @"`models` is empty; name at least one model (set in --set)");
-        insta::assert_snapshot!(error(&["models=[{ name = \"a\", path = \"b\" }, { name = \"a\", path = \"c\" }]"]), @"`models` names `a` twice; give each model its own name (set in --set)");
+        insta::assert_snapshot!(error(&["server.port=many"]), @r#"invalid type: string "many", expected an integer for key `server.port` (set by --set)"#);
+        insta::assert_snapshot!(error(&["engine.max_batch_size=0"]), @"invalid value: integer `0`, expected a nonzero u32 for key `engine.max_batch_size` (set by --set)");
+        insta::assert_snapshot!(error(&["engine.providers=[\"gpu\"]"]), @"unknown variant `gpu`, expected one of `cpu`, `cuda`, `tensorrt` for key `engine.providers[0]` (set by --set)");
+        insta::assert_snapshot!(error(&["models=[{ name = \"a\", paht = \"b\" }]"]), @"unknown field `paht`, expected `name` or `path` for key `models[0]` (set by --set)");
+        insta::assert_snapshot!(error(&["models=[]"]), @"`models` is empty; name at least one model (set by --set)");
+        insta::assert_snapshot!(error(&["models=[{ name = \"a\", path = \"b\" }, { name = \"a\", path = \"c\" }]"]), @"`models` names `a` twice; give each model its own name (set by --set)");
         insta::assert_snapshot!(error(&["server.port"]), @"`--set server.port` has no `=`; write --set server.port=9000");
     }
 

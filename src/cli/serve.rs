@@ -9,6 +9,7 @@ use crate::{
     text::Tokenizer,
 };
 use anyhow::{Context, bail};
+use futures::stream;
 use std::{
     env,
     path::Path,
@@ -23,7 +24,9 @@ use tokio::sync::{Semaphore, mpsc};
 const ENGINE_FAILED: u8 = 70;
 
 pub(super) fn run(config: Config) -> anyhow::Result<ExitCode> {
-    telemetry::start(&config.log).context("`log.filter` is not a filter; write a level such as \"info\"")?;
+    if let Err(error) = telemetry::start(&config.log) {
+        bail!("`log.filter` is not a filter: {error}; write a level such as \"info\"");
+    }
     // First, so that a port in use is known before minutes of loading.
     let listener = server::bind(&config.server)?;
     let library = Some(config.runtime.library.as_path()).filter(|path| !path.as_os_str().is_empty());
@@ -42,21 +45,23 @@ pub(super) fn run(config: Config) -> anyhow::Result<ExitCode> {
     drop(alive);
     let models = Models::new(chats);
 
-    let system = actix_rt::System::new();
-    let failed = system.block_on(async {
-        tokio::select! {
-            served = server::serve(listener, config.server, models.clone()) => served.map(|()| false),
-            _ = ended.recv() => Ok(true),
-        }
+    // An engine that fails is one more reason to stop: replies get their last events before the process ends.
+    let engine_ended = stream::once(async move {
+        ended.recv().await;
+        tracing::error!("an engine has failed");
+    });
+    let served = actix_rt::System::new().block_on(async {
+        let signals = stream::select(server::signals()?, engine_ended);
+        server::serve(listener, config.server, models.clone(), signals).await
     });
     models.shut_down();
     for engine in engines {
         if engine.join().is_err() {
-            tracing::error!("the engine thread panicked");
             return Ok(ExitCode::from(ENGINE_FAILED));
         }
     }
-    Ok(if failed? { ExitCode::from(ENGINE_FAILED) } else { ExitCode::SUCCESS })
+    served.context("the server has failed")?;
+    Ok(ExitCode::SUCCESS)
 }
 
 /// Loads a model and starts its engine thread.

@@ -139,7 +139,9 @@ impl ApiError {
             Self::Invalid(error) => error.param.as_deref(),
             Self::Chat(ChatError::UnknownModel { .. }) => Some("model"),
             Self::Chat(ChatError::Template { .. } | ChatError::PromptTooLarge { .. })
-            | Self::Chat(ChatError::Engine(EngineError::PromptTooLong { .. })) => Some("input"),
+            | Self::Chat(ChatError::Tokenizer(_) | ChatError::Engine(EngineError::PromptTooLong { .. })) => {
+                Some("input")
+            }
             Self::Chat(ChatError::Engine(EngineError::UnknownToken { .. })) => Some("logit_bias"),
             Self::Chat(ChatError::Engine(EngineError::QueueFull { .. } | EngineError::Stopped))
             | Self::Failed(_)
@@ -162,7 +164,7 @@ fn describe_chat(error: &ChatError) -> Description {
     use StatusCode as S;
     match error {
         ChatError::UnknownModel { .. } => refused(S::NOT_FOUND, "model_not_found"),
-        ChatError::Template { .. } => refused(S::BAD_REQUEST, "invalid_value"),
+        ChatError::Template { .. } | ChatError::Tokenizer(_) => refused(S::BAD_REQUEST, "invalid_value"),
         ChatError::PromptTooLarge { .. } => refused(S::BAD_REQUEST, "context_length_exceeded"),
         ChatError::Engine(error) => match error {
             EngineError::PromptTooLong { .. } => refused(S::BAD_REQUEST, "context_length_exceeded"),

@@ -14,7 +14,7 @@ mod sse;
 pub use config::ServerConfig;
 pub use error::ApiError;
 pub use listener::{BindError, bind};
-pub use serve::{serve, serve_until, signals};
+pub use serve::{serve, signals};
 
 use crate::chat::Models;
 use actix_web::{

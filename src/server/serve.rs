@@ -21,19 +21,11 @@ const LAST_WORDS: Duration = Duration::from_secs(5);
 /// After it has been told to leave, a client gets this long to do so.
 const DISCONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Serves until SIGTERM or SIGINT, then drains; a second signal ends everything at once.
-///
-/// # Errors
-/// When the system refuses threads, signals or the listener.
-pub async fn serve(listener: TcpListener, config: ServerConfig, models: Models) -> io::Result<()> {
-    serve_until(listener, config, models, signals()?).await
-}
-
-/// Like [`serve`], with any reasons to stop in place of the process's own [`signals`].
+/// Serves until the first of `signals`, then drains; the second ends everything at once.
 ///
 /// # Errors
 /// When the system refuses threads or the listener.
-pub async fn serve_until(
+pub async fn serve(
     listener: TcpListener,
     config: ServerConfig,
     models: Models,

@@ -180,7 +180,7 @@ impl Running {
         let address = listener.local_addr().unwrap();
         let config = server_config(settings);
         let (signals, received) = signals::unbounded();
-        let serve = async move { server::serve_until(listener, config, models, received.fuse()).await };
+        let serve = async move { server::serve(listener, config, models, received.fuse()).await };
         let thread = thread::spawn(|| actix_rt::System::new().block_on(serve).unwrap());
         Self { address, signals, thread }
     }
