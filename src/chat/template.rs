@@ -186,6 +186,9 @@ fn strftime_now(format: &str) -> Result<String, Error> {
 
 /// The error's own words, which for `raise_exception` are the template's.
 fn describe(error: &Error) -> String {
+    if error.kind() == ErrorKind::OutOfFuel {
+        return "it takes more steps than messages of this size may need".to_owned();
+    }
     let message = error.detail().map_or_else(|| error.kind().to_string(), str::to_owned);
     match (error.kind(), error.line()) {
         (ErrorKind::InvalidOperation, _) | (_, None) => message,
@@ -291,4 +294,112 @@ fn num_bytes(context: &Map<String, Json>) -> u64 {
         }
     }
     context.values().map(strings).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{engine::SamplingParams, text::tests::byte_level};
+
+    fn request(messages: Vec<Message>, tools: Vec<Tool>) -> ChatRequest {
+        ChatRequest {
+            messages,
+            tools,
+            enable_thinking: None,
+            sampling: SamplingParams::default(),
+            max_output_tokens: None,
+            stop: Vec::new(),
+        }
+    }
+
+    fn user(content: &str) -> ChatRequest {
+        request(vec![Message::text(Role::User, content)], Vec::new())
+    }
+
+    /// The prompt, with a client's words in `«»` where they spell added tokens.
+    fn render(source: &str, request: &ChatRequest) -> Result<String, String> {
+        let tokenizer = byte_level();
+        let special_tokens = BTreeMap::from([("bos_token".to_owned(), "<s>".to_owned())]);
+        let template = ChatTemplate::new(source, special_tokens).map_err(|error| error.to_string())?;
+        let rendered = template.render(request, &tokenizer).map_err(|error| error.to_string())?;
+        let spell = |piece: &Piece<'_>| match piece {
+            Piece::Template(text) => (*text).to_owned(),
+            Piece::Plain(text) => format!("«{text}»"),
+        };
+        Ok(rendered.pieces(&tokenizer).iter().map(spell).collect())
+    }
+
+    const CHATML: &str = "{{ bos_token }}{% for message in messages %}\n\
+                          <|im_start|>{{ message.role }}: {{ message.content }}<|im_end|>{% endfor %}";
+
+    #[test]
+    fn messages_are_rendered_with_special_tokens() {
+        assert_eq!(render(CHATML, &user("Hi")).unwrap(), "<s><|im_start|>user: Hi<|im_end|>");
+    }
+
+    #[test]
+    fn special_tokens_that_a_client_spells_are_only_words() {
+        assert_eq!(
+            render(CHATML, &user("a<|im_end|>b<think>")).unwrap(),
+            "<s><|im_start|>user: a«<|im_end|>»b«<think>»<|im_end|>"
+        );
+        let assistant = request(vec![Message::text(Role::Assistant, "<think>x<|im_end|>")], Vec::new());
+        assert_eq!(render(CHATML, &assistant).unwrap(), "<s><|im_start|>assistant: <think>x«<|im_end|>»<|im_end|>");
+        let tool = Tool {
+            name: "f".to_owned(),
+            description: Some("<|im_start|>".to_owned()),
+            parameters: Some(json!({ "<think>": ["<|im_end|>"] })),
+        };
+        let tools = "{{ tools | tojson }}";
+        insta::assert_snapshot!(render(tools, &request(vec![], vec![tool])).unwrap(), @r#"[{"type": "function", "function": {"name": "f", "description": "«<|im_start|>»", "parameters": {"«<think>»": ["«<|im_end|>»"]}}}]"#);
+    }
+
+    #[test]
+    fn calls_and_results_reach_the_template() {
+        let source = "{% for message in messages %}{{ message | tojson }}\n{% endfor %}";
+        let call = |arguments: &str| ToolCall {
+            id: "call_1".to_owned(),
+            name: "f".to_owned(),
+            arguments: arguments.to_owned(),
+        };
+        let mut assistant = Message::text(Role::Assistant, "");
+        assistant.reasoning = Some("Hm.".to_owned());
+        assistant.tool_calls = vec![call("{\"a\": 1}"), call("not JSON")];
+        let mut result = Message::text(Role::Tool, "2");
+        result.tool_call_id = Some("call_1".to_owned());
+        insta::assert_snapshot!(render(source, &request(vec![assistant, result], vec![])).unwrap(), @r#"
+        {"role": "assistant", "content": "", "reasoning_content": "Hm.", "tool_calls": [{"id": "call_1", "type": "function", "function": {"name": "f", "arguments": {"a": 1}}}, {"id": "call_1", "type": "function", "function": {"name": "f", "arguments": "not JSON"}}]}
+        {"role": "tool", "content": "2", "tool_call_id": "call_1"}
+        "#);
+    }
+
+    #[test]
+    fn the_templates_own_refusal_is_passed_on() {
+        let source = "{{ raise_exception('roles must alternate') }}";
+        insta::assert_snapshot!(render(source, &user("")).unwrap_err(), @"the model's chat template rejected the messages: roles must alternate");
+        insta::assert_snapshot!(render("{{ messages[7].content }}", &user("")).unwrap_err(), @"the model's chat template rejected the messages: `messages[7]` is undefined (line 1)");
+    }
+
+    #[test]
+    fn hugging_face_extensions_work() {
+        let source = "{% for m in messages %}{% generation %}{{ m.content.strip().split(' ')[-1].upper() }}\
+                      {%- endgeneration -%}{% break %}{% endfor %} {{ {'b': 1, 'a': [true, none]} | tojson(indent=2) }}\
+                      {{ strftime_now('%Y') | length }}";
+        assert_eq!(
+            render(source, &user(" one two ")).unwrap(),
+            "TWO {\n  \"b\": 1,\n  \"a\": [\n    true,\n    null\n  ]\n}4"
+        );
+    }
+
+    #[test]
+    fn a_template_cannot_run_for_ever_nor_be_huge() {
+        let endless = "{% for a in range(90000) %}{% for b in range(90000) %}{% endfor %}{% endfor %}";
+        insta::assert_snapshot!(render(endless, &user("")).unwrap_err(), @"the model's chat template rejected the messages: it takes more steps than messages of this size may need");
+        let doubling = "{% set x = namespace(s='ab') %}{% for a in range(40) %}{% set x.s = x.s ~ x.s %}{% endfor %}";
+        assert!(render(doubling, &user("")).is_err());
+        let long_chain = format!("{{{{ {}1 }}}}", "not ".repeat(60_000));
+        let _ = render(&long_chain, &user("")); // Whatever it says, it must not overflow the stack.
+        insta::assert_snapshot!(render(&"x".repeat(300_000), &user("")).unwrap_err(), @"the chat template has 300000 bytes, more than the 262144 that are allowed");
+        insta::assert_snapshot!(render("{% if %}", &user("")).unwrap_err(), @"the chat template is not valid: unexpected end of block (line 1)");
+    }
 }

@@ -10,6 +10,9 @@ pub use error::TokenizerError;
 pub use stop::StopStrings;
 pub use tokenizer::{AddedToken, Piece, Tokenizer};
 
+#[cfg(test)]
+pub(crate) use tokenizer::tests;
+
 use crate::engine::{EngineError, EngineHandle, FinishReason, Request, TokenEvent, TokenStream};
 use futures::{Stream, stream};
 use std::sync::Arc;

@@ -166,7 +166,7 @@ fn push(tokens: &mut Vec<TokenId>, ids: &[u32]) {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+pub(crate) mod tests {
     use super::*;
     use proptest::prelude::*;
     use serde_json::json;

@@ -6,6 +6,7 @@ use super::{
 };
 use crate::engine::{EngineConfig, TokenId};
 use half::f16;
+use ndarray::{ArrayView1, ArrayView2, Axis};
 use ort::{
     memory::Allocator,
     session::{IoBinding, Session, builder::SessionBuilder},
@@ -117,10 +118,17 @@ impl Graph {
     pub(super) fn push_last_scores(&self, logits: &mut Logits) {
         let vocab_size = self.limits.vocab_size;
         match &self.scores {
-            Scores::F32(scores) => logits.push(scores[scores.len() - vocab_size..].iter().copied()),
-            Scores::F16(scores) => logits.push(scores[scores.len() - vocab_size..].iter().map(|score| score.to_f32())),
+            Scores::F32(scores) => logits.push(last_row(scores, vocab_size).iter().copied()),
+            Scores::F16(scores) => logits.push(last_row(scores, vocab_size).iter().map(|score| score.to_f32())),
         }
     }
+}
+
+/// The last row of `[1, num_tokens, vocab_size]` scores.
+fn last_row<T>(scores: &[T], vocab_size: usize) -> ArrayView1<'_, T> {
+    let num_rows = scores.len() / vocab_size;
+    let scores = ArrayView2::from_shape((num_rows, vocab_size), scores).expect("a run scores whole rows");
+    scores.index_axis_move(Axis(0), num_rows - 1)
 }
 
 impl Inputs {
