@@ -17,6 +17,7 @@ pub(crate) const CONTEXT_TOKENS: usize = 512;
 #[derive(Debug, Default)]
 pub(crate) struct FakeModel {
     first_failing_run: Option<usize>,
+    panics: bool,
     gate: Option<mpsc::Receiver<()>>,
     script: Option<Vec<u32>>,
     runs: Arc<AtomicUsize>,
@@ -26,6 +27,10 @@ pub(crate) struct FakeModel {
 impl FakeModel {
     pub(crate) fn failing_from(run: usize) -> Self {
         Self { first_failing_run: Some(run), ..Self::default() }
+    }
+
+    pub(crate) fn panicking_from(run: usize) -> Self {
+        Self { panics: true, ..Self::failing_from(run) }
     }
 
     /// Says these tokens, whatever the prompt, then the last of them for ever.
@@ -53,6 +58,7 @@ impl Model for FakeModel {
         }
         let run = self.runs.fetch_add(1, Ordering::SeqCst) + 1;
         if self.first_failing_run.is_some_and(|first| first <= run) {
+            assert!(!self.panics, "injected");
             return Err(ModelError::new("injected"));
         }
 

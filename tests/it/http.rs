@@ -302,3 +302,82 @@ fn feed(permits: &mpsc::SyncSender<()>) {
         let _ = pause.recv_timeout(Duration::from_millis(20));
     }
 }
+
+/// Status line and body of the answer to a raw request.
+fn exchange(server: &Running, request: &str) -> (String, String) {
+    let mut connection = server.send_raw(request);
+    let head = read_until(&mut connection, "\r\n\r\n");
+    let mut length = 0;
+    for line in head.lines() {
+        if let Some(value) = line.strip_prefix("content-length: ") {
+            length = value.parse().unwrap();
+        }
+    }
+    let mut body = vec![0; length];
+    connection.read_exact(&mut body).unwrap();
+    (head, String::from_utf8(body).unwrap())
+}
+
+#[test]
+fn what_is_wrong_with_a_request_is_told_in_four_keys() {
+    let settings = ["server.max_body_bytes=1000", "server.body_timeout=1"];
+    let server = Running::start(models(FakeModel::saying(script("hi")), &config(1, 64)), &settings);
+    let post = |headers: &str, body: &str| {
+        let length = body.len();
+        format!("POST /v1/responses HTTP/1.1\r\nhost: x\r\n{headers}content-length: {length}\r\n\r\n{body}")
+    };
+    let json = "content-type: application/json\r\n";
+    let deep = format!("{{\"input\": {}{}}}", "[".repeat(200), "]".repeat(200));
+    let cases = [
+        (post(json, "{\"input\": "), 400, "invalid_json"),
+        (post(json, &deep), 400, "invalid_json"),
+        (post(json, ""), 400, "invalid_json"),
+        (post(json, "[]"), 400, "invalid_type"),
+        (post(json, &" ".repeat(1001)), 413, "request_too_large"),
+        (post("content-type: text/plain\r\n", "{}"), 415, "unsupported_content_type"),
+        (post(&format!("{json}content-encoding: gzip\r\n"), "{}"), 415, "unsupported_content_encoding"),
+        ("GET /v1/responses HTTP/1.1\r\nhost: x\r\n\r\n".to_owned(), 405, "method_not_allowed"),
+        ("GET /nowhere HTTP/1.1\r\nhost: x\r\n\r\n".to_owned(), 404, "unknown_url"),
+        ("GET /v1/models/other HTTP/1.1\r\nhost: x\r\n\r\n".to_owned(), 404, "model_not_found"),
+        // The body is announced and never sent.
+        (format!("POST /v1/responses HTTP/1.1\r\nhost: x\r\n{json}content-length: 9\r\n\r\n"), 408, "request_timeout"),
+    ];
+    for (request, status, code) in cases {
+        let (head, body) = exchange(&server, &request);
+        assert!(head.starts_with(&format!("HTTP/1.1 {status} ")), "{request}: {head}");
+        assert!(head.contains("x-request-id: req_"), "{head}");
+        let error: Value = serde_json::from_str(&body).unwrap();
+        let error = error["error"].as_object().unwrap();
+        assert_eq!(error.keys().collect::<Vec<_>>(), ["message", "type", "param", "code"]);
+        assert_eq!(error["code"], code, "{body}");
+    }
+    server.signal();
+    server.thread.join().unwrap();
+}
+
+#[test]
+fn models_and_health_are_told() {
+    let server = Running::start(models(FakeModel::default(), &config(1, 64)), &[]);
+    let get = |path: &str| exchange(&server, &format!("GET {path} HTTP/1.1\r\nhost: x\r\n\r\n")).1;
+    let model = r#"{"id":"fake","object":"model","created":1,"owned_by":"ortolan","context_length":512}"#;
+    assert_eq!(get("/v1/models"), format!(r#"{{"object":"list","data":[{model}]}}"#));
+    assert_eq!(get("/v1/models/fake"), model);
+    assert_eq!(get("/health"), r#"{"status":"ok"}"#);
+    assert_eq!(get("/ready"), r#"{"status":"ready"}"#);
+    server.signal();
+    server.thread.join().unwrap();
+}
+
+#[test]
+fn an_engine_that_dies_ends_its_stream_and_turns_ready_off() {
+    let (model, permits, _) = FakeModel::panicking_from(3).gated();
+    let server = Running::start(models(model, &config(1, 64)), &[]);
+    let mut reply = server.send(&json!({ "input": "hi", "stream": true }));
+    drop(permits);
+    let body = read_until(&mut reply, "[DONE]");
+    assert!(body.contains("event: response.failed"), "{body}");
+    let (head, _) = exchange(&server, "GET /ready HTTP/1.1\r\nhost: x\r\n\r\n");
+    assert!(head.starts_with("HTTP/1.1 503 "), "{head}");
+    server.signal();
+    server.thread.join().unwrap();
+}
