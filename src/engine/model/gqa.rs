@@ -2,6 +2,7 @@
 
 use super::{
     LoadError, Logits, Model, ModelError, ModelLimits,
+    error::words,
     ffi::{Buffer, Tensor},
     graph::{Graph, c_name, signed},
 };
@@ -28,7 +29,7 @@ impl GqaModel {
     pub(super) fn new(graph: Graph, num_slots: usize) -> Result<Self, LoadError> {
         let context_tokens = graph.limits().context_tokens;
         let num_bytes = graph.spec().kv_bytes_per_token() * context_tokens * num_slots;
-        let failed = |error: ort::Error| LoadError::KvCache { num_bytes, message: error.to_string() };
+        let failed = |error: ort::Error| LoadError::KvCache { num_bytes, message: words(&error) };
         let mut kv = Vec::new();
         for tensor in &graph.spec().kv {
             let slot_bytes = tensor.bytes_per_token() * context_tokens;

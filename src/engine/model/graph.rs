@@ -2,6 +2,7 @@
 
 use super::{
     ElementType, LoadError, Logits, ModelError, ModelLimits, ModelSpec, ProviderConfig, ProviderName, Runtime,
+    error::words,
     ffi::{Run, Tensor},
 };
 use crate::engine::{EngineConfig, TokenId};
@@ -42,7 +43,7 @@ enum Scores {
 impl Graph {
     /// Opens the graph on the first providers that can be had.
     pub(super) fn open(runtime: &Runtime, spec: ModelSpec, config: &EngineConfig) -> Result<Self, LoadError> {
-        let failed = |error: ort::Error| LoadError::Session { path: spec.path.clone(), message: error.to_string() };
+        let failed = |error: ort::Error| LoadError::Session { path: spec.path.clone(), message: words(&error) };
         let mut builder = session_builder(runtime, config).map_err(failed)?;
         let device = register_providers(&mut builder, config)?;
         let session = builder.commit_from_file(&spec.path).map_err(failed)?;

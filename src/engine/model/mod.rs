@@ -1,6 +1,7 @@
 //! The seam between deciding what to compute and computing it.
 
 mod concat;
+mod error;
 mod ffi;
 mod gqa;
 mod graph;
@@ -8,6 +9,7 @@ mod provider;
 mod runtime;
 mod spec;
 
+pub use error::{LoadError, ModelError};
 pub use provider::{ProviderConfig, ProviderName};
 pub use runtime::Runtime;
 pub use spec::{ElementType, GraphFamily, KvTensor, ModelSpec};
@@ -16,7 +18,6 @@ use super::{Batch, EngineConfig};
 use concat::ConcatModel;
 use gqa::GqaModel;
 use graph::Graph;
-use std::path::PathBuf;
 
 /// Implemented by one type per graph family and, in tests, by a fake.
 pub trait Model: Send {
@@ -79,82 +80,6 @@ impl Logits {
     pub fn rows_mut(&mut self) -> impl Iterator<Item = &mut [f32]> {
         self.scores.chunks_exact_mut(self.vocab_size)
     }
-}
-
-/// Why a run failed.
-#[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-pub struct ModelError(String);
-
-impl ModelError {
-    /// In the backend's words.
-    pub fn new(message: impl Into<String>) -> Self {
-        Self(message.into())
-    }
-}
-
-impl From<ort::Error> for ModelError {
-    fn from(error: ort::Error) -> Self {
-        Self(error.to_string())
-    }
-}
-
-/// Why a model could not be loaded.
-#[derive(Debug, thiserror::Error)]
-pub enum LoadError {
-    /// The operator should fetch the library.
-    #[error(
-        "the ONNX Runtime library was not found (looked for {}); run scripts/fetch-runtime, or set `runtime.library` to \
-         the path of libonnxruntime.so", list(.searched)
-    )]
-    LibraryMissing {
-        /// In the order of the search.
-        searched: Vec<PathBuf>,
-    },
-    /// The operator should replace the library.
-    #[error(
-        "the ONNX Runtime library cannot be used: {message}; run scripts/fetch-runtime, or set `runtime.library` to \
-         another one"
-    )]
-    LibraryUnusable {
-        /// In the loader's words.
-        message: String,
-    },
-    /// The operator should install what the provider needs, or ask for another one.
-    #[error(
-        "the execution provider `{name}` cannot be loaded: {message}; {advice}, or set `engine.fallback = true` to run on the CPU"
-    )]
-    Provider {
-        /// As in the config.
-        name: ProviderName,
-        /// In the runtime's words.
-        message: String,
-        /// What usually mends it.
-        advice: &'static str,
-    },
-    /// The operator should look at the model file.
-    #[error("the model {} cannot be loaded: {message}", path.display())]
-    Session {
-        /// The ONNX file.
-        path: PathBuf,
-        /// In the runtime's words.
-        message: String,
-    },
-    /// The operator should ask for fewer slots or a shorter context.
-    #[error(
-        "the KV cache of {num_bytes} bytes cannot be allocated: {message}; lower `engine.max_batch_size` or \
-         `engine.max_context_tokens`"
-    )]
-    KvCache {
-        /// Of all slots together.
-        num_bytes: usize,
-        /// In the runtime's words.
-        message: String,
-    },
-}
-
-fn list(paths: &[PathBuf]) -> String {
-    paths.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ")
 }
 
 /// Opens the graph on the providers that the config names and allocates its KV cache.

@@ -1,6 +1,6 @@
 //! Execution providers: which device runs the graph.
 
-use super::LoadError;
+use super::{LoadError, error::words};
 use ort::{
     ep::{self, ArbitrarilyConfigurableExecutionProvider, ExecutionProvider, ExecutionProviderDispatch},
     memory::{AllocationDevice, Allocator, AllocatorType, MemoryInfo, MemoryType},
@@ -123,9 +123,9 @@ impl ProviderConfig {
         };
         let error = |message: String| LoadError::Provider { name: self.name, message, advice: self.name.advice() };
         match available {
-            Ok(true) => dispatch.register(builder).map_err(|cause| error(cause.to_string())),
+            Ok(true) => dispatch.register(builder).map_err(|cause| error(words(&cause))),
             Ok(false) => Err(error("this build of ONNX Runtime does not have it".to_owned())),
-            Err(cause) => Err(error(cause.to_string())),
+            Err(cause) => Err(error(words(&cause))),
         }
     }
 

@@ -1,0 +1,100 @@
+//! Why a model cannot be loaded or run.
+
+use super::ProviderName;
+use std::path::PathBuf;
+
+/// Why a run failed.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct ModelError(String);
+
+impl ModelError {
+    /// In the backend's words.
+    pub fn new(message: impl Into<String>) -> Self {
+        Self(message.into())
+    }
+}
+
+impl From<ort::Error> for ModelError {
+    fn from(error: ort::Error) -> Self {
+        Self(words(&error))
+    }
+}
+
+/// Why a model could not be loaded.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// The operator should fetch the library.
+    #[error(
+        "the ONNX Runtime library was not found (looked for {}); run scripts/fetch-runtime, or set `runtime.library` to \
+         the path of libonnxruntime.so", list(.searched)
+    )]
+    LibraryMissing {
+        /// In the order of the search.
+        searched: Vec<PathBuf>,
+    },
+    /// The operator should replace the library.
+    #[error(
+        "the ONNX Runtime library cannot be used: {message}; run scripts/fetch-runtime, or set `runtime.library` to \
+         another one"
+    )]
+    LibraryUnusable {
+        /// In the loader's words.
+        message: String,
+    },
+    /// The operator should install what the provider needs, or ask for another one.
+    #[error(
+        "the execution provider `{name}` cannot be loaded: {message}; {advice}, or set `engine.fallback = true` to run on the CPU"
+    )]
+    Provider {
+        /// As in the config.
+        name: ProviderName,
+        /// In the runtime's words.
+        message: String,
+        /// What usually mends it.
+        advice: &'static str,
+    },
+    /// The operator should look at the model file.
+    #[error("the model {} cannot be loaded: {message}", path.display())]
+    Session {
+        /// The ONNX file.
+        path: PathBuf,
+        /// In the runtime's words.
+        message: String,
+    },
+    /// The operator should ask for fewer slots or a shorter context.
+    #[error(
+        "the KV cache of {num_bytes} bytes cannot be allocated: {message}; lower `engine.max_batch_size` or \
+         `engine.max_context_tokens`"
+    )]
+    KvCache {
+        /// Of all slots together.
+        num_bytes: usize,
+        /// In the runtime's words.
+        message: String,
+    },
+}
+
+fn list(paths: &[PathBuf]) -> String {
+    paths.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ")
+}
+
+/// What ONNX Runtime says, without where in its own source it says so.
+pub(super) fn words(error: &ort::Error) -> String {
+    let message = error.to_string();
+    // `file:line function [ONNXRuntimeError] : code : NAME : words`
+    let after_name = message.split_once("[ONNXRuntimeError]").and_then(|(_, rest)| rest.splitn(4, " : ").nth(3));
+    after_name.unwrap_or(&message).trim().replace('\n', " ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_words_are_left() {
+        let long = "/src/bridge.cc:2043 Provider& Get() [ONNXRuntimeError] : 1 : FAIL : Failed to load a.so: b : c\n";
+        assert_eq!(words(&ort::Error::new(long)), "Failed to load a.so: b : c");
+        assert_eq!(words(&ort::Error::new("plain")), "plain");
+    }
+}
