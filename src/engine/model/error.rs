@@ -81,10 +81,13 @@ fn list(paths: &[PathBuf]) -> String {
 
 /// What ONNX Runtime says, without where in its own source it says so.
 pub(super) fn words(error: &ort::Error) -> String {
-    let message = error.to_string();
-    // `file:line function [ONNXRuntimeError] : code : NAME : words`
+    without_place(&error.to_string())
+}
+
+/// Keeps the end of `file:line function [ONNXRuntimeError] : code : NAME : words`.
+fn without_place(message: &str) -> String {
     let after_name = message.split_once("[ONNXRuntimeError]").and_then(|(_, rest)| rest.splitn(4, " : ").nth(3));
-    after_name.unwrap_or(&message).trim().replace('\n', " ")
+    after_name.unwrap_or(message).trim().replace('\n', " ")
 }
 
 #[cfg(test)]
@@ -94,7 +97,7 @@ mod tests {
     #[test]
     fn only_the_words_are_left() {
         let long = "/src/bridge.cc:2043 Provider& Get() [ONNXRuntimeError] : 1 : FAIL : Failed to load a.so: b : c\n";
-        assert_eq!(words(&ort::Error::new(long)), "Failed to load a.so: b : c");
-        assert_eq!(words(&ort::Error::new("plain")), "plain");
+        assert_eq!(without_place(long), "Failed to load a.so: b : c");
+        assert_eq!(without_place("plain"), "plain");
     }
 }
