@@ -1,40 +1,155 @@
-//! Greedy tokens equal those that other implementations recorded (`scripts/record-golden`).
+//! What other implementations recorded (`scripts/record-golden`) is what ortolan does: greedy tokens and prompts.
 
 use crate::{
     engine::{config, drain},
     tiny_model::{TINY_MODELS, endless, fixture, start, token_ids},
 };
+use ortolan::{
+    chat::{ChatRequest, ChatTemplate, Message, Role, Tool, ToolCall},
+    engine::{SamplingParams, TokenId},
+    model_dir::ModelDir,
+    text::{Piece, Tokenizer},
+};
 use serde::Deserialize;
-use std::{fs, path::Path};
+use serde_json::Value;
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
 #[derive(Deserialize)]
-struct Golden {
-    cases: Vec<Case>,
+struct Golden<C> {
+    cases: Vec<C>,
 }
 
 #[derive(Deserialize)]
-struct Case {
+struct Completion {
     input_ids: Vec<u32>,
     output_ids: Vec<u32>,
 }
 
-fn golden(name: &str) -> Golden {
+/// A conversation as `transformers` takes it.
+#[derive(Deserialize)]
+struct Rendering {
+    name: String,
+    messages: Vec<Value>,
+    #[serde(default)]
+    tools: Vec<Value>,
+    #[serde(default)]
+    options: Options,
+    add_generation_prompt: Option<bool>,
+    rendered: String,
+    input_ids: Vec<u32>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Options {
+    enable_thinking: Option<bool>,
+}
+
+fn golden<C: for<'de> Deserialize<'de>>(name: &str) -> Vec<C> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name).with_extension("json");
-    serde_json::from_slice(&fs::read(&path).unwrap()).unwrap()
+    let golden: Golden<C> = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    golden.cases
+}
+
+fn starter() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("models/starter")
+}
+
+fn assert_says(dir: &Path, cases: &[Completion]) {
+    assert!(3 <= cases.len());
+    // Chunks, and slots that are used again.
+    let (handle, engine) = start(dir, &config(3, 16));
+    for case in cases {
+        let limit = u32::try_from(case.output_ids.len()).unwrap();
+        let output = token_ids(&drain(handle.submit(endless(&case.input_ids, limit)).unwrap()));
+        assert_eq!(output, case.output_ids, "{}", dir.display());
+    }
+    drop(handle);
+    engine.join().unwrap();
 }
 
 #[test]
 fn tiny_models_say_what_other_implementations_say() {
     for name in TINY_MODELS {
-        let golden = golden(name);
-        assert!(3 <= golden.cases.len());
-        let (handle, engine) = start(&fixture(name), &config(3, 16));
-        for case in golden.cases {
-            let limit = u32::try_from(case.output_ids.len()).unwrap();
-            let output = token_ids(&drain(handle.submit(endless(&case.input_ids, limit)).unwrap()));
-            assert_eq!(output, case.output_ids, "{name}");
-        }
-        drop(handle);
-        engine.join().unwrap();
+        assert_says(&fixture(name), &golden(name));
     }
+}
+
+#[test]
+fn the_starter_says_what_other_implementations_say() {
+    assert_says(&starter(), &golden("starter"));
+}
+
+fn text(value: &Value) -> String {
+    value.as_str().unwrap_or_default().to_owned()
+}
+
+fn message(value: &Value) -> Message {
+    let role = match value["role"].as_str().unwrap() {
+        "system" => Role::System,
+        "user" => Role::User,
+        "assistant" => Role::Assistant,
+        "tool" => Role::Tool,
+        other => panic!("role {other}"),
+    };
+    let mut message = Message::text(role, text(&value["content"]));
+    for call in value["tool_calls"].as_array().into_iter().flatten() {
+        let (id, name) = (text(&call["id"]), text(&call["function"]["name"]));
+        message.tool_calls.push(ToolCall { id, name, arguments: call["function"]["arguments"].to_string() });
+    }
+    message.tool_call_id = value["tool_call_id"].as_str().map(str::to_owned);
+    message
+}
+
+fn tool(value: &Value) -> Tool {
+    let function = &value["function"];
+    Tool {
+        name: text(&function["name"]),
+        description: function["description"].as_str().map(str::to_owned),
+        parameters: function.get("parameters").cloned(),
+    }
+}
+
+fn request(case: &Rendering) -> ChatRequest {
+    ChatRequest {
+        messages: case.messages.iter().map(message).collect(),
+        tools: case.tools.iter().map(tool).collect(),
+        enable_thinking: case.options.enable_thinking,
+        sampling: SamplingParams::default(),
+        max_output_tokens: None,
+        stop: Vec::new(),
+    }
+}
+
+/// Tokens are the same too, but where a client's words spell a special token.
+#[test]
+fn the_starters_prompts_are_those_of_transformers() {
+    let dir = ModelDir::open(&starter()).unwrap();
+    let tokenizer = Tokenizer::load(&dir.tokenizer).unwrap();
+    let template = ChatTemplate::new(&dir.chat_template.unwrap(), dir.special_tokens).unwrap();
+    let mut num_plain = 0;
+    for case in golden::<Rendering>("chat_template_starter") {
+        if case.add_generation_prompt == Some(false) {
+            continue; // ortolan always asks for a reply.
+        }
+        let rendered = template.render(&request(&case), &tokenizer).unwrap();
+        let pieces = rendered.pieces(&tokenizer);
+        let spell = |piece: &Piece<'_>| match piece {
+            Piece::Template(text) | Piece::Plain(text) => (*text).to_owned(),
+        };
+        assert_eq!(pieces.iter().map(spell).collect::<String>(), case.rendered, "{}", case.name);
+        let tokens: Vec<u32> = tokenizer.encode(&pieces).unwrap().into_iter().map(|TokenId(id)| id).collect();
+        if pieces.iter().any(|piece| matches!(piece, Piece::Plain(_))) {
+            num_plain += 1;
+            let end = tokenizer.token("<|im_end|>").unwrap().0;
+            let count = |ids: &[u32]| ids.iter().filter(|id| **id == end).count();
+            assert_eq!((count(&tokens), count(&case.input_ids)), (1, 2), "{}", case.name);
+        } else {
+            assert_eq!(tokens, case.input_ids, "{}", case.name);
+        }
+    }
+    assert_eq!(num_plain, 1);
 }
