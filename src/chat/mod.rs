@@ -16,7 +16,7 @@ pub use request::{ChatRequest, Message, Role, Tool, ToolCall};
 pub use template::{ChatTemplate, TemplateError};
 
 use crate::{
-    engine::{EngineError, EngineHandle, Request, SamplingParams, TokenId},
+    engine::{EngineHandle, Request, SamplingParams, TokenId},
     text::{self, Piece, TextEvent, Tokenizer},
 };
 use futures::{Stream, StreamExt, stream};
@@ -104,7 +104,8 @@ impl Chat {
             let prompt = model.prompt(&request, max_bytes);
             (request, prompt)
         });
-        let (request, prompt) = rendered.await.map_err(|_| EngineError::Stopped)?;
+        let panicked = |_| ChatError::Tokenizer("the tokenizer failed on it".to_owned());
+        let (request, prompt) = rendered.await.map_err(panicked)?;
         drop(permit);
         let Prompt { tokens, parser } = prompt?;
         let usage = Usage { input_tokens: tokens.len(), ..Usage::default() };

@@ -35,6 +35,8 @@ pub struct ReplyParser {
     part: Part,
     /// Text that cannot be told apart yet.
     held: String,
+    /// How much of it holds no whole mark, so that a long call is not searched again for each token.
+    num_searched: usize,
     /// Whether the open part has said anything.
     has_begun: bool,
 }
@@ -69,7 +71,7 @@ impl ReplyParser {
         let format = ReplyFormat { tool_call: format.tool_call && has_tools, ..format };
         let is_reasoning = format.think && last_words.trim_end().ends_with(THINK_BEGIN);
         let part = if is_reasoning { Part::Reasoning } else { Part::Text };
-        Self { format, part, held: String::new(), has_begun: false }
+        Self { format, part, held: String::new(), num_searched: 0, has_begun: false }
     }
 
     /// Whether the reply is inside its reasoning.
@@ -86,10 +88,13 @@ impl ReplyParser {
             self.held.truncate(start);
             self.close_part(&mut deltas);
             self.held = rest;
+            self.num_searched = 0;
             self.part = next;
             self.has_begun = false;
         }
+        self.num_searched = self.held.len();
         if self.part != Part::Call {
+            self.num_searched = 0;
             let keep_from = self.first_undecided();
             let rest = self.held.split_off(keep_from);
             let decided = std::mem::replace(&mut self.held, rest);
@@ -113,10 +118,13 @@ impl ReplyParser {
     }
 
     fn first_mark(&self) -> Option<(usize, &'static str, Part)> {
-        let marks = self.part.marks(self.format).iter();
-        marks
-            .filter_map(|(mark, next)| self.held.find(mark).map(|start| (start, *mark, *next)))
-            .min_by_key(|mark| mark.0)
+        let marks = self.part.marks(self.format);
+        let longest = marks.iter().map(|(mark, _)| mark.len()).max()?;
+        let begin = self.held.floor_char_boundary(self.num_searched.saturating_sub(longest));
+        let find = |(mark, next): &(&'static str, Part)| {
+            self.held[begin..].find(mark).map(|start| (begin + start, *mark, *next))
+        };
+        marks.iter().filter_map(find).min_by_key(|(start, ..)| *start)
     }
 
     /// Ends the open part, whose last text is held.
