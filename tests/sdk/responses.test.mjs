@@ -1,0 +1,100 @@
+// The same server through the Node SDK.
+
+import assert from "node:assert/strict";
+import { spawn } from "node:child_process";
+import { once } from "node:events";
+import path from "node:path";
+import readline from "node:readline";
+import { after, before, test } from "node:test";
+import { fileURLToPath } from "node:url";
+import OpenAI from "openai";
+
+const repository = fileURLToPath(new URL("../..", import.meta.url));
+const binary = path.resolve(repository, process.env.CARGO_TARGET_DIR ?? "target", "release", "ortolan");
+const startMilliseconds = 60_000;
+const question = { model: "starter", input: "Count from 1 to 10.", temperature: 0 };
+const weather = {
+  type: "function",
+  name: "get_weather",
+  description: "Get the weather of a city.",
+  parameters: { type: "object", properties: { city: { type: "string" } }, required: ["city"] },
+  strict: false,
+};
+
+let server;
+let client;
+
+before(
+  async () => {
+    server = spawn(binary, ["serve", "--set", "server.port=0"], { cwd: repository, stdio: ["ignore", "pipe", "pipe"] });
+    const address = Promise.any([server.stdout, server.stderr].map(findAddress));
+    client = new OpenAI({ baseURL: `${await address}/v1`, apiKey: "none", maxRetries: 0 });
+  },
+  { timeout: startMilliseconds },
+);
+
+after(async () => {
+  const ended = once(server, "exit");
+  server.kill("SIGTERM");
+  assert.deepEqual(await ended, [0, null]);
+});
+
+// Goes on reading after it has answered: a full pipe would stop the server.
+function findAddress(stream) {
+  return new Promise((resolve, reject) => {
+    const log = [];
+    const lines = readline.createInterface({ input: stream });
+    lines.on("line", (line) => {
+      log.push(line);
+      const found = line.match(/listening on (http:\/\/127\.0\.0\.1:\d+)/);
+      if (found) resolve(found[1]);
+    });
+    lines.on("close", () => reject(new Error(`the server did not listen:\n${log.join("\n")}`)));
+  });
+}
+
+test("a reply", async () => {
+  const response = await client.responses.create(question);
+  assert.equal(response.status, "completed");
+  assert.ok(response.output_text.length > 0);
+  assert.equal(response.usage.total_tokens, response.usage.input_tokens + response.usage.output_tokens);
+});
+
+test("a streamed reply says the same", async () => {
+  let text = "";
+  const numbers = [];
+  for await (const event of await client.responses.create({ ...question, stream: true })) {
+    numbers.push(event.sequence_number);
+    if (event.type === "response.output_text.delta") text += event.delta;
+  }
+  assert.deepEqual(numbers, [...numbers.keys()]);
+  assert.equal(text, (await client.responses.create(question)).output_text);
+});
+
+test("the stream helper follows the reply", async () => {
+  const response = await client.responses.stream(question).finalResponse();
+  assert.equal(response.status, "completed");
+  assert.deepEqual(response.output.at(-1).content.map((part) => part.type), ["output_text"]);
+});
+
+test("an unknown model is not found", async () => {
+  await assert.rejects(client.responses.create({ ...question, model: "missing" }), (error) => {
+    assert.ok(error instanceof OpenAI.NotFoundError);
+    assert.equal(error.code, "model_not_found");
+    assert.equal(error.param, "model");
+    return true;
+  });
+});
+
+test("a tool is called and its result answered", async () => {
+  const ask = { model: "starter", temperature: 0, reasoning: { effort: "none" }, tools: [weather] };
+  const input = [{ role: "user", content: "What is the weather in Paris?" }];
+  const asked = await client.responses.create({ ...ask, input });
+  const call = asked.output.at(-1);
+  assert.equal(call.type, "function_call");
+  assert.deepEqual(JSON.parse(call.arguments), { city: "Paris" });
+
+  input.push(...asked.output, { type: "function_call_output", call_id: call.call_id, output: '{"temperature": 21}' });
+  const answered = await client.responses.create({ ...ask, input });
+  assert.match(answered.output_text, /21/);
+});
