@@ -3,6 +3,7 @@
 use crate::{engine::EngineConfig, model_dir::ModelConfig, server::ServerConfig, telemetry::LogConfig};
 use ::config::{ConfigError as Cause, File, FileFormat, FileSourceString, Map, Source, Value, ValueKind};
 use serde::Deserialize;
+use serde_json::Value as Json;
 use std::{
     collections::BTreeMap,
     ffi::OsString,
@@ -170,7 +171,8 @@ impl Layer {
     fn setting(origin: Origin, key: &str, value: &str) -> Self {
         let as_toml = Self::new(origin.clone(), &format!("{key} = {value}"));
         let is_toml = !value.contains('\n') && as_toml.file.collect().is_ok();
-        if is_toml { as_toml } else { Self::new(origin, &format!("{key} = {value:?}")) }
+        // TOML knows all of JSON's escapes.
+        if is_toml { as_toml } else { Self::new(origin, &format!("{key} = {}", Json::from(value))) }
     }
 
     /// Dotted keys and values as TOML spells them; a list is one value.
@@ -226,7 +228,7 @@ fn flatten(prefix: &str, table: &Map<String, Value>, leaves: &mut Vec<(String, S
 /// As TOML spells it.
 fn print(value: &Value) -> String {
     match &value.kind {
-        ValueKind::String(text) => format!("{text:?}"),
+        ValueKind::String(text) => Json::from(text.as_str()).to_string(),
         ValueKind::Array(values) => format!("[{}]", values.iter().map(print).collect::<Vec<_>>().join(", ")),
         ValueKind::Table(table) => {
             let mut fields: Vec<String> =

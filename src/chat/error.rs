@@ -32,6 +32,9 @@ pub enum ChatError {
     /// The tokenizer failed on the prompt, which no valid UTF-8 should make it do.
     #[error("the prompt cannot be tokenized: {0}")]
     Tokenizer(String),
+    /// A bug of ours or of a library.
+    #[error("the prompt could not be made; the log says why")]
+    Panicked,
     /// See [`EngineError`].
     #[error(transparent)]
     Engine(#[from] EngineError),

@@ -2,6 +2,7 @@
 
 mod error;
 mod event;
+mod markup;
 mod models;
 mod parser;
 mod python_json;
@@ -10,14 +11,15 @@ mod template;
 
 pub use error::ChatError;
 pub use event::{ChatEvent, Delta, Finished, Usage};
+pub use markup::Prompt;
 pub use models::Models;
 pub use parser::{ReplyFormat, ReplyParser};
 pub use request::{ChatRequest, Message, Role, Tool, ToolCall};
 pub use template::{ChatTemplate, TemplateError};
 
 use crate::{
-    engine::{EngineHandle, Request, SamplingParams, TokenId},
-    text::{self, Piece, TextEvent, Tokenizer},
+    engine::{EngineHandle, FinishReason, Request, SamplingParams, TokenId},
+    text::{self, Piece, StopStrings, TextEvent, Tokenizer},
 };
 use futures::{Stream, StreamExt, stream};
 use std::sync::Arc;
@@ -46,7 +48,7 @@ pub struct ChatModel {
     /// What applies where a request says nothing.
     pub default_sampling: SamplingParams,
     /// Prompts that are rendered and tokenized at once: it is work for a core each.
-    pub prompt_permits: Semaphore,
+    pub prompt_permits: Arc<Semaphore>,
 }
 
 /// Bytes of prompt that a token of context can stand for; a longer prompt is refused before it is tokenized. Real text
@@ -89,7 +91,8 @@ impl Chat {
         self.engine.shut_down();
     }
 
-    /// Renders, tokenizes, submits. Dropping the stream cancels the request.
+    /// Renders, tokenizes, submits. Dropping the stream cancels the request. A stream that ends without `Finished` has
+    /// lost its engine.
     ///
     /// # Errors
     /// Before the first byte of the reply is sent.
@@ -99,69 +102,106 @@ impl Chat {
     ) -> Result<impl Stream<Item = ChatEvent> + Unpin + use<>, ChatError> {
         let max_bytes = self.context_tokens() * MAX_BYTES_PER_TOKEN;
         let model = Arc::clone(&self.model);
-        let permit = self.model.prompt_permits.acquire().await.expect("the semaphore is never closed");
+        let permits = Arc::clone(&self.model.prompt_permits);
+        let permit = permits.acquire_owned().await.expect("the semaphore is never closed");
         let rendered = tokio::task::spawn_blocking(move || {
+            let _permit = permit; // Held by the work itself, which goes on when the client has left.
             let prompt = model.prompt(&request, max_bytes);
             (request, prompt)
         });
-        let panicked = |_| ChatError::Tokenizer("the tokenizer failed on it".to_owned());
-        let (request, prompt) = rendered.await.map_err(panicked)?;
-        drop(permit);
-        let Prompt { tokens, parser } = prompt?;
+        let (request, prompt) = rendered.await.map_err(|_| ChatError::Panicked)?;
+        let Start { tokens, parser } = prompt?;
         let usage = Usage { input_tokens: tokens.len(), ..Usage::default() };
         let ChatRequest { sampling, max_output_tokens, stop, .. } = request;
         let stop_tokens = Arc::clone(&self.model.stop_tokens);
         let request = Request { prompt: tokens, sampling, stop_tokens, max_output_tokens };
-        let text = text::generate(&self.engine, Arc::clone(&self.model.tokenizer), request, stop)?;
-        Ok(read(text, parser, usage))
+        let text = text::generate(&self.engine, Arc::clone(&self.model.tokenizer), request)?;
+        Ok(Reply { text, parser, stops: StopStrings::new(stop), usage }.into_events())
     }
 }
 
-struct Prompt {
+/// What a reply begins with.
+struct Start {
     tokens: Vec<TokenId>,
     parser: ReplyParser,
 }
 
 impl ChatModel {
-    fn prompt(&self, request: &ChatRequest, max_bytes: usize) -> Result<Prompt, ChatError> {
-        let rendered = self.template.render(request, &self.tokenizer)?;
+    fn prompt(&self, request: &ChatRequest, max_bytes: usize) -> Result<Start, ChatError> {
+        let rendered = self.template.render(request)?;
         let bytes = rendered.num_bytes();
         if max_bytes < bytes {
             return Err(ChatError::PromptTooLarge { bytes, max_bytes });
         }
-        let pieces: Vec<Piece<'_>> = rendered.pieces(&self.tokenizer);
+        let pieces: Vec<Piece<'_>> = rendered.pieces();
         let tokens = self.tokenizer.encode(&pieces).map_err(|cause| ChatError::Tokenizer(cause.to_string()))?;
         if tokens.is_empty() {
             return Err(ChatError::Template { message: "it rendered an empty prompt".to_owned() });
         }
         let format = self.template.reply_format();
-        let parser = ReplyParser::new(format, &rendered.last_words(), !request.tools.is_empty());
-        Ok(Prompt { tokens, parser })
+        let names = request.tools.iter().map(|tool| tool.name.clone()).collect();
+        let parser = ReplyParser::new(format, rendered.last_words(), names);
+        Ok(Start { tokens, parser })
     }
 }
 
-/// Tells the text of a reply apart as it comes.
-fn read(
-    text: impl Stream<Item = TextEvent> + Unpin,
+/// A reply under way: its text is told apart as it comes, and ends at the first stop string in the visible part.
+struct Reply<T> {
+    text: T,
     parser: ReplyParser,
+    stops: StopStrings,
     usage: Usage,
-) -> impl Stream<Item = ChatEvent> + Unpin {
-    let events = text.scan((parser, usage), |(parser, usage), event| {
-        let mut events = Vec::new();
-        match event {
+}
+
+impl<T: Stream<Item = TextEvent> + Unpin> Reply<T> {
+    fn into_events(self) -> impl Stream<Item = ChatEvent> + Unpin {
+        let steps = stream::unfold(Some(self), |reply| async { reply?.next().await });
+        Box::pin(steps.map(stream::iter).flatten())
+    }
+
+    /// What one text event says and, unless it is the last, what follows. Dropping the rest cancels the request.
+    async fn next(mut self) -> Option<(Vec<ChatEvent>, Option<Self>)> {
+        let (deltas, end) = match self.text.next().await? {
             TextEvent::Text { text, num_tokens } => {
-                usage.count(num_tokens, parser.is_reasoning());
-                events.extend(parser.push(&text).into_iter().map(ChatEvent::Delta));
+                self.usage.count(num_tokens, self.parser.is_reasoning());
+                (self.parser.push(&text), None)
             }
             TextEvent::Finished { reason, num_tokens } => {
-                usage.count(num_tokens, parser.is_reasoning());
-                events.extend(parser.finish().into_iter().map(ChatEvent::Delta));
-                events.push(ChatEvent::Finished(Finished { reason, usage: *usage }));
+                self.usage.count(num_tokens, self.parser.is_reasoning());
+                (self.parser.finish(), Some(reason))
             }
+        };
+        let mut events = Vec::new();
+        for delta in deltas {
+            self.say(delta, &mut events);
         }
-        std::future::ready(Some(stream::iter(events)))
-    });
-    events.flatten()
+        let end = if self.stops.is_met() { Some(FinishReason::Stop) } else { end };
+        let Some(reason) = end else {
+            return Some((events, Some(self)));
+        };
+        push_text(self.stops.finish(), &mut events);
+        events.push(ChatEvent::Finished(Finished { reason, usage: self.usage }));
+        Some((events, None))
+    }
+
+    /// Nothing is said after a stop string; what may become one is held back until something else follows.
+    fn say(&mut self, delta: Delta, events: &mut Vec<ChatEvent>) {
+        if self.stops.is_met() {
+            return;
+        }
+        if let Delta::Text(text) = &delta {
+            push_text(self.stops.push(text), events);
+        } else {
+            push_text(self.stops.finish(), events);
+            events.push(ChatEvent::Delta(delta));
+        }
+    }
+}
+
+fn push_text(text: String, events: &mut Vec<ChatEvent>) {
+    if !text.is_empty() {
+        events.push(ChatEvent::Delta(Delta::Text(text)));
+    }
 }
 
 impl Usage {

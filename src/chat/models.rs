@@ -3,6 +3,9 @@
 use super::{Chat, ChatError};
 use std::sync::Arc;
 
+/// A name is the client's, so no more of it than this is repeated.
+const MAX_ECHOED_CHARS: usize = 128;
+
 /// All loaded models, in the order of the config. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Models(Arc<[Chat]>);
@@ -23,7 +26,7 @@ impl Models {
             return Ok(self.iter().next().expect("there is at least one"));
         };
         self.iter().find(|chat| chat.name() == name).ok_or_else(|| ChatError::UnknownModel {
-            requested: name.to_owned(),
+            requested: name.chars().take(MAX_ECHOED_CHARS).collect(),
             served: self.iter().map(Chat::name).collect::<Vec<_>>().join(", "),
         })
     }

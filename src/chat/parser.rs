@@ -28,10 +28,12 @@ const CALL_END: &str = "</tool_call>";
 /// Reads one reply as it comes.
 ///
 /// White space around the marks is the format's, not the reply's: it is dropped at the beginning of a part and before
-/// a mark. What looks like a call but is not valid JSON with a name is text.
+/// a mark. Reasoning comes before everything else, so a later `<think>` is text. What looks like a call but is not a JSON
+/// object that names one of the tools is text.
 #[derive(Debug)]
 pub struct ReplyParser {
     format: ReplyFormat,
+    tools: Vec<String>,
     part: Part,
     /// Text that cannot be told apart yet.
     held: String,
@@ -39,6 +41,10 @@ pub struct ReplyParser {
     num_searched: usize,
     /// Whether the open part has said anything.
     has_begun: bool,
+    /// Whether the reply has said anything that is not reasoning.
+    has_spoken: bool,
+    /// What stood before the open call, in case that is only text: white space, and whether text came before it.
+    before_call: (String, bool),
 }
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -66,12 +72,20 @@ impl Part {
 
 impl ReplyParser {
     /// At the beginning of the reply to a prompt that ends in `last_words`, which may have begun the reasoning.
-    /// Calls are looked for only where there are tools to call.
-    pub fn new(format: ReplyFormat, last_words: &str, has_tools: bool) -> Self {
-        let format = ReplyFormat { tool_call: format.tool_call && has_tools, ..format };
+    /// Only calls of `tools` are calls.
+    pub fn new(format: ReplyFormat, last_words: &str, tools: Vec<String>) -> Self {
+        let format = ReplyFormat { tool_call: format.tool_call && !tools.is_empty(), ..format };
         let is_reasoning = format.think && last_words.trim_end().ends_with(THINK_BEGIN);
-        let part = if is_reasoning { Part::Reasoning } else { Part::Text };
-        Self { format, part, held: String::new(), num_searched: 0, has_begun: false }
+        Self {
+            format,
+            tools,
+            part: if is_reasoning { Part::Reasoning } else { Part::Text },
+            held: String::new(),
+            num_searched: 0,
+            has_begun: false,
+            has_spoken: false,
+            before_call: (String::new(), false),
+        }
     }
 
     /// Whether the reply is inside its reasoning.
@@ -83,18 +97,8 @@ impl ReplyParser {
     pub fn push(&mut self, text: &str) -> Vec<Delta> {
         self.held.push_str(text);
         let mut deltas = Vec::new();
-        while let Some((start, mark, next)) = self.first_mark() {
-            let rest = self.held.split_off(start + mark.len());
-            self.held.truncate(start);
-            self.close_part(&mut deltas);
-            self.held = rest;
-            self.num_searched = 0;
-            self.part = next;
-            self.has_begun = false;
-        }
-        self.num_searched = self.held.len();
+        while self.close_part(&mut deltas) {}
         if self.part != Part::Call {
-            self.num_searched = 0;
             let keep_from = self.first_undecided();
             let rest = self.held.split_off(keep_from);
             let decided = std::mem::replace(&mut self.held, rest);
@@ -103,45 +107,90 @@ impl ReplyParser {
         deltas
     }
 
-    /// What is left when no more text comes. A call that was cut is given out as the text it is.
+    /// What is left when no more text comes. A call that lacks only its closing mark is one; a call that was cut is the
+    /// text it is.
     pub fn finish(&mut self) -> Vec<Delta> {
         let mut deltas = Vec::new();
-        let rest = std::mem::take(&mut self.held);
-        match self.part {
-            Part::Call => {
-                self.part = Part::Text;
-                self.say(format!("{CALL_BEGIN}{rest}"), &mut deltas);
+        if self.part == Part::Call {
+            match self.parse_call(&self.held) {
+                Call::Complete { name, arguments } => {
+                    push_call(name, arguments, &mut deltas);
+                    self.held.clear();
+                }
+                Call::Cut | Call::Not => self.reopen_text(&mut deltas),
             }
-            Part::Text | Part::Reasoning => self.say(rest, &mut deltas),
         }
+        let rest = std::mem::take(&mut self.held);
+        self.say(rest, &mut deltas);
         deltas
     }
 
-    fn first_mark(&self) -> Option<(usize, &'static str, Part)> {
-        let marks = self.part.marks(self.format);
-        let longest = marks.iter().map(|(mark, _)| mark.len()).max()?;
-        let begin = self.held.floor_char_boundary(self.num_searched.saturating_sub(longest));
-        let find = |(mark, next): &(&'static str, Part)| {
-            self.held[begin..].find(mark).map(|start| (begin + start, *mark, *next))
-        };
-        marks.iter().filter_map(find).min_by_key(|(start, ..)| *start)
+    /// Ends the open part if the held text does.
+    fn close_part(&mut self, deltas: &mut Vec<Delta>) -> bool {
+        if self.part == Part::Call {
+            return self.close_call(deltas);
+        }
+        let Some((start, mark, next)) = self.first_mark() else { return false };
+        let rest = self.held.split_off(start + mark.len());
+        self.held.truncate(start);
+        let part = std::mem::take(&mut self.held);
+        let words = part.trim_end();
+        self.say(words.to_owned(), deltas);
+        self.before_call = (part[words.len()..].to_owned(), self.has_begun);
+        self.open_part(next, rest);
+        true
     }
 
-    /// Ends the open part, whose last text is held.
-    fn close_part(&mut self, deltas: &mut Vec<Delta>) {
-        let text = std::mem::take(&mut self.held);
-        match self.part {
-            Part::Text | Part::Reasoning => self.say(text.trim_end().to_owned(), deltas),
-            Part::Call => match parse_call(&text) {
-                Some((name, arguments)) => {
-                    deltas.extend([Delta::ToolCall { name }, Delta::Arguments(arguments), Delta::ToolCallEnd]);
-                }
-                None => {
-                    self.part = Part::Text;
-                    self.say(format!("{CALL_BEGIN}{text}{CALL_END}"), deltas);
-                }
-            },
+    fn close_call(&mut self, deltas: &mut Vec<Delta>) -> bool {
+        if self.held.trim_start().starts_with(|first| first != '{') {
+            self.reopen_text(deltas);
+            return true;
         }
+        while let Some(start) = self.held[self.num_searched..].find(CALL_END) {
+            let start = self.num_searched + start;
+            match self.parse_call(&self.held[..start]) {
+                Call::Complete { name, arguments } => {
+                    push_call(name, arguments, deltas);
+                    self.has_spoken = true;
+                    let rest = self.held.split_off(start + CALL_END.len());
+                    self.open_part(Part::Text, rest);
+                    return true;
+                }
+                Call::Not => {
+                    self.reopen_text(deltas);
+                    return true;
+                }
+                // The mark stands inside a string of the JSON.
+                Call::Cut => self.num_searched = start + CALL_END.len(),
+            }
+        }
+        let tail = self.held.floor_char_boundary(self.held.len().saturating_sub(CALL_END.len()));
+        self.num_searched = self.num_searched.max(tail);
+        false
+    }
+
+    fn open_part(&mut self, part: Part, held: String) {
+        self.part = part;
+        self.held = held;
+        self.num_searched = 0;
+        self.has_begun = false;
+    }
+
+    /// What looked like a call is text: it goes on where the text before it ended.
+    fn reopen_text(&mut self, deltas: &mut Vec<Delta>) {
+        let (space, has_begun) = std::mem::take(&mut self.before_call);
+        self.part = Part::Text;
+        self.has_begun = has_begun;
+        self.say(space + CALL_BEGIN, deltas);
+    }
+
+    fn first_mark(&self) -> Option<(usize, &'static str, Part)> {
+        let find = |(mark, next): &(&'static str, Part)| self.held.find(mark).map(|start| (start, *mark, *next));
+        let is_mark = |(start, _, next): &(usize, &str, Part)| {
+            *next != Part::Reasoning || (!self.has_spoken && self.held[..*start].trim().is_empty())
+        };
+        let marks = self.part.marks(self.format).iter();
+        marks.filter_map(find).filter(is_mark).min_by_key(|(start, ..)| *start)
     }
 
     /// Gives out text of the open part.
@@ -151,7 +200,12 @@ impl ReplyParser {
             return;
         }
         self.has_begun = true;
-        deltas.push(if self.part == Part::Reasoning { Delta::Reasoning(text) } else { Delta::Text(text) });
+        if self.part == Part::Reasoning {
+            deltas.push(Delta::Reasoning(text));
+        } else {
+            self.has_spoken = true;
+            deltas.push(Delta::Text(text));
+        }
     }
 
     /// Where white space or the beginning of a mark starts that more text may complete.
@@ -167,22 +221,45 @@ impl ReplyParser {
             false => self.held[..decided].trim_end().len(),
         }
     }
+
+    /// A JSON object with the name of a tool and its arguments, which are kept as the model wrote them.
+    fn parse_call(&self, text: &str) -> Call {
+        #[derive(Deserialize)]
+        struct Object<'a> {
+            name: String,
+            #[serde(borrow, alias = "parameters")]
+            arguments: Option<&'a RawValue>,
+        }
+
+        let object: Object<'_> = match serde_json::from_str(text.trim()) {
+            Ok(object) => object,
+            Err(error) if error.is_eof() => return Call::Cut,
+            Err(_) => return Call::Not,
+        };
+        if !self.tools.contains(&object.name) {
+            return Call::Not;
+        }
+        let arguments = object.arguments.map_or("{}", RawValue::get);
+        // Some models wrap the object in a string.
+        let unwrapped = serde_json::from_str::<String>(arguments);
+        Call::Complete { name: object.name, arguments: unwrapped.unwrap_or_else(|_| arguments.to_owned()) }
+    }
 }
 
-/// Name and arguments of a call; the arguments as the model wrote them.
-fn parse_call(text: &str) -> Option<(String, String)> {
-    #[derive(Deserialize)]
-    struct Call<'a> {
+/// What the text of a call may turn out to be.
+enum Call {
+    Complete {
         name: String,
-        #[serde(borrow, alias = "parameters")]
-        arguments: Option<&'a RawValue>,
-    }
+        arguments: String,
+    },
+    /// The beginning of JSON.
+    Cut,
+    /// Neither a call nor the beginning of one.
+    Not,
+}
 
-    let call: Call<'_> = serde_json::from_str(text.trim()).ok()?;
-    let arguments = call.arguments.map_or("{}", RawValue::get);
-    // Some models wrap the object in a string.
-    let unwrapped = serde_json::from_str::<String>(arguments);
-    Some((call.name, unwrapped.unwrap_or_else(|_| arguments.to_owned())))
+fn push_call(name: String, arguments: String, deltas: &mut Vec<Delta>) {
+    deltas.extend([Delta::ToolCall { name }, Delta::Arguments(arguments), Delta::ToolCallEnd]);
 }
 
 #[cfg(test)]
@@ -194,7 +271,7 @@ mod tests {
 
     /// Deltas with neighbours of one kind joined, so that they do not depend on how the text was cut.
     fn parse(last_words: &str, pieces: &[&str]) -> Vec<Delta> {
-        let mut parser = ReplyParser::new(BOTH, last_words, true);
+        let mut parser = ReplyParser::new(BOTH, last_words, vec!["f".to_owned(), "g".to_owned()]);
         let mut joined: Vec<Delta> = Vec::new();
         let mut deltas: Vec<Delta> = pieces.iter().flat_map(|piece| parser.push(piece)).collect();
         deltas.extend(parser.finish());
@@ -248,15 +325,43 @@ mod tests {
 
     #[test]
     fn what_is_no_call_is_text() {
-        for text in ["<tool_call>oops</tool_call>", "<tool_call>\n{\"name\": \"f\"", "1 < 2 <tool", "</think> x"] {
+        let texts = [
+            "<tool_call>oops</tool_call>",
+            "a <tool_call>oops</tool_call> b",
+            "<tool_call>\n{\"name\": \"f\"",
+            "<tool_call>{\"name\": \"unknown\", \"arguments\": {}}</tool_call>",
+            "<tool_call>{\"name\": 1}</tool_call>",
+            "1 < 2 <tool",
+            "</think> x",
+            "Write <think> first, then </think>.",
+        ];
+        for text in texts {
             assert_eq!(parse("", &[text]), [Delta::Text(text.to_owned())]);
         }
     }
 
     #[test]
+    fn a_call_may_lack_its_closing_mark_or_hold_it_in_a_string() {
+        let call = |arguments: &str| {
+            let arguments = Delta::Arguments(arguments.to_owned());
+            [Delta::ToolCall { name: "f".to_owned() }, arguments, Delta::ToolCallEnd]
+        };
+        assert_eq!(parse("", &["<tool_call>\n{\"name\": \"f\", \"arguments\": {\"a\": 1}}\n"]), call("{\"a\": 1}"));
+        let quoted = "<tool_call>{\"name\": \"f\", \"arguments\": {\"a\": \"</tool_call>\"}}</tool_call>";
+        assert_eq!(parse("", &[quoted]), call("{\"a\": \"</tool_call>\"}"));
+    }
+
+    #[test]
+    fn what_cannot_be_a_call_is_not_held_back() {
+        let mut parser = ReplyParser::new(BOTH, "", vec!["f".to_owned()]);
+        let said = ["<tool_call>", " is"].map(|text| Delta::Text(text.to_owned()));
+        assert_eq!(parser.push("<tool_call> is"), said);
+    }
+
+    #[test]
     fn without_tools_a_call_is_text() {
         let text = "<tool_call>\n{\"name\": \"f\", \"arguments\": {}}\n</tool_call>";
-        let mut parser = ReplyParser::new(BOTH, "", false);
+        let mut parser = ReplyParser::new(BOTH, "", Vec::new());
         let deltas = [parser.push(text), parser.finish()].concat();
         assert_eq!(deltas, [Delta::Text(text.to_owned())]);
     }
@@ -266,7 +371,7 @@ mod tests {
         fn any_cut_of_the_text_gives_the_same(
             parts in prop::collection::vec(prop::sample::select(vec![
                 "<think>", "</think>", "<tool_call>", "</tool_call>", "{\"name\": \"f\", \"arguments\": {\"é\": \"</\"}}",
-                "text", " ", "\n\n", "<", "</t", "é", "<think", "{}",
+                "text", " ", "\n\n", "{\"name\": \"f\", \"arguments\": \"", "{\"name\": \"h\"}", "<", "</t", "é", "<think", "{}",
             ]), 0..12),
             cuts in prop::collection::vec(any::<prop::sample::Index>(), 0..10),
         ) {

@@ -1,7 +1,11 @@
 //! Prompts from messages, through the model's own chat template.
 
-use super::{ChatError, ChatRequest, Message, ReplyFormat, Role, Tool, ToolCall, python_json};
-use crate::text::{AddedToken, Piece, Tokenizer};
+use super::{
+    ChatError, ChatRequest, Message, ReplyFormat, Role, Tool, ToolCall,
+    markup::{Markup, Prompt, Scope},
+    python_json,
+};
+use crate::text::AddedToken;
 use minijinja::{
     Environment, Error, ErrorKind, Value,
     syntax::SyntaxConfig,
@@ -9,7 +13,6 @@ use minijinja::{
 };
 use serde_json::{Map, Value as Json, json};
 use std::{collections::BTreeMap, thread};
-use uuid::Uuid;
 
 /// A compiled Jinja template with the extensions that `transformers` gives it: `raise_exception`, `strftime_now`,
 /// `tojson` as Python spells it, loop controls, Python's string methods, and `{% generation %}` (which only training
@@ -20,6 +23,7 @@ pub struct ChatTemplate {
     /// `bos_token`, `eos_token` and their like.
     special_tokens: BTreeMap<String, String>,
     reply_format: ReplyFormat,
+    markup: Markup,
 }
 
 /// The operator should look at the model folder.
@@ -45,20 +49,22 @@ const BASE_FUEL: u64 = 200_000;
 const FUEL_PER_BYTE: u64 = 2;
 
 const NAME: &str = "chat_template";
-/// Noncharacters around the stand-in for an added token that a client spelled.
-const MARK_BEGIN: char = '\u{FDD0}';
-const MARK_END: char = '\u{FDD1}';
 
 impl ChatTemplate {
-    /// Compiles a template.
+    /// Compiles a template for a tokenizer with these added tokens.
     ///
     /// # Errors
     /// When it is too large or not valid.
-    pub fn new(source: &str, special_tokens: BTreeMap<String, String>) -> Result<Self, TemplateError> {
+    pub fn new(
+        source: &str,
+        special_tokens: BTreeMap<String, String>,
+        added_tokens: &[AddedToken],
+    ) -> Result<Self, TemplateError> {
         if MAX_SOURCE_BYTES < source.len() {
             return Err(TemplateError::TooLarge { num_bytes: source.len() });
         }
         let reply_format = ReplyFormat::of_template(source);
+        let markup = Markup::new(added_tokens, source).map_err(|error| TemplateError::Invalid(error.to_string()))?;
         let source = without_generation_tags(source);
         let compile = move || {
             let mut environment = environment();
@@ -70,7 +76,7 @@ impl ChatTemplate {
         let environment = compiled
             .map_err(|_| TemplateError::Invalid("the compiler panicked on it".to_owned()))?
             .map_err(|error| TemplateError::Invalid(describe(&error)))?;
-        Ok(Self { environment, special_tokens, reply_format })
+        Ok(Self { environment, special_tokens, reply_format, markup })
     }
 
     /// How this model marks reasoning and tool calls.
@@ -78,22 +84,19 @@ impl ChatTemplate {
         self.reply_format
     }
 
-    /// The prompt for a chat. Where a client's words spell an added token of the tokenizer, the prompt remembers that
-    /// they are only words.
+    /// The prompt for a chat. Where a client's words spell a token that steers the model, the prompt remembers that they
+    /// are only words.
     ///
     /// # Errors
     /// `Template`, when the template refuses the messages or runs out of fuel.
-    pub fn render(&self, request: &ChatRequest, tokenizer: &Tokenizer) -> Result<Rendered, ChatError> {
-        let mark = Uuid::new_v4().simple().to_string();
-        let marks = |is_marked| Marks { tokenizer, mark: &mark, is_marked };
-        // Templates look for the reasoning and the calls in what an assistant said; nobody else can say such things.
-        let (all, special) = (marks(|_| true), marks(|token| token.is_special));
+    pub fn render(&self, request: &ChatRequest) -> Result<Prompt, ChatError> {
+        let marks = self.markup.marks();
         let message = |turn: &Message| match turn.role {
-            Role::Assistant => special.mark(message(turn)),
-            Role::System | Role::User | Role::Tool => all.mark(message(turn)),
+            Role::Assistant => marks.mark(message(turn), Scope::Special),
+            Role::System | Role::User | Role::Tool => marks.mark(message(turn), Scope::All),
         };
         let tools: Option<Json> = (!request.tools.is_empty())
-            .then(|| request.tools.iter().map(|function| all.mark(tool(function))).collect());
+            .then(|| request.tools.iter().map(|function| marks.mark(tool(function), Scope::All)).collect());
         let mut context = Map::new();
         context.insert("messages".to_owned(), request.messages.iter().map(message).collect());
         context.insert("tools".to_owned(), tools.unwrap_or(Json::Null));
@@ -108,43 +111,7 @@ impl ChatTemplate {
         let template = environment.get_template(NAME).expect("it was added when the environment was made");
         let text = template.render(Value::from(Serde(&context)));
         let text = text.map_err(|error| ChatError::Template { message: describe(&error) })?;
-        Ok(Rendered { text, mark })
-    }
-}
-
-/// A prompt, with marks where a client spelled added tokens.
-#[derive(Debug)]
-pub struct Rendered {
-    text: String,
-    mark: String,
-}
-
-impl Rendered {
-    /// Size of the prompt (marks count a little more than what they stand for).
-    pub fn num_bytes(&self) -> usize {
-        self.text.len()
-    }
-
-    /// The parts of the prompt that may hold special tokens and those that may not.
-    pub fn pieces<'t>(&'t self, tokenizer: &'t Tokenizer) -> Vec<Piece<'t>> {
-        let begin = format!("{MARK_BEGIN}{}:", self.mark);
-        let mut parts = self.text.split(begin.as_str());
-        let mut pieces = vec![Piece::Template(parts.next().unwrap_or_default())];
-        for part in parts {
-            let (index, rest) = part.split_once(MARK_END).unwrap_or((part, ""));
-            // A template that changes a mark (say, to capitals) loses the words that it stands for.
-            let words = index.parse().map(|index: usize| tokenizer.added(index).text.as_str()).unwrap_or_default();
-            pieces.extend([Piece::Plain(words), Piece::Template(rest)]);
-        }
-        pieces.retain(|piece| !matches!(piece, Piece::Template("") | Piece::Plain("")));
-        pieces
-    }
-
-    /// The end of the prompt, where the template may have begun the reply.
-    pub fn last_words(&self) -> String {
-        let start = self.text.len().saturating_sub(64);
-        let start = (start..self.text.len()).find(|index| self.text.is_char_boundary(*index));
-        start.map(|start| self.text[start..].to_owned()).unwrap_or_default()
+        Ok(marks.split(&text))
     }
 }
 
@@ -248,42 +215,6 @@ fn tool(tool: &Tool) -> Json {
     json!({ "type": "function", "function": function })
 }
 
-/// Replaces added tokens that strings spell by a mark that no client can know.
-struct Marks<'a> {
-    tokenizer: &'a Tokenizer,
-    mark: &'a str,
-    is_marked: fn(&AddedToken) -> bool,
-}
-
-impl Marks<'_> {
-    fn mark(&self, value: Json) -> Json {
-        match value {
-            Json::String(text) => Json::String(self.mark_text(text)),
-            Json::Array(values) => values.into_iter().map(|value| self.mark(value)).collect(),
-            Json::Object(fields) => {
-                let marked = fields.into_iter().map(|(name, value)| (self.mark_text(name), self.mark(value)));
-                Json::Object(marked.collect())
-            }
-            other @ (Json::Null | Json::Bool(_) | Json::Number(_)) => other,
-        }
-    }
-
-    fn mark_text(&self, text: String) -> String {
-        let mut marked = String::new();
-        let mut end = 0;
-        for (before, index) in self.tokenizer.find_added(&text) {
-            let token = self.tokenizer.added(index);
-            end += before.len() + token.text.len();
-            marked += before;
-            match (self.is_marked)(token) {
-                true => marked += &format!("{MARK_BEGIN}{}:{index}{MARK_END}", self.mark),
-                false => marked += &token.text,
-            }
-        }
-        if end == 0 { text } else { marked + &text[end..] }
-    }
-}
-
 fn num_bytes(context: &Map<String, Json>) -> u64 {
     fn strings(value: &Json) -> u64 {
         match value {
@@ -299,7 +230,10 @@ fn num_bytes(context: &Map<String, Json>) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{engine::SamplingParams, text::tests::byte_level};
+    use crate::{
+        engine::SamplingParams,
+        text::{Piece, tests::byte_level},
+    };
 
     fn request(messages: Vec<Message>, tools: Vec<Tool>) -> ChatRequest {
         ChatRequest {
@@ -320,17 +254,18 @@ mod tests {
     fn render(source: &str, request: &ChatRequest) -> Result<String, String> {
         let tokenizer = byte_level();
         let special_tokens = BTreeMap::from([("bos_token".to_owned(), "<s>".to_owned())]);
-        let template = ChatTemplate::new(source, special_tokens).map_err(|error| error.to_string())?;
-        let rendered = template.render(request, &tokenizer).map_err(|error| error.to_string())?;
+        let template = ChatTemplate::new(source, special_tokens, tokenizer.added_tokens());
+        let template = template.map_err(|error| error.to_string())?;
+        let rendered = template.render(request).map_err(|error| error.to_string())?;
         let spell = |piece: &Piece<'_>| match piece {
             Piece::Template(text) => (*text).to_owned(),
             Piece::Plain(text) => format!("«{text}»"),
         };
-        Ok(rendered.pieces(&tokenizer).iter().map(spell).collect())
+        Ok(rendered.pieces().iter().map(spell).collect())
     }
 
     const CHATML: &str = "{{ bos_token }}{% for message in messages %}\n\
-                          <|im_start|>{{ message.role }}: {{ message.content }}<|im_end|>{% endfor %}";
+                          <|im_start|>{{ message.role }}: {{ message.content }}<|im_end|>{% endfor %}{# <think> #}";
 
     #[test]
     fn messages_are_rendered_with_special_tokens() {
@@ -350,7 +285,7 @@ mod tests {
             description: Some("<|im_start|>".to_owned()),
             parameters: Some(json!({ "<think>": ["<|im_end|>"] })),
         };
-        let tools = "{{ tools | tojson }}";
+        let tools = "{{ tools | tojson }}{# <think> #}";
         insta::assert_snapshot!(render(tools, &request(vec![], vec![tool])).unwrap(), @r#"[{"type": "function", "function": {"name": "f", "description": "«<|im_start|>»", "parameters": {"«<think>»": ["«<|im_end|>»"]}}}]"#);
     }
 

@@ -13,7 +13,7 @@ pub(super) fn run(dir: &Path) -> anyhow::Result<ExitCode> {
 
 fn describe(model: &ModelDir) -> Vec<(&'static str, String)> {
     let spec = &model.spec;
-    let slot_bytes = spec.kv_bytes_per_token() * spec.context_tokens;
+    let slot_bytes = spec.kv_bytes_per_token().saturating_mul(spec.context_tokens);
     let mut kinds: Vec<String> = spec
         .kv
         .iter()

@@ -33,25 +33,20 @@ pub(super) fn run(config: Config) -> anyhow::Result<ExitCode> {
     let from_environment = env::var_os("ORT_DYLIB_PATH").filter(|path| !path.is_empty());
     let runtime = Runtime::load(library, from_environment.as_deref().map(Path::new))?;
 
-    // A sender lives on each engine thread: the channel closes when one of them ends, whatever the reason.
-    let (alive, mut ended) = mpsc::channel::<()>(1);
+    let (alarm, mut alarms) = mpsc::channel(config.models.len());
     let mut chats = Vec::new();
     let mut engines = Vec::new();
     for model in &config.models {
-        let (chat, engine) = start(model, &config.engine, &runtime, alive.clone())?;
+        let (chat, engine) = start(model, &config.engine, &runtime, Alarm(alarm.clone()))?;
         chats.push(chat);
         engines.push(engine);
     }
-    drop(alive);
     let models = Models::new(chats);
 
     // An engine that fails is one more reason to stop: replies get their last events before the process ends.
-    let engine_ended = stream::once(async move {
-        ended.recv().await;
-        tracing::error!("an engine has failed");
-    });
+    let alarms = stream::poll_fn(move |context| alarms.poll_recv(context));
     let served = actix_rt::System::new().block_on(async {
-        let signals = stream::select(server::signals()?, engine_ended);
+        let signals = stream::select(server::signals()?, alarms);
         server::serve(listener, config.server, models.clone(), signals).await
     });
     models.shut_down();
@@ -64,12 +59,25 @@ pub(super) fn run(config: Config) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// Goes off when the thread that holds it panics.
+struct Alarm(mpsc::Sender<()>);
+
+impl Drop for Alarm {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            tracing::error!("an engine has failed; the server stops");
+            // There is room for one from each engine.
+            let _ = self.0.try_send(());
+        }
+    }
+}
+
 /// Loads a model and starts its engine thread.
 fn start(
     model: &ModelConfig,
     config: &EngineConfig,
     runtime: &Runtime,
-    alive: mpsc::Sender<()>,
+    alarm: Alarm,
 ) -> anyhow::Result<(Chat, thread::JoinHandle<()>)> {
     let began = SystemTime::now();
     let dir = ModelDir::open(&model.path)?;
@@ -85,7 +93,7 @@ fn start(
     );
     let (engine, handle) = Engine::new(config, engine::load(runtime, spec, config)?);
     let run = move || {
-        let _alive = alive;
+        let _alarm = alarm;
         engine.run();
     };
     let thread = thread::Builder::new().name(format!("engine {}", model.name)).spawn(run);
@@ -108,7 +116,7 @@ fn chat_model(model: &ModelConfig, dir: &ModelDir) -> anyhow::Result<ChatModel> 
     let Some(source) = &dir.chat_template else {
         bail!("{} has no chat template; add chat_template.jinja", dir.path.display());
     };
-    let template = ChatTemplate::new(source, dir.special_tokens.clone())
+    let template = ChatTemplate::new(source, dir.special_tokens.clone(), tokenizer.added_tokens())
         .with_context(|| format!("the model folder {} cannot be served", dir.path.display()))?;
     let mut stop_tokens = dir.generation.stop_tokens();
     if stop_tokens.is_empty() {
@@ -125,6 +133,6 @@ fn chat_model(model: &ModelConfig, dir: &ModelDir) -> anyhow::Result<ChatModel> 
         template,
         stop_tokens: stop_tokens.into(),
         default_sampling: dir.generation.sampling(),
-        prompt_permits: Semaphore::new(thread::available_parallelism().map_or(1, usize::from)),
+        prompt_permits: Arc::new(Semaphore::new(thread::available_parallelism().map_or(1, usize::from))),
     })
 }

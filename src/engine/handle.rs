@@ -8,7 +8,7 @@ use std::{
         atomic::{AtomicBool, Ordering},
     },
 };
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 
 /// What the engine thread is told.
 #[derive(Debug)]
@@ -22,6 +22,9 @@ pub(super) enum Command {
 #[derive(Clone, Debug)]
 pub struct EngineHandle {
     commands: mpsc::Sender<Command>,
+    /// One for each request that runs or waits.
+    permits: Arc<Semaphore>,
+    max_waiting: usize,
     stopping: Arc<AtomicBool>,
     limits: ModelLimits,
 }
@@ -31,9 +34,12 @@ pub type TokenStream = mpsc::Receiver<TokenEvent>;
 
 impl EngineHandle {
     pub(super) fn new(config: &EngineConfig, limits: ModelLimits) -> (Self, mpsc::Receiver<Command>, Arc<AtomicBool>) {
-        let (commands, receiver) = mpsc::channel(config.max_waiting.get() as usize);
+        let max_waiting = config.max_waiting.get() as usize;
+        let max_requests = max_waiting + config.max_batch_size.get() as usize;
+        let (commands, receiver) = mpsc::channel(max_requests);
         let stopping = Arc::new(AtomicBool::new(false));
-        (Self { commands, stopping: Arc::clone(&stopping), limits }, receiver, stopping)
+        let permits = Arc::new(Semaphore::new(max_requests));
+        (Self { commands, permits, max_waiting, stopping: Arc::clone(&stopping), limits }, receiver, stopping)
     }
 
     /// What the model can take.
@@ -66,14 +72,14 @@ impl EngineHandle {
         }
         let room = context_tokens - prompt.len();
         let max_output_tokens = max_output_tokens.map_or(room, |limit| room.min(NonZeroU32::get(limit) as usize));
+        let full = EngineError::QueueFull { capacity: self.max_waiting };
+        let Ok(permit) = Arc::clone(&self.permits).try_acquire_owned() else { return Err(full) };
         // Room for every token and for `Finished`: the engine's send never blocks, whatever the client does.
         let (events, stream) = mpsc::channel(max_output_tokens + 1);
-        let submission = Submission { prompt, sampling, stop_tokens, max_output_tokens, events };
+        let submission = Submission { prompt, sampling, stop_tokens, max_output_tokens, events, permit };
         match self.commands.try_send(Command::Submit(submission)) {
             Ok(()) => Ok(stream),
-            Err(mpsc::error::TrySendError::Full(_)) => {
-                Err(EngineError::QueueFull { capacity: self.commands.max_capacity() })
-            }
+            Err(mpsc::error::TrySendError::Full(_)) => Err(full), // Wake-ups took the room.
             Err(mpsc::error::TrySendError::Closed(_)) => Err(EngineError::Stopped),
         }
     }

@@ -27,11 +27,6 @@ impl KvCache {
         Self { free: (0..capacity).rev().map(Slot).collect(), capacity }
     }
 
-    /// Rows nobody owns.
-    pub fn num_free(&self) -> usize {
-        self.free.len()
-    }
-
     /// Takes a free row, if there is one.
     pub fn allocate(&mut self) -> Option<Slot> {
         self.free.pop()

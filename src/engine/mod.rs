@@ -114,9 +114,8 @@ impl<M: Model> Engine<M> {
         assert!(logits.next().is_none(), "the model scores only rows that want it");
     }
 
-    /// Takes as many requests as there are free slots; waits only when there is nothing to run.
-    /// The others stay in the channel, whose capacity is the limit on waiting requests.
-    /// False when the engine is to stop.
+    /// Takes every request that has come, so that one whose client leaves while it waits is forgotten at once; their
+    /// number is limited by the permits. Waits only when there is nothing to run. False when the engine is to stop.
     fn receive(&mut self) -> bool {
         if self.scheduler.is_idle() {
             match self.commands.blocking_recv() {
@@ -125,9 +124,7 @@ impl<M: Model> Engine<M> {
                 None => return false,
             }
         }
-        while self.scheduler.num_waiting() < self.kv_cache.num_free()
-            && let Ok(command) = self.commands.try_recv()
-        {
+        while let Ok(command) = self.commands.try_recv() {
             match command {
                 Command::Submit(submission) => self.scheduler.add(submission),
                 Command::Wake => {}
@@ -141,7 +138,8 @@ impl<M> Drop for Engine<M> {
     /// Whatever ends the engine thread, every request that got in is told so.
     fn drop(&mut self) {
         self.commands.close();
-        while let Ok(command) = self.commands.try_recv() {
+        // Unlike `try_recv`, this waits for a sender that is in the middle of sending.
+        while let Some(command) = self.commands.blocking_recv() {
             if let Command::Submit(submission) = command {
                 submission.finish(FinishReason::Shutdown);
             }

@@ -2,7 +2,7 @@
 
 use super::SamplingParams;
 use std::{num::NonZeroU32, sync::Arc};
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
 /// Index into the model's vocabulary.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
@@ -36,6 +36,8 @@ pub(crate) struct Submission {
     pub(crate) stop_tokens: Arc<[TokenId]>,
     pub(crate) max_output_tokens: usize,
     pub(crate) events: mpsc::Sender<TokenEvent>,
+    /// Room for one request, given back when it leaves the engine.
+    pub(crate) permit: OwnedSemaphorePermit,
 }
 
 impl Submission {

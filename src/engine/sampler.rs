@@ -106,7 +106,7 @@ impl Sampler {
         }
         self.collect(scores, scores[best.index()], params);
         self.keep_nucleus(params.top_p);
-        let threshold = params.min_p * self.candidates.first()?.weight;
+        let threshold = params.min_p.min(1.0) * self.candidates.first()?.weight;
         self.candidates.retain(|candidate| threshold <= candidate.weight);
         Some(self.draw(&mut history.random))
     }
@@ -121,8 +121,10 @@ impl Sampler {
             self.candidates.select_nth_unstable_by(top_k - 1, by_weight);
             self.candidates.truncate(top_k);
         }
+        // A score may be infinite (a penalty can make it so); the difference of two infinities is not a number.
+        let best = best.min(f32::MAX);
         for candidate in &mut self.candidates {
-            candidate.weight = ((candidate.weight - best) / params.temperature).exp();
+            candidate.weight = ((candidate.weight.min(f32::MAX) - best) / params.temperature).exp();
         }
     }
 
@@ -280,6 +282,23 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn no_setting_and_no_score_can_make_it_panic(
+            scores in prop::collection::vec(prop::sample::select(vec![
+                f32::NEG_INFINITY, f32::INFINITY, f32::NAN, f32::MAX, f32::MIN, -1.0, 0.0, 1e-40, 3.0,
+            ]), 1..90),
+            temperature in prop::sample::select(vec![1e-40_f32, 0.5, 2.0, 1e30]),
+            repetition_penalty in prop::sample::select(vec![0.0_f32, 1e-40, 1.0, 10.0]),
+            (top_k, top_p, min_p) in (0_u32..4, 0.0_f32..=1.0, 0.0_f32..2.0),
+        ) {
+            let params = SamplingParams {
+                temperature, repetition_penalty, top_k, top_p, min_p, seed: Some(1), ..SamplingParams::default()
+            };
+            let mut history = History::new(&params, &[TokenId(0)]);
+            let token = Sampler::default().sample(&mut scores.clone(), &params, &mut history);
+            prop_assert!(token.is_none_or(|token| token.index() < scores.len()));
+        }
+
         #[test]
         fn whatever_the_settings_the_token_is_one_that_they_allow(
             scores in prop::collection::vec(-20.0_f32..20.0, 1..400),

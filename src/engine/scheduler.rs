@@ -18,11 +18,6 @@ impl Scheduler {
         Self { waiting: VecDeque::new(), running: Vec::new(), max_step_tokens }
     }
 
-    /// Requests without a slot.
-    pub fn num_waiting(&self) -> usize {
-        self.waiting.len()
-    }
-
     /// Whether there is nothing to do.
     pub fn is_idle(&self) -> bool {
         self.waiting.is_empty() && self.running.is_empty()

@@ -6,7 +6,7 @@ use super::{
     sampler::{History, SamplingParams},
 };
 use std::sync::Arc;
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
 /// A running request: its tokens, how many of them are computed, and its KV row.
 #[derive(Debug)]
@@ -21,13 +21,14 @@ pub struct Sequence {
     history: History,
     events: mpsc::Sender<TokenEvent>,
     slot: Slot,
+    _permit: OwnedSemaphorePermit,
     finished: bool,
 }
 
 impl Sequence {
     /// Nothing computed yet.
     pub(super) fn new(submission: Submission, slot: Slot) -> Self {
-        let Submission { prompt, sampling, stop_tokens, max_output_tokens, events } = submission;
+        let Submission { prompt, sampling, stop_tokens, max_output_tokens, events, permit } = submission;
         Self {
             history: History::new(&sampling, &prompt),
             num_prompt_tokens: prompt.len(),
@@ -38,6 +39,7 @@ impl Sequence {
             sampling,
             events,
             slot,
+            _permit: permit,
             finished: false,
         }
     }

@@ -33,6 +33,12 @@ pub enum ModelDirError {
         /// Where and why.
         message: String,
     },
+    /// The length of the context is nowhere else.
+    #[error("{} does not say `max_position_embeddings`, the length of the model's context; add it", path.display())]
+    NoContext {
+        /// `config.json`
+        path: PathBuf,
+    },
     /// The graph has a form that ortolan does not run.
     #[error("the graph {} is not understood: {message}", path.display())]
     Unsupported {

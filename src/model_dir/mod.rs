@@ -63,10 +63,7 @@ impl ModelDir {
         }
         let config_path = path.join("config.json");
         let config: HfConfig = hf::read_json(&config_path)?;
-        let context_tokens = config.max_position_embeddings.ok_or_else(|| ModelDirError::Invalid {
-            path: config_path,
-            message: "it does not say `max_position_embeddings`, the length of the context".to_owned(),
-        })?;
+        let context_tokens = config.max_position_embeddings.ok_or(ModelDirError::NoContext { path: config_path })?;
         let tokenizer_config: TokenizerConfig = hf::read_optional_json(&path.join("tokenizer_config.json"))?;
         let generation: Generation = hf::read_optional_json(&path.join("generation_config.json"))?;
         let tokenizer = path.join("tokenizer.json");

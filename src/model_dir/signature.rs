@@ -38,6 +38,9 @@ pub(super) fn spec(
     }
     reader.agree("num_hidden_layers", kv.len() / 2, config.num_hidden_layers)?;
     let logits = reader.output("logits")?;
+    if logits.shape.len() != 3 {
+        return Err(reader.unsupported(format!("`logits` has {} dimensions instead of 3", logits.shape.len())));
+    }
     let vocab_size = reader.size(logits, 2, "vocab_size", config.vocab_size)?;
     Ok(ModelSpec {
         path: path.to_path_buf(),
@@ -48,6 +51,7 @@ pub(super) fn spec(
         kv,
         has_position_ids,
         logits_type: reader.float_type(logits)?,
+        has_last_logits_only: logits.shape[1] == Some(1),
         vocab_size,
         context_tokens,
     })
@@ -99,6 +103,7 @@ impl Reader<'_> {
         config: Option<usize>,
     ) -> Result<usize, ModelDirError> {
         match tensor.shape.get(dimension).copied().flatten() {
+            Some(0) => Err(self.unsupported(format!("`{}` has a dimension of 0", tensor.name))),
             Some(size) => self.agree(name, size, config).map(|()| size),
             None => config.filter(|size| 0 < *size).ok_or_else(|| {
                 self.unsupported(format!("neither `{}` nor config.json says what `{name}` is", tensor.name))

@@ -10,6 +10,8 @@ use serde_json::{Map, Value};
 
 const MAX_TOOLS: usize = 128;
 const MAX_NAME_CHARS: usize = 64;
+/// Of all tools as JSON text. They are copied a few times on their way into the prompt.
+const MAX_TOOLS_BYTES: usize = 256 * 1024;
 
 /// A function as the response repeats it: all five keys are there, whichever shape the request had.
 #[derive(Clone, Debug, Serialize)]
@@ -70,6 +72,10 @@ pub(super) fn parse_tools(field: &Field) -> Result<Vec<FunctionTool>, InvalidReq
     let elements = field.elements()?;
     if MAX_TOOLS < elements.len() {
         return Err(field.invalid(format!("may hold at most {MAX_TOOLS} tools, and it holds {}", elements.len())));
+    }
+    let num_bytes = field.value().to_string().len();
+    if MAX_TOOLS_BYTES < num_bytes {
+        return Err(field.invalid(format!("may have {MAX_TOOLS_BYTES} bytes, and it has {num_bytes}")));
     }
     let mut tools: Vec<FunctionTool> = Vec::with_capacity(elements.len());
     for element in elements {

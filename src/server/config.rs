@@ -13,6 +13,8 @@ use std::{
 pub struct ServerConfig {
     /// Address or name to listen on; a loopback one.
     pub host: String,
+    /// Names that the server answers to, beside addresses, `localhost` and `host`.
+    pub allowed_hosts: Vec<String>,
     /// 0 takes any free one.
     pub port: u16,
     /// HTTP worker threads.

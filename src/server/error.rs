@@ -23,6 +23,12 @@ pub enum ApiError {
     /// The reply failed, and none of it was sent.
     #[error(transparent)]
     Failed(#[from] Failure),
+    /// Perhaps a web page that had its own name resolve to this server.
+    #[error("the server does not answer to the host `{host}`; name it in `server.allowed_hosts`")]
+    UnknownHost {
+        /// As the client sent it, cut.
+        host: String,
+    },
     /// No such path.
     #[error("unknown request URL: {method} {path}; see GET /v1/models and POST /v1/responses")]
     UnknownUrl {
@@ -119,6 +125,7 @@ impl ApiError {
             Self::Chat(error) => describe_chat(error),
             Self::Failed(Failure::Model | Failure::EngineLost) => failed(Retry::Unsaid),
             Self::Failed(Failure::Shutdown) | Self::Draining => unavailable(),
+            Self::UnknownHost { .. } => refused(S::FORBIDDEN, "host_not_allowed"),
             Self::UnknownUrl { .. } => refused(S::NOT_FOUND, "unknown_url"),
             Self::MethodNotAllowed { .. } => refused(S::METHOD_NOT_ALLOWED, "method_not_allowed"),
             Self::NotJson => refused(S::UNSUPPORTED_MEDIA_TYPE, "unsupported_content_type"),
@@ -144,7 +151,9 @@ impl ApiError {
             }
             Self::Chat(ChatError::Engine(EngineError::UnknownToken { .. })) => Some("logit_bias"),
             Self::Chat(ChatError::Engine(EngineError::QueueFull { .. } | EngineError::Stopped))
+            | Self::Chat(ChatError::Panicked)
             | Self::Failed(_)
+            | Self::UnknownHost { .. }
             | Self::UnknownUrl { .. }
             | Self::MethodNotAllowed { .. }
             | Self::NotJson
@@ -164,6 +173,7 @@ fn describe_chat(error: &ChatError) -> Description {
     use StatusCode as S;
     match error {
         ChatError::UnknownModel { .. } => refused(S::NOT_FOUND, "model_not_found"),
+        ChatError::Panicked => failed(Retry::Never),
         ChatError::Template { .. } | ChatError::Tokenizer(_) => refused(S::BAD_REQUEST, "invalid_value"),
         ChatError::PromptTooLarge { .. } => refused(S::BAD_REQUEST, "context_length_exceeded"),
         ChatError::Engine(error) => match error {

@@ -4,6 +4,7 @@ mod body;
 mod config;
 mod error;
 mod health;
+mod host;
 mod listener;
 mod models;
 mod request_log;
@@ -53,7 +54,11 @@ pub fn app(
         InitError = (),
     >,
 > {
-    App::new().app_data(web::Data::new(state)).configure(routes).wrap(from_fn(request_log::observe))
+    App::new()
+        .app_data(web::Data::new(state))
+        .configure(routes)
+        .wrap(from_fn(host::check))
+        .wrap(from_fn(request_log::observe))
 }
 
 /// What every worker shares.

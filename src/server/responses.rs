@@ -15,8 +15,9 @@ pub(super) async fn create(
     if app.is_draining() {
         return Err(ApiError::Draining);
     }
-    let body = body::read_json(&request, payload, &app.config).await?;
-    let body = CreateResponse::parse(&body, app.config.unknown_fields())?;
+    // The JSON is dropped at once: it may be large, and a reply takes its time.
+    let body =
+        CreateResponse::parse(&body::read_json(&request, payload, &app.config).await?, app.config.unknown_fields())?;
     let streamed = body.stream();
 
     let chat = app.models.get(body.model())?;

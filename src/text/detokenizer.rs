@@ -32,7 +32,14 @@ impl Detokenizer {
         let is_half = text.ends_with('\u{FFFD}')
             && self.window.len() - self.num_given < MAX_HELD
             && !self.tokenizer.ends_in_replacement_character(&self.window);
-        if is_half { String::new() } else { self.give_out(&text) }
+        if is_half {
+            return String::new();
+        }
+        let new = self.give_out(&text);
+        if new.is_empty() {
+            self.window.truncate(self.num_given); // Says nothing (a special token), so nothing depends on it.
+        }
+        new
     }
 
     /// What was held back and can still be read. Half a character at the end of a reply that was cut is left out.

@@ -36,8 +36,8 @@ pub enum TextEvent {
     },
 }
 
-/// Runs a request and turns its tokens into text that ends before the first of `stops`. Dropping the stream cancels
-/// the request.
+/// Runs a request and turns its tokens into text. Dropping the stream cancels the request. A stream that ends without
+/// `Finished` has lost its engine.
 ///
 /// # Errors
 /// See [`EngineError`].
@@ -45,16 +45,9 @@ pub fn generate(
     engine: &EngineHandle,
     tokenizer: Arc<Tokenizer>,
     request: Request,
-    stops: Vec<String>,
-) -> Result<impl Stream<Item = TextEvent> + Unpin + use<>, EngineError> {
+) -> Result<impl Stream<Item = TextEvent> + Send + Unpin + use<>, EngineError> {
     let tokens = engine.submit(request)?;
-    let reply = Reply {
-        tokens,
-        detokenizer: Detokenizer::new(tokenizer),
-        stops: StopStrings::new(stops),
-        num_tokens: 0,
-        end: None,
-    };
+    let reply = Reply { tokens, detokenizer: Detokenizer::new(tokenizer), num_tokens: 0, end: None };
     Ok(Box::pin(stream::unfold(Some(reply), |reply| async { reply?.next().await })))
 }
 
@@ -62,7 +55,6 @@ pub fn generate(
 struct Reply {
     tokens: TokenStream,
     detokenizer: Detokenizer,
-    stops: StopStrings,
     /// Tokens since the last event.
     num_tokens: usize,
     /// How it ended, once all tokens are there.
@@ -73,27 +65,16 @@ impl Reply {
     /// The next event and, unless it is the last, what follows it.
     async fn next(mut self) -> Option<(TextEvent, Option<Self>)> {
         while self.end.is_none() {
-            let text = match self.tokens.recv().await {
-                Some(TokenEvent::Token(token)) => {
+            let text = match self.tokens.recv().await? {
+                TokenEvent::Token(token) => {
                     self.num_tokens += 1;
-                    let text = self.detokenizer.push(token);
-                    self.stops.push(&text)
+                    self.detokenizer.push(token)
                 }
-                Some(TokenEvent::Finished(reason)) => {
+                TokenEvent::Finished(reason) => {
                     self.end = Some(reason);
-                    let rest = self.detokenizer.finish();
-                    let text = self.stops.push(&rest);
-                    text + &self.stops.finish()
-                }
-                None => {
-                    self.end = Some(FinishReason::Error); // The engine thread is gone.
-                    String::new()
+                    self.detokenizer.finish()
                 }
             };
-            if self.stops.is_met() {
-                self.end = Some(FinishReason::Stop);
-                self.tokens.close(); // Nobody waits for the rest: the engine frees the slot.
-            }
             if !text.is_empty() {
                 let num_tokens = std::mem::take(&mut self.num_tokens);
                 return Some((TextEvent::Text { text, num_tokens }, Some(self)));

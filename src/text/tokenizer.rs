@@ -2,7 +2,6 @@
 
 use super::TokenizerError;
 use crate::engine::TokenId;
-use aho_corasick::{AhoCorasick, MatchKind};
 use serde_json::Value;
 use std::{
     fs,
@@ -24,9 +23,7 @@ pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
     /// The same without any added token, for a client's words.
     plain: tokenizers::Tokenizer,
-    /// All added tokens; a match's pattern is an index into it.
     added: Vec<AddedToken>,
-    finder: Option<AhoCorasick>,
     /// How U+FFFD itself is spelled, which a detokenizer must not mistake for half a character.
     replacement_character: Vec<TokenId>,
 }
@@ -38,7 +35,8 @@ pub struct AddedToken {
     pub text: String,
     /// Whether it steers the model (`<|im_end|>`), or only marks up text (`<think>`).
     pub is_special: bool,
-    id: u32,
+    /// Its token.
+    pub id: u32,
 }
 
 impl std::fmt::Debug for Tokenizer {
@@ -80,12 +78,7 @@ impl Tokenizer {
             .filter(|(_, token)| !token.content.is_empty())
             .map(|(id, token)| AddedToken { text: token.content, is_special: token.special, id })
             .collect();
-        let texts = added.iter().map(|token| &token.text);
-        let finder = match added.is_empty() {
-            true => None,
-            false => Some(AhoCorasick::builder().match_kind(MatchKind::LeftmostLongest).build(texts)?),
-        };
-        let mut tokenizer = Self { inner, plain, added, finder, replacement_character: Vec::new() };
+        let mut tokenizer = Self { inner, plain, added, replacement_character: Vec::new() };
         tokenizer.replacement_character = tokenizer.encode(&[Piece::Plain("\u{FFFD}")])?;
         Ok(tokenizer)
     }
@@ -132,22 +125,9 @@ impl Tokenizer {
         tokens.ends_with(&self.replacement_character)
     }
 
-    /// Splits a text at every added token that it spells: the text before it and the token's index.
-    pub fn find_added<'t>(&self, text: &'t str) -> Vec<(&'t str, usize)> {
-        let mut end = 0;
-        let matches = self.finder.iter().flat_map(|finder| finder.find_iter(text));
-        matches
-            .map(|found| {
-                let before = &text[end..found.start()];
-                end = found.end();
-                (before, found.pattern().as_usize())
-            })
-            .collect()
-    }
-
-    /// An added token.
-    pub fn added(&self, index: usize) -> &AddedToken {
-        &self.added[index]
+    /// Tokens beside the trained vocabulary.
+    pub fn added_tokens(&self) -> &[AddedToken] {
+        &self.added
     }
 
     /// The token that this text is, if it is one.
@@ -203,17 +183,6 @@ pub(crate) mod tests {
         let plain = ids(&[Piece::Plain("<|im_end|><think>")]);
         assert_eq!(plain.len(), "<|im_end|><think>".len());
         assert_eq!(tokenizer.decode(&plain), "<|im_end|><think>");
-    }
-
-    #[test]
-    fn added_tokens_are_found_in_a_text() {
-        let tokenizer = byte_level();
-        let found: Vec<(&str, &str)> = tokenizer
-            .find_added("a<think>b<|im_end|><|im_end")
-            .into_iter()
-            .map(|(before, index)| (before, tokenizer.added(index).text.as_str()))
-            .collect();
-        assert_eq!(found, [("a", "<think>"), ("b", "<|im_end|>")]);
     }
 
     proptest! {

@@ -3,10 +3,11 @@
 use crate::tiny_model::fixture;
 use std::{
     fs,
-    io::{BufRead, BufReader},
-    net::TcpListener,
+    io::{BufRead, BufReader, Write},
+    net::{TcpListener, TcpStream},
     path::Path,
     process::{Command, Stdio},
+    time::Duration,
 };
 
 fn ortolan() -> Command {
@@ -104,6 +105,31 @@ fn a_signal_ends_the_server_with_success() {
     let signalled = Command::new("kill").args(["-TERM", &server.id().to_string()]).status().unwrap();
     assert!(signalled.success());
     assert!(lines.any(|line| line.contains("draining")));
+    assert_eq!(server.wait().unwrap().code(), Some(0));
+}
+
+/// The engines end with the drain; that is no alarm, so there is time for last events.
+#[test]
+fn what_runs_at_a_signal_gets_a_last_event() {
+    let starter = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/starter");
+    let mut command = serve(&[&model(&starter), "server.drain_timeout=0"]);
+    let mut server = command.stderr(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(server.stderr.take().unwrap()).lines().map(Result::unwrap);
+    let listening = lines.find(|line| line.contains("listening on http://")).unwrap();
+    let address = listening.rsplit("http://").next().unwrap().trim().to_owned();
+    let mut connection = TcpStream::connect(address).unwrap();
+    connection.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    // Without its two end tokens the model talks for seconds.
+    let body = r#"{"input": "hi", "stream": true, "logit_bias": {"1017": -100, "1015": -100}}"#;
+    let length = body.len();
+    let request = "POST /v1/responses HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n";
+    write!(connection, "{request}content-length: {length}\r\n\r\n{body}").unwrap();
+    let mut events = BufReader::new(connection).lines().map(Result::unwrap);
+    assert!(events.any(|line| line.contains("response.output_text.delta")));
+    assert!(Command::new("kill").args(["-TERM", &server.id().to_string()]).status().unwrap().success());
+    assert!(events.any(|line| line == "event: response.failed"));
+    assert!(events.any(|line| line == "data: [DONE]"));
+    assert!(lines.all(|line| !line.contains("an engine has failed")));
     assert_eq!(server.wait().unwrap().code(), Some(0));
 }
 

@@ -11,9 +11,10 @@ use std::ffi::CString;
 
 /// Keys and values of each slot, as the last run returned them.
 pub(super) struct ConcatModel {
-    graph: Graph,
     names: Vec<Names>,
+    /// Before the graph, since fields drop in order and a value must not outlive its session.
     slots: Vec<Vec<Tensor<'static>>>,
+    graph: Graph,
 }
 
 struct Names {
@@ -54,7 +55,7 @@ impl Model for ConcatModel {
             if row.start == 0 {
                 *slot = empty_kv(graph, &allocator)?;
             }
-            let present = graph.run_row(batch.new_tokens(row), row.start, 0, |run| {
+            let present = graph.run_row(batch.new_tokens(row), row.start, |run| {
                 for (names, past) in names.iter().zip(slot.iter()) {
                     run.bind_input(&names.past, past)?;
                     run.bind_new_output(&names.present, allocator.memory_info())?;

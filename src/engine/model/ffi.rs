@@ -19,9 +19,12 @@ use std::{
     slice,
 };
 
-/// Runs one call of the C API.
-fn check(status: sys::OrtStatusPtr) -> Result<()> {
-    // SAFETY: every caller passes the status that a C API call has just returned, once.
+/// What one call of the C API returned.
+///
+/// # Safety
+/// `status` must come from the C API and be checked once.
+unsafe fn check(status: sys::OrtStatusPtr) -> Result<()> {
+    // SAFETY: as the caller promises.
     unsafe { ort::Error::result_from_status(status) }
 }
 
@@ -140,8 +143,8 @@ impl<'d> Tensor<'d> {
     ) -> Result<Self> {
         let mut value = ptr::null_mut();
         // SAFETY: as the caller promises; the runtime copies the shape.
-        check(unsafe {
-            (ort::api().CreateTensorWithDataAsOrtValue)(
+        unsafe {
+            check((ort::api().CreateTensorWithDataAsOrtValue)(
                 memory.ptr(),
                 data,
                 num_bytes,
@@ -149,8 +152,8 @@ impl<'d> Tensor<'d> {
                 shape.len(),
                 element_type,
                 &raw mut value,
-            )
-        })?;
+            ))?;
+        };
         Ok(Self { value: NonNull::new(value).expect("a created value is not null"), data: PhantomData })
     }
 }
@@ -161,15 +164,15 @@ impl Tensor<'static> {
         assert_eq!(num_elements(shape), 0);
         let mut value = ptr::null_mut();
         // SAFETY: the allocator is valid and the runtime copies the shape.
-        check(unsafe {
-            (ort::api().CreateTensorAsOrtValue)(
+        unsafe {
+            check((ort::api().CreateTensorAsOrtValue)(
                 allocator.ptr().cast_mut(),
                 shape.as_ptr(),
                 shape.len(),
                 element_type.raw(),
                 &raw mut value,
-            )
-        })?;
+            ))?;
+        };
         Ok(Self { value: NonNull::new(value).expect("a created value is not null"), data: PhantomData })
     }
 }
@@ -182,50 +185,56 @@ fn num_elements(shape: &[i64]) -> usize {
 pub(super) struct Run<'g, 'd> {
     session: &'g mut Session,
     binding: &'g mut IoBinding,
+    /// Outputs bound to data of ours.
+    num_own: usize,
+    /// Outputs that the runtime will allocate.
+    num_new: usize,
     data: PhantomData<&'d ()>,
 }
 
 impl<'g, 'd> Run<'g, 'd> {
     /// Nothing bound.
     pub(super) fn new(session: &'g mut Session, binding: &'g mut IoBinding) -> Self {
-        Self { session, binding, data: PhantomData }
+        binding.clear(); // A run that was forgotten instead of dropped has left its data bound.
+        Self { session, binding, num_own: 0, num_new: 0, data: PhantomData }
     }
 
     /// Reads `tensor`.
     pub(super) fn bind_input(&mut self, name: &CStr, tensor: &Tensor<'d>) -> Result<()> {
         // SAFETY: all three are valid; the binding takes its own reference to the value, whose data lives for 'd.
-        check(unsafe { (ort::api().BindInput)(self.binding.ptr_mut(), name.as_ptr(), tensor.value.as_ptr()) })
+        unsafe { check((ort::api().BindInput)(self.binding.ptr_mut(), name.as_ptr(), tensor.value.as_ptr())) }
     }
 
-    /// Writes `tensor`.
+    /// Writes `tensor`. To be called before any [`bind_new_output`](Self::bind_new_output).
     pub(super) fn bind_output(&mut self, name: &CStr, tensor: &Tensor<'d>) -> Result<()> {
+        assert_eq!(self.num_new, 0, "outputs of ours are bound first");
+        self.num_own += 1;
         // SAFETY: as above.
-        check(unsafe { (ort::api().BindOutput)(self.binding.ptr_mut(), name.as_ptr(), tensor.value.as_ptr()) })
+        unsafe { check((ort::api().BindOutput)(self.binding.ptr_mut(), name.as_ptr(), tensor.value.as_ptr())) }
     }
 
     /// Lets the runtime allocate the output; [`execute`](Self::execute) returns it.
     pub(super) fn bind_new_output(&mut self, name: &CStr, memory: &MemoryInfo<'_>) -> Result<()> {
+        self.num_new += 1;
         // SAFETY: all three are valid.
-        check(unsafe { (ort::api().BindOutputToDevice)(self.binding.ptr_mut(), name.as_ptr(), memory.ptr()) })
+        unsafe { check((ort::api().BindOutputToDevice)(self.binding.ptr_mut(), name.as_ptr(), memory.ptr())) }
     }
 
-    /// Runs the graph. Returns every output in the order of binding; those bound to data of ours are left out.
-    ///
-    /// `num_own` outputs must have been bound with [`bind_output`](Self::bind_output), before all others.
-    pub(super) fn execute(self, num_own: usize) -> Result<Vec<Tensor<'static>>> {
+    /// Runs the graph. Returns the outputs that the runtime allocated, in the order of binding.
+    pub(super) fn execute(self) -> Result<Vec<Tensor<'static>>> {
         // SAFETY: session and binding are valid and borrowed; null run options mean the defaults.
-        check(unsafe { (ort::api().RunWithBinding)(self.session.ptr().cast_mut(), ptr::null(), self.binding.ptr()) })?;
+        unsafe { check((ort::api().RunWithBinding)(self.session.ptr().cast_mut(), ptr::null(), self.binding.ptr()))? };
         let allocator = Allocator::default();
         let (mut values, mut count) = (ptr::null_mut(), 0);
         // SAFETY: the out pointers are valid; the runtime allocates the array with the given allocator.
-        check(unsafe {
-            (ort::api().GetBoundOutputValues)(
+        unsafe {
+            check((ort::api().GetBoundOutputValues)(
                 self.binding.ptr(),
                 allocator.ptr().cast_mut(),
                 &raw mut values,
                 &raw mut count,
-            )
-        })?;
+            ))?;
+        };
         // SAFETY: the runtime made an array of `count` values, each of which is ours to release.
         let outputs = unsafe { slice::from_raw_parts(values, count) };
         let own = |value: &*mut sys::OrtValue| Tensor {
@@ -235,7 +244,9 @@ impl<'g, 'd> Run<'g, 'd> {
         let mut tensors: Vec<Tensor<'static>> = outputs.iter().map(own).collect();
         // SAFETY: the array came from this allocator and is not looked at again.
         unsafe { allocator.free(values) };
-        drop(tensors.drain(..num_own));
+        assert_eq!(tensors.len(), self.num_own + self.num_new, "each bound output has a value");
+        // Those over data of ours may not live longer than the data.
+        tensors.drain(..self.num_own);
         Ok(tensors)
     }
 }

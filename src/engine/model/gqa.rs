@@ -12,8 +12,9 @@ use std::ffi::CString;
 /// One buffer `[num_slots, num_heads, context_tokens, head_size]` per layer and side, bound as past and as present.
 /// The operator reads only what the attention mask covers, so a slot needs no cleaning before it is used again.
 pub(super) struct GqaModel {
-    graph: Graph,
+    /// Before the graph, since fields drop in order and an allocator must not outlive its session.
     kv: Vec<Slab>,
+    graph: Graph,
 }
 
 struct Slab {
@@ -28,7 +29,10 @@ struct Slab {
 impl GqaModel {
     pub(super) fn new(graph: Graph, num_slots: usize) -> Result<Self, LoadError> {
         let context_tokens = graph.limits().context_tokens;
-        let num_bytes = graph.spec().kv_bytes_per_token() * context_tokens * num_slots;
+        let num_bytes = graph.spec().kv_bytes_per_token().saturating_mul(context_tokens).saturating_mul(num_slots);
+        if isize::try_from(num_bytes).is_err() {
+            return Err(LoadError::KvCache { num_bytes, message: "no machine has as much memory".to_owned() });
+        }
         let failed = |error: ort::Error| LoadError::KvCache { num_bytes, message: words(&error) };
         let mut kv = Vec::new();
         for tensor in &graph.spec().kv {
@@ -43,7 +47,7 @@ impl GqaModel {
                 element_type: tensor.element_type,
             });
         }
-        Ok(Self { graph, kv })
+        Ok(Self { kv, graph })
     }
 }
 
@@ -53,9 +57,9 @@ impl Model for GqaModel {
     }
 
     fn forward(&mut self, batch: &Batch, logits: &mut Logits) -> Result<(), ModelError> {
-        let Self { graph, kv } = self;
+        let Self { kv, graph } = self;
         for row in batch.rows() {
-            graph.run_row(batch.new_tokens(row), row.start, kv.len(), |run| {
+            graph.run_row(batch.new_tokens(row), row.start, |run| {
                 for slab in kv.iter() {
                     let first_byte = row.slot_index * slab.slot_bytes;
                     let slot = Tensor::from_buffer(&slab.buffer, first_byte, &slab.slot_shape, slab.element_type)?;

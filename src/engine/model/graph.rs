@@ -77,21 +77,21 @@ impl Graph {
         self.device.allocator(&self.session)
     }
 
-    /// Computes `tokens` of one row at positions from `start` on, with keys and values as `bind_kv` says, which binds
-    /// only outputs that the runtime allocates, or none that it does. Returns the allocated ones.
+    /// Computes `tokens` of one row at positions from `start` on, with keys and values as `bind_kv` binds them. Returns the
+    /// outputs that the runtime allocated.
     pub(super) fn run_row<'d>(
         &'d mut self,
         tokens: &[TokenId],
         start: usize,
-        num_own_kv: usize,
         bind_kv: impl FnOnce(&mut Run<'d, 'd>) -> ort::Result<()>,
     ) -> Result<Vec<Tensor<'static>>, ModelError> {
         let num_tokens = signed(tokens.len());
         let end = start + tokens.len();
         self.inputs.fill(tokens, start);
-        let num_scores = tokens.len() * self.limits.vocab_size;
+        let num_rows = if self.spec.has_last_logits_only { 1 } else { tokens.len() };
+        let num_scores = num_rows * self.limits.vocab_size;
         let memory = self.host.memory_info();
-        let logits_shape = [1, num_tokens, signed(self.limits.vocab_size)];
+        let logits_shape = [1, signed(num_rows), signed(self.limits.vocab_size)];
         let logits = match &mut self.scores {
             Scores::F32(scores) => {
                 scores.resize(num_scores, 0.0);
@@ -112,7 +112,7 @@ impl Graph {
         }
         run.bind_output(c"logits", &logits)?;
         bind_kv(&mut run)?;
-        Ok(run.execute(1 + num_own_kv)?)
+        Ok(run.execute()?)
     }
 
     /// Appends the scores of what follows the last token of the last run.

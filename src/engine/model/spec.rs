@@ -67,7 +67,7 @@ pub struct KvTensor {
 impl KvTensor {
     /// Memory that one token takes in it.
     pub fn bytes_per_token(&self) -> usize {
-        self.num_heads * self.head_size * self.element_type.num_bytes()
+        self.num_heads.saturating_mul(self.head_size).saturating_mul(self.element_type.num_bytes())
     }
 }
 
@@ -84,6 +84,8 @@ pub struct ModelSpec {
     pub has_position_ids: bool,
     /// Of the output `logits`, `[batch, sequence, vocab_size]`.
     pub logits_type: ElementType,
+    /// Whether `logits` holds only the last token's row, whatever the length of the sequence.
+    pub has_last_logits_only: bool,
     /// Scores per row of logits.
     pub vocab_size: usize,
     /// What the model was trained for, prompt and reply together.
@@ -93,6 +95,6 @@ pub struct ModelSpec {
 impl ModelSpec {
     /// KV memory that one token takes over all layers.
     pub fn kv_bytes_per_token(&self) -> usize {
-        self.kv.iter().map(KvTensor::bytes_per_token).sum()
+        self.kv.iter().map(KvTensor::bytes_per_token).fold(0, usize::saturating_add)
     }
 }
