@@ -100,6 +100,7 @@ impl Chat {
         &self,
         request: ChatRequest,
     ) -> Result<impl Stream<Item = ChatEvent> + Unpin + use<>, ChatError> {
+        self.engine.check_room()?;
         let max_bytes = self.context_tokens() * MAX_BYTES_PER_TOKEN;
         let model = Arc::clone(&self.model);
         let permits = Arc::clone(&self.model.prompt_permits);

@@ -52,6 +52,20 @@ impl EngineHandle {
         !self.stopping.load(Ordering::Acquire) && !self.commands.is_closed()
     }
 
+    /// Whether a request would be refused whatever it holds, so that nothing need be prepared for it.
+    ///
+    /// # Errors
+    /// `QueueFull` or `Stopped`.
+    pub fn check_room(&self) -> Result<(), EngineError> {
+        if !self.is_running() {
+            return Err(EngineError::Stopped);
+        }
+        if self.permits.available_permits() == 0 {
+            return Err(EngineError::QueueFull { capacity: self.max_waiting });
+        }
+        Ok(())
+    }
+
     /// Queues a request; never waits.
     ///
     /// # Errors
@@ -67,9 +81,7 @@ impl EngineHandle {
         if let Some(unknown) = prompt.iter().chain(biased).find(|token| vocab_size <= token.index()) {
             return Err(EngineError::UnknownToken { token: unknown.0, vocab_size });
         }
-        if !self.is_running() {
-            return Err(EngineError::Stopped);
-        }
+        self.check_room()?;
         let room = context_tokens - prompt.len();
         let max_output_tokens = max_output_tokens.map_or(room, |limit| room.min(NonZeroU32::get(limit) as usize));
         let full = EngineError::QueueFull { capacity: self.max_waiting };
