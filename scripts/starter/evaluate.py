@@ -12,7 +12,7 @@ from prompt import END_OF_TEXT, IM_END, Encoder
 from skills import Reply, Sample
 
 Scores = dict[str, dict[str, tuple[int, int]]]
-LIMIT, BATCH = 160, 40
+LIMIT, BATCH = 280, 40
 
 
 def parse(text: str) -> Reply:
@@ -56,7 +56,9 @@ def score(model: StarterModel, tokenizer: Tokenizer, samples: list[Sample], show
         cell[1] += 1
         if not right and shown[sample.sub] < show_failures:
             shown[sample.sub] += 1
-            print(f"[{sample.skill} / {sample.sub}] {sample.messages[-1]['content']!r}\n    wanted {sample.expected!r}\n    got    {text!r}")
+            print(
+                f"[{sample.skill} / {sample.sub}] {sample.messages[-1]['content']!r}\n    wanted {sample.expected!r}\n    got    {text!r}"
+            )
     return {skill: {sub: (right, asked) for sub, (right, asked) in subs.items()} for skill, subs in counts.items()}
 
 

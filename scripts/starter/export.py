@@ -28,10 +28,24 @@ def transformers_model(model: StarterModel, tokenizer: Tokenizer) -> Qwen3ForCau
     g = model.geometry
     end, text_end = (tokenizer.token_to_id(t) for t in (IM_END, END_OF_TEXT))
     config = Qwen3Config(
-        vocab_size=g.vocab_size, hidden_size=g.hidden_size, intermediate_size=g.intermediate_size, num_hidden_layers=g.num_hidden_layers,
-        num_attention_heads=g.num_attention_heads, num_key_value_heads=g.num_key_value_heads, head_dim=g.head_dim, rms_norm_eps=g.rms_norm_eps,
-        max_position_embeddings=g.max_position_embeddings, rope_parameters={"rope_type": "default", "rope_theta": g.rope_theta},
-        tie_word_embeddings=True, attention_bias=False, use_sliding_window=False, bos_token_id=None, eos_token_id=end, pad_token_id=text_end, dtype="float32")
+        vocab_size=g.vocab_size,
+        hidden_size=g.hidden_size,
+        intermediate_size=g.intermediate_size,
+        num_hidden_layers=g.num_hidden_layers,
+        num_attention_heads=g.num_attention_heads,
+        num_key_value_heads=g.num_key_value_heads,
+        head_dim=g.head_dim,
+        rms_norm_eps=g.rms_norm_eps,
+        max_position_embeddings=g.max_position_embeddings,
+        rope_parameters={"rope_type": "default", "rope_theta": g.rope_theta},
+        tie_word_embeddings=True,
+        attention_bias=False,
+        use_sliding_window=False,
+        bos_token_id=None,
+        eos_token_id=end,
+        pad_token_id=text_end,
+        dtype="float32",
+    )
     out = Qwen3ForCausalLM(config)
     state = {k: v.float() for k, v in model.state_dict().items()}
     out.load_state_dict({**state, "lm_head.weight": state["model.embed_tokens.weight"]})
@@ -41,7 +55,21 @@ def transformers_model(model: StarterModel, tokenizer: Tokenizer) -> Qwen3ForCau
 
 def build_graph(hf: Path, folder: Path) -> None:
     """Runs the GenAI model builder for the CPU in fp32, which exports attention as GroupQueryAttention."""
-    command = [sys.executable, "-m", "onnxruntime_genai.models.builder", "-i", str(hf), "-o", str(folder), "-p", "fp32", "-e", "cpu", "-c", str(folder / "cache")]
+    command = [
+        sys.executable,
+        "-m",
+        "onnxruntime_genai.models.builder",
+        "-i",
+        str(hf),
+        "-o",
+        str(folder),
+        "-p",
+        "fp32",
+        "-e",
+        "cpu",
+        "-c",
+        str(folder / "cache"),
+    ]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"the model builder failed:\n{(done.stdout + done.stderr)[-4000:]}")
@@ -109,7 +137,9 @@ def compare(reference: Qwen3ForCausalLM, tokenizer: Tokenizer, out: Path, prompt
     same = 0
     for sample in samples:
         prompt = encoder.prompt(sample.messages, sample.tools, sample.thinking)
-        expected = reference.generate(torch.tensor([prompt]), max_new_tokens=64, do_sample=False)[0, len(prompt) :].tolist()
+        expected = reference.generate(torch.tensor([prompt]), max_new_tokens=64, do_sample=False)[
+            0, len(prompt) :
+        ].tolist()
         same += session.generate(prompt, stop, 64) == expected
     print(f"greedy tokens equal to transformers' on {same} of {len(samples)} prompts")
     if same < len(samples):

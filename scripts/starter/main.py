@@ -11,16 +11,41 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 def options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="train-starter", description="Trains the starter model on generated chats and exports it to ONNX.")
-    parser.add_argument("--out", type=Path, default=REPOSITORY / "models/starter", help="folder for the exported model (default: models/starter)")
-    parser.add_argument("--work", type=Path, default=REPOSITORY / "target/starter", help="folder for checkpoints and the log (default: target/starter)")
-    parser.add_argument("--minutes", type=float, default=90, help="training time in all, earlier runs of the same checkpoint included (default: 90)")
+    parser = argparse.ArgumentParser(
+        prog="train-starter", description="Trains the starter model on generated chats and exports it to ONNX."
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=REPOSITORY / "models/starter",
+        help="folder for the exported model (default: models/starter)",
+    )
+    parser.add_argument(
+        "--work",
+        type=Path,
+        default=REPOSITORY / "target/starter",
+        help="folder for checkpoints and the log (default: target/starter)",
+    )
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        default=90,
+        help="training time in all, earlier runs of the same checkpoint included (default: 90)",
+    )
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in --work")
     parser.add_argument("--export-only", action="store_true", help="export the checkpoint in --work without training")
-    parser.add_argument("--score-only", action="store_true", help="score the checkpoint in --work without training or exporting")
-    parser.add_argument("--failures", type=int, default=0, help="with --score-only: wrong answers to show per sub-skill")
-    parser.add_argument("--questions", type=int, default=200, help="questions per skill in the final score (default: 200)")
-    parser.add_argument("--no-compile", action="store_true", help="train without torch.compile (which needs a C++ compiler)")
+    parser.add_argument(
+        "--score-only", action="store_true", help="score the checkpoint in --work without training or exporting"
+    )
+    parser.add_argument(
+        "--failures", type=int, default=0, help="with --score-only: wrong answers to show per sub-skill"
+    )
+    parser.add_argument(
+        "--questions", type=int, default=200, help="questions per skill in the final score (default: 200)"
+    )
+    parser.add_argument(
+        "--no-compile", action="store_true", help="train without torch.compile (which needs a C++ compiler)"
+    )
     parser.add_argument("--threads", type=int, default=2, help="CPU threads (default: 2)")
     return parser.parse_args()
 

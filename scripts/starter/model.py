@@ -76,7 +76,9 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, cache: list | None, mask: Tensor | None) -> Tensor:
         batch, length, _ = x.shape
         q = rotate(self.q_norm(self.q_proj(x).view(batch, length, self.heads, self.head_dim)), cos, sin).transpose(1, 2)
-        k = rotate(self.k_norm(self.k_proj(x).view(batch, length, self.kv_heads, self.head_dim)), cos, sin).transpose(1, 2)
+        k = rotate(self.k_norm(self.k_proj(x).view(batch, length, self.kv_heads, self.head_dim)), cos, sin).transpose(
+            1, 2
+        )
         v = self.v_proj(x).view(batch, length, self.kv_heads, self.head_dim).transpose(1, 2)
         if cache is not None:
             if cache:
@@ -171,11 +173,15 @@ class StarterModel(nn.Module):
             total = width + step
             rows = torch.arange(total - ids.shape[1], total)
             position = (rows[None] - pad[:, None]).clamp(min=0)
-            visible = (column[None, None, :total] <= rows[None, :, None]) & (column[None, None, :total] >= pad[:, None, None])
+            visible = (column[None, None, :total] <= rows[None, :, None]) & (
+                column[None, None, :total] >= pad[:, None, None]
+            )
             visible = visible | (rows[None, :, None] < pad[:, None, None])  # padding rows must not be all-masked
             x = self.model.embed_tokens(ids)
             for layer, cache in zip(self.model.layers, caches):
-                x = x + layer.self_attn(layer.input_layernorm(x), self.cos[position], self.sin[position], cache, visible[:, None])
+                x = x + layer.self_attn(
+                    layer.input_layernorm(x), self.cos[position], self.sin[position], cache, visible[:, None]
+                )
                 x = x + layer.mlp(layer.post_attention_layernorm(x))
             best = F.linear(self.model.norm(x[:, -1]), self.model.embed_tokens.weight).argmax(-1)
             for i, token in enumerate(best.tolist()):

@@ -28,7 +28,9 @@ class Template:
         self.compiled = environment.from_string(TEMPLATE.read_text().removesuffix("\n"))
 
     def render(self, messages: list[dict], tools: list[dict], thinking: bool, prompt: bool = True) -> str:
-        return self.compiled.render(messages=messages, tools=tools or None, enable_thinking=thinking, add_generation_prompt=prompt)
+        return self.compiled.render(
+            messages=messages, tools=tools or None, enable_thinking=thinking, add_generation_prompt=prompt
+        )
 
 
 def answer_text(message: dict, thinking: bool) -> str:
@@ -36,7 +38,10 @@ def answer_text(message: dict, thinking: bool) -> str:
     text = ""
     if thinking and message.get("reasoning_content"):
         text = f"<think>\n{message['reasoning_content']}\n</think>\n\n"
-    calls = [f'<tool_call>\n{{"name": "{c["function"]["name"]}", "arguments": {to_json(c["function"]["arguments"])}}}\n</tool_call>' for c in message.get("tool_calls", [])]
+    calls = [
+        f'<tool_call>\n{{"name": "{c["function"]["name"]}", "arguments": {to_json(c["function"]["arguments"])}}}\n</tool_call>'
+        for c in message.get("tool_calls", [])
+    ]
     return text + "\n".join(filter(None, [message["content"], *calls]))
 
 
@@ -48,6 +53,7 @@ class Encoder:
         self.template = Template()
         self.start, self.end = tokenizer.token_to_id(IM_START), tokenizer.token_to_id(IM_END)
         self.assistant = tokenizer.encode("assistant\n").ids
+        self.equals, self.newline = tokenizer.encode(" =").ids[0], tokenizer.encode("\n").ids[0]
 
     def prompt(self, messages: list[dict], tools: list[dict], thinking: bool) -> list[int]:
         return self.tokenizer.encode(self.template.render(messages, tools, thinking)).ids
@@ -81,5 +87,15 @@ class Encoder:
                     i += 1
                 targets.append(i)
             i += 1
-        targets.extend(range(len(prompt), len(ids)))
+        answer = range(len(prompt), len(ids))
+        targets.extend(self.results(ids, answer) if last.get("results_only") else answer)
         return ids, targets
+
+    def results(self, ids: list[int], answer: range) -> list[int]:
+        """The positions right of an equals sign, up to the end of the line: the rest of a drill is random."""
+        found, right = [], False
+        for i in answer:
+            if right:
+                found.append(i)
+            right = ids[i] == self.equals or (right and ids[i] != self.newline)
+        return found

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import random
-import re
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -38,7 +37,9 @@ def sample_text(chats: int = 6000) -> Iterable[str]:
     for i in range(chats):
         chat = training_chat(random.Random(f"tokenizer {i}"), FULL)
         *history, last = chat.messages
-        text = template.render(history, [t.schema for t in chat.tools], chat.thinking) + answer_text(last, chat.thinking)
+        text = template.render(history, [t.schema for t in chat.tools], chat.thinking) + answer_text(
+            last, chat.thinking
+        )
         for mark in SPECIAL + MARKS:
             text = text.replace(mark, "\0")
         yield from text.split("\0")
@@ -52,9 +53,16 @@ def split(text: str) -> list[str]:
 def learn(words: Counter[str], merges: int) -> list[tuple[str, str]]:
     """Byte-level merges learnt from words with counts."""
     tok = Tokenizer(models.BPE())
-    tok.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split("\n", behavior="removed"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    tok.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split("\n", behavior="removed"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    trainer = trainers.BpeTrainer(vocab_size=len(alphabet) + merges, initial_alphabet=alphabet, show_progress=False, special_tokens=[])
+    trainer = trainers.BpeTrainer(
+        vocab_size=len(alphabet) + merges, initial_alphabet=alphabet, show_progress=False, special_tokens=[]
+    )
     tok.train_from_iterator((w for w, n in sorted(words.items()) for _ in range(n)), trainer)
     return [tuple(m) for m in json.loads(tok.to_str())["model"]["merges"]]
 
@@ -81,14 +89,21 @@ def build() -> Tokenizer:
     vocab = {c: i for i, c in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
     for a, b in merges:
         vocab.setdefault(a + b, len(vocab))
-    common = [w for w, _ in spaced.most_common() if w in vocab and w.isascii() and (len(w) > 2 or w in ENGLISH and len(w) > 1)]
+    common = [
+        w for w, _ in spaced.most_common() if w in vocab and w.isascii() and (len(w) > 2 or w in ENGLISH and len(w) > 1)
+    ]
     whole = common[:SPACED_WORDS]
     for word in whole:
         if SPACE + word not in vocab:
             merges.append((SPACE, word))
             vocab[SPACE + word] = len(vocab)
     tok = Tokenizer(models.BPE(vocab=vocab, merges=merges))
-    tok.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(PATTERN), behavior="isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    tok.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(PATTERN), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
     tok.decoder = decoders.ByteLevel()
     tok.post_processor = processors.ByteLevel(trim_offsets=False)
     tok.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in SPECIAL])
@@ -100,10 +115,23 @@ def save(tok: Tokenizer, folder: Path) -> None:
     """`tokenizer.json`, `tokenizer_config.json` and the template, as a Hugging Face folder has them."""
     folder.mkdir(parents=True, exist_ok=True)
     tok.save(str(folder / "tokenizer.json"))
-    (folder / "chat_template.jinja").write_text((Path(__file__).with_name("chat_template.jinja")).read_text().removesuffix("\n"))
+    (folder / "chat_template.jinja").write_text(
+        (Path(__file__).with_name("chat_template.jinja")).read_text().removesuffix("\n")
+    )
     keys = ("content", "lstrip", "normalized", "rstrip", "single_word", "special")
     added = {str(t["id"]): {k: t[k] for k in keys} for t in json.loads(tok.to_str())["added_tokens"]}
-    config = {"added_tokens_decoder": added, "add_bos_token": False, "add_prefix_space": False, "bos_token": None, "clean_up_tokenization_spaces": False,
-              "eos_token": IM_END, "errors": "replace", "model_max_length": CONTEXT, "pad_token": END_OF_TEXT, "split_special_tokens": False,
-              "tokenizer_class": "PreTrainedTokenizerFast", "unk_token": None}
+    config = {
+        "added_tokens_decoder": added,
+        "add_bos_token": False,
+        "add_prefix_space": False,
+        "bos_token": None,
+        "clean_up_tokenization_spaces": False,
+        "eos_token": IM_END,
+        "errors": "replace",
+        "model_max_length": CONTEXT,
+        "pad_token": END_OF_TEXT,
+        "split_special_tokens": False,
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "unk_token": None,
+    }
     (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import multiprocessing as mp
 import os
 import random
@@ -20,8 +19,15 @@ from model import Geometry, StarterModel
 from prompt import Encoder
 from skills import FULL, START, evaluation_samples, training_chat
 
-GEOMETRY = dict(hidden_size=192, intermediate_size=384, num_hidden_layers=6, num_attention_heads=6, num_key_value_heads=2, head_dim=32,
-                max_position_embeddings=tokenizers_.CONTEXT)
+GEOMETRY = dict(
+    hidden_size=192,
+    intermediate_size=384,
+    num_hidden_layers=6,
+    num_attention_heads=6,
+    num_key_value_heads=2,
+    head_dim=32,
+    max_position_embeddings=tokenizers_.CONTEXT,
+)
 BATCH_TOKENS = 5120
 POOL = 256  # chats sorted by length together, so that a batch needs little padding
 MAX_LENGTH = 2048
@@ -85,19 +91,33 @@ class Run:
         self.model = StarterModel(Geometry(vocab_size=self.tokenizer.get_vocab_size(), **GEOMETRY))
         matrices = [p for n, p in self.model.named_parameters() if p.ndim == 2 and "embed" not in n]
         others = [p for n, p in self.model.named_parameters() if not (p.ndim == 2 and "embed" not in n)]
-        self.optimizers = [(torch.optim.Muon(matrices, lr=MATRIX_RATE, weight_decay=0.01), MATRIX_RATE),
-                           (torch.optim.AdamW(others, lr=OTHER_RATE, betas=(0.9, 0.95), weight_decay=0.0, fused=True), OTHER_RATE)]
+        self.optimizers = [
+            (torch.optim.Muon(matrices, lr=MATRIX_RATE, weight_decay=0.01), MATRIX_RATE),
+            (torch.optim.AdamW(others, lr=OTHER_RATE, betas=(0.9, 0.95), weight_decay=0.0, fused=True), OTHER_RATE),
+        ]
         self.step, self.tokens, self.seconds, self.resumed = 0, 0, 0.0, 0
         if saved is not None:
             self.model.load_state_dict(saved["model"])
             for (optimizer, _), state in zip(self.optimizers, saved["optimizers"]):
                 optimizer.load_state_dict(state)
-            self.step, self.tokens, self.seconds, self.resumed = saved["step"], saved["tokens"], saved["seconds"], saved["resumed"] + 1
+            self.step, self.tokens, self.seconds, self.resumed = (
+                saved["step"],
+                saved["tokens"],
+                saved["seconds"],
+                saved["resumed"] + 1,
+            )
         self.forward = torch.compile(self.model, dynamic=True) if compiled else self.model
 
     def save(self) -> None:
-        state = dict(model=self.model.state_dict(), optimizers=[o.state_dict() for o, _ in self.optimizers], geometry=self.model.geometry.to_dict(),
-                     step=self.step, tokens=self.tokens, seconds=self.seconds, resumed=self.resumed)
+        state = dict(
+            model=self.model.state_dict(),
+            optimizers=[o.state_dict() for o, _ in self.optimizers],
+            geometry=self.model.geometry.to_dict(),
+            step=self.step,
+            tokens=self.tokens,
+            seconds=self.seconds,
+            resumed=self.resumed,
+        )
         torch.save(state, self.file.with_suffix(".new"))
         os.replace(self.file.with_suffix(".new"), self.file)
 
@@ -106,7 +126,9 @@ class Run:
         total = minutes * 60
         context = mp.get_context("spawn")
         share, queue = context.Value("d", self.seconds / total), context.Queue(maxsize=24)
-        worker = context.Process(target=feed, args=(queue, self.tokenizer.to_str(), 1000 + self.resumed, share), daemon=True)
+        worker = context.Process(
+            target=feed, args=(queue, self.tokenizer.to_str(), 1000 + self.resumed, share), daemon=True
+        )
         worker.start()
         log = (self.folder / "train.log").open("a", buffering=1)
         saved = evaluated = self.seconds
@@ -133,7 +155,10 @@ class Run:
             clock = time.time()
             share.value = self.seconds / total
             if self.step % 50 == 0:
-                print(f"step {self.step}  {self.seconds / 60:.1f} min  {self.tokens / 1e6:.2f} M tokens  loss {sum(losses) / len(losses):.4f}  rate {lr:.2f}", file=log)
+                print(
+                    f"step {self.step}  {self.seconds / 60:.1f} min  {self.tokens / 1e6:.2f} M tokens  loss {sum(losses) / len(losses):.4f}  rate {lr:.2f}",
+                    file=log,
+                )
                 losses.clear()
             if self.seconds - saved > SAVE_EVERY:
                 saved = self.seconds

@@ -48,8 +48,21 @@ Tokyo Osaka Kyoto Seoul Busan Beijing Shanghai Taipei Bangkok Hanoi Manila Jakar
 Nairobi Lagos Accra Dakar Tunis Algiers Boston Chicago Denver Seattle Austin Dallas Miami Atlanta Toronto Montreal
 Ottawa Vancouver Quito Bogotá Caracas Santiago Córdoba Málaga Reykjavík Kraków Gdańsk Malmö Århus Sydney Perth
 Auckland Dubai Doha Riyadh Tehran Baghdad Istanbul Ankara Kyiv Minsk Riga Vilnius Tallinn Sofia Belgrade Zagreb""".split()
-TWO_WORD_CITIES = ["New York", "San Francisco", "Los Angeles", "Buenos Aires", "Cape Town", "Hong Kong", "Tel Aviv",
-                   "Mexico City", "Kuala Lumpur", "São Paulo", "Rio de Janeiro", "Addis Ababa", "San José"]
+TWO_WORD_CITIES = [
+    "New York",
+    "San Francisco",
+    "Los Angeles",
+    "Buenos Aires",
+    "Cape Town",
+    "Hong Kong",
+    "Tel Aviv",
+    "Mexico City",
+    "Kuala Lumpur",
+    "São Paulo",
+    "Rio de Janeiro",
+    "Addis Ababa",
+    "San José",
+]
 
 NOUNS = """weather temperature forecast price balance status schedule population humidity traffic distance score rating
 address contact invoice order ticket meeting event reminder alarm note task message email report photo song playlist
@@ -76,33 +89,128 @@ bananas grapes cherries mango honey chocolate yogurt omelette dumplings""".split
 ADJECTIVES = """big small old new happy sad funny strange blue loud quiet sharp soft heavy rare common fancy cheap
 expensive famous ancient modern difficult easy popular dangerous beautiful important""".split()
 
-ENUMS = [["celsius", "fahrenheit"], ["metric", "imperial"], ["low", "medium", "high"], ["small", "medium", "large"],
-         ["on", "off"], ["open", "closed"], ["red", "green", "blue"], ["warm", "cold"], ["heat", "cool", "auto"],
-         ["daily", "weekly", "monthly"], ["asc", "desc"], ["economy", "business", "first"], ["json", "csv", "xml"],
-         ["slow", "normal", "fast"], ["public", "private"], ["left", "right"], ["morning", "afternoon", "evening"],
-         ["eco", "boost", "sleep"], ["short", "long"], ["draft", "final"], ["north", "south", "east", "west"],
-         ["jazz", "rock", "pop", "folk"], ["urgent", "normal"], ["light", "dark"], ["cash", "card"]]
+ENUMS = [
+    ["celsius", "fahrenheit"],
+    ["metric", "imperial"],
+    ["low", "medium", "high"],
+    ["small", "medium", "large"],
+    ["on", "off"],
+    ["open", "closed"],
+    ["red", "green", "blue"],
+    ["warm", "cold"],
+    ["heat", "cool", "auto"],
+    ["daily", "weekly", "monthly"],
+    ["asc", "desc"],
+    ["economy", "business", "first"],
+    ["json", "csv", "xml"],
+    ["slow", "normal", "fast"],
+    ["public", "private"],
+    ["left", "right"],
+    ["morning", "afternoon", "evening"],
+    ["eco", "boost", "sleep"],
+    ["short", "long"],
+    ["draft", "final"],
+    ["north", "south", "east", "west"],
+    ["jazz", "rock", "pop", "folk"],
+    ["urgent", "normal"],
+    ["light", "dark"],
+    ["cash", "card"],
+]
 
 CURRENCIES = ["USD", "EUR", "GBP", "JPY", "CHF", "CAD", "AUD", "SEK", "NOK", "DKK", "PLN", "BRL", "INR", "CNY"]
-UNITS = ["miles", "kilometers", "meters", "feet", "inches", "pounds", "kilograms", "grams", "liters", "gallons",
-         "hours", "minutes", "euros", "dollars", "yen", "knots"]
+UNITS = [
+    "miles",
+    "kilometers",
+    "meters",
+    "feet",
+    "inches",
+    "pounds",
+    "kilograms",
+    "grams",
+    "liters",
+    "gallons",
+    "hours",
+    "minutes",
+    "euros",
+    "dollars",
+    "yen",
+    "knots",
+]
 DAYS = ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday", "today", "tomorrow", "tonight"]
-MONTHS = ["January", "February", "March", "April", "May", "June", "July", "August", "September", "October", "November",
-          "December"]
+MONTHS = [
+    "January",
+    "February",
+    "March",
+    "April",
+    "May",
+    "June",
+    "July",
+    "August",
+    "September",
+    "October",
+    "November",
+    "December",
+]
 
 ONSETS = """b c d f g h j k l m n p q r s t v w x y z b c d f g h k l m n p r s t v w bl br ch cl cr dr fl fr gl gr kl
 pl pr qu sh sk sl sn sp st str th tr tw wh""".split()
 VOWELS = "a e i o u y a e i o u a e i o u ai au ea ee ie oa oo ou".split()
-CODAS = [*[""] * 14, "b", "d", "g", "k", "l", "m", "n", "p", "r", "s", "t", "x", "z", "l", "n", "r", "s", "t", "ck", "ld",
-         "lt", "mp", "nd", "ng", "nk", "nt", "rd", "rk", "rn", "rt", "sh", "ss", "st", "th"]
+CODAS = [
+    *[""] * 14,
+    "b",
+    "d",
+    "g",
+    "k",
+    "l",
+    "m",
+    "n",
+    "p",
+    "r",
+    "s",
+    "t",
+    "x",
+    "z",
+    "l",
+    "n",
+    "r",
+    "s",
+    "t",
+    "ck",
+    "ld",
+    "lt",
+    "mp",
+    "nd",
+    "ng",
+    "nk",
+    "nt",
+    "rd",
+    "rk",
+    "rn",
+    "rt",
+    "sh",
+    "ss",
+    "st",
+    "th",
+]
 ACCENTS = "áàâäãåéèêëíìîïóòôöõøúùûüýñçßšžčćđłńśźżęąőűğışřťůþðæœāēīōū"
 GREEK = "αβγδεζηθικλμνξοπρστυφχψω"
 CYRILLIC = "абвгдежзийклмнопрстуфхцчшщыэюя"
 OTHER_LETTERS = "日本語中国文字水火山川一二三人大小あいうえおかきくけこさしすせそアイウエオカキクケコ한국어사람나라אבגדהוזחטابتثجحخدذ"
 
-EMOJI_RANGES = [(0x1F600, 0x1F64F), (0x1F300, 0x1F320), (0x1F32D, 0x1F37F), (0x1F380, 0x1F3C4), (0x1F400, 0x1F4FC),
-                (0x1F500, 0x1F53D), (0x1F680, 0x1F6C5), (0x1F90D, 0x1F93A), (0x1F940, 0x1F9FF), (0x2600, 0x2604),
-                (0x2648, 0x2653), (0x26BD, 0x26BE)]
+EMOJI_RANGES = [
+    (0x1F600, 0x1F64F),
+    (0x1F300, 0x1F320),
+    (0x1F32D, 0x1F37F),
+    (0x1F380, 0x1F3C4),
+    (0x1F400, 0x1F4FC),
+    (0x1F500, 0x1F53D),
+    (0x1F680, 0x1F6C5),
+    (0x1F90D, 0x1F93A),
+    (0x1F940, 0x1F9FF),
+    (0x2600, 0x2604),
+    (0x2648, 0x2653),
+    (0x26BD, 0x26BE),
+]
 PEOPLE = ["👍", "👋", "👏", "🙏", "💪", "👨", "👩", "🧑", "👶", "🤝", "✋", "👌"]
 SKIN = ["🏻", "🏼", "🏽", "🏾", "🏿"]
 JOINED = ["💻", "🚀", "🔬", "🎨", "🍳", "🌾", "🏫", "🚒"]
@@ -143,7 +251,11 @@ class Lexicon:
         r = self.rng
         kind = r.random()
         if kind < 0.85:
-            return self.draw(lambda: (r.choice(VOWELS) if r.random() < 0.2 else "") + self._syllables(1, 2 if r.random() < 0.75 else 3))
+            return self.draw(
+                lambda: (
+                    (r.choice(VOWELS) if r.random() < 0.2 else "") + self._syllables(1, 2 if r.random() < 0.75 else 3)
+                )
+            )
         return self.draw(lambda: "".join(r.choices("abcdefghijklmnopqrstuvwxyz", k=r.randint(2, 6))))
 
     def plain(self) -> str:
@@ -169,10 +281,21 @@ class Lexicon:
         """Mixed letters, digits and signs: `AB-12`, `foo_bar`, `x9@mail.com`."""
         r = self.rng
         w = self.made_up
-        return r.choice([lambda: f"{w()}_{w()}", lambda: f"{w()}-{w()}", lambda: f"{w().upper()[:3]}-{r.randint(1, 999)}",
-                         lambda: f"{w()}{r.randint(0, 99)}", lambda: self.email(), lambda: f"{w().capitalize()}{w().capitalize()}",
-                         lambda: f"{r.randint(1, 99)}.{r.randint(0, 99)}", lambda: w().upper(), lambda: f"#{w()}",
-                         lambda: f"{r.choice('ABCDEFGHKLMNPRSTXZ')}{r.randint(1, 99)}", lambda: f"{w()}.{w()[:3]}"])()
+        return r.choice(
+            [
+                lambda: f"{w()}_{w()}",
+                lambda: f"{w()}-{w()}",
+                lambda: f"{w().upper()[:3]}-{r.randint(1, 999)}",
+                lambda: f"{w()}{r.randint(0, 99)}",
+                lambda: self.email(),
+                lambda: f"{w().capitalize()}{w().capitalize()}",
+                lambda: f"{r.randint(1, 99)}.{r.randint(0, 99)}",
+                lambda: w().upper(),
+                lambda: f"#{w()}",
+                lambda: f"{r.choice('ABCDEFGHKLMNPRSTXZ')}{r.randint(1, 99)}",
+                lambda: f"{w()}.{w()[:3]}",
+            ]
+        )()
 
     def word(self) -> str:
         """Any single word, in any spelling people use."""
@@ -222,12 +345,22 @@ class Lexicon:
 
     def date(self) -> str:
         r = self.rng
-        return r.choice([lambda: r.choice(DAYS), lambda: f"{r.randint(2020, 2035)}-{r.randint(1, 12):02}-{r.randint(1, 28):02}",
-                         lambda: f"{r.choice(MONTHS)} {r.randint(1, 28)}"])()
+        return r.choice(
+            [
+                lambda: r.choice(DAYS),
+                lambda: f"{r.randint(2020, 2035)}-{r.randint(1, 12):02}-{r.randint(1, 28):02}",
+                lambda: f"{r.choice(MONTHS)} {r.randint(1, 28)}",
+            ]
+        )()
 
     def time(self) -> str:
         r = self.rng
-        return r.choice([lambda: f"{r.randint(0, 23):02}:{r.choice(['00', '15', '30', '45'])}", lambda: f"{r.randint(1, 12)} {r.choice(['am', 'pm'])}"])()
+        return r.choice(
+            [
+                lambda: f"{r.randint(0, 23):02}:{r.choice(['00', '15', '30', '45'])}",
+                lambda: f"{r.randint(1, 12)} {r.choice(['am', 'pm'])}",
+            ]
+        )()
 
     def emoji(self) -> str:
         r = self.rng
