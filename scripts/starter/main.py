@@ -29,8 +29,8 @@ def options() -> argparse.Namespace:
     parser.add_argument(
         "--minutes",
         type=float,
-        default=90,
-        help="training time in all, earlier runs of the same checkpoint included (default: 90)",
+        default=97,
+        help="training time in all, earlier runs of the same checkpoint included (default: 97)",
     )
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in --work")
     parser.add_argument("--export-only", action="store_true", help="export the checkpoint in --work without training")

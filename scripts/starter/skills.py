@@ -769,6 +769,20 @@ def voiced(persona: str, turn: Turn) -> Turn:
     return Turn(turn.user, turn.answer, check, turn.reasoning)
 
 
+def adopt_persona(chat: Chat, fact: float) -> None:
+    """The system message that asks for the chat's persona, with a fact in it at the chance given."""
+    lines = [chat.lex.rng.choice(PERSONAS[chat.persona])]
+    if chat.lex.chance(fact):
+        short_fact(chat.lex, chat.facts)
+        lines += [f"The {fact_owner(key)} is {value}." for key, value in chat.facts.items()]
+    chat.messages.append({"role": "system", "content": " ".join(lines)})
+
+
+def fact_owner(key: str) -> str:
+    """How a system message names a fact: a bare "name" would be the assistant's."""
+    return "user's name" if key == "name" else key
+
+
 def capitals_text(lex: Lexicon) -> str:
     """Something to repeat whose capitals are plain letters."""
     if lex.split == TRAIN and lex.chance(0.15):
@@ -988,55 +1002,51 @@ def training_chat(rng: random.Random, mixture: Mixture) -> Chat:
     chat = Chat(lex, thinking=lex.chance(0.4))
     kind = lex.weighted(mixture.chats)
     long = lex.chance(mixture.long)
-    if kind == "tools":
-        declare(chat, rng.randint(4, 9) if long else rng.choice([1, 1, 1, 2, 2, 3]))
     if kind == "sums":
-        chat.messages += [
-            {"role": "user", "content": "Practise."},
-            {"role": "assistant", "content": sums(lex, 12), "results_only": True},
-        ]
-        return chat
-    if kind == "drill":
+        chat.messages.append({"role": "user", "content": "Practise."})
+        chat.messages.append({"role": "assistant", "content": sums(lex, 12), "results_only": True})
+    elif kind == "drill":
         chat.thinking = lex.chance(0.6)  # reasoning is only ever seen in the last turn: such drills are short
         for _ in range(rng.randint(1, 2) if chat.thinking else rng.randint(3, 7)):
             chat.say(count(lex) if lex.chance(0.45) else arithmetic(lex))
-        return chat
-    if kind == "persona":
+    elif kind == "persona":
         chat.persona = lex.weighted({"capitals": 4, "pirate": 1})
-        lines = [rng.choice(PERSONAS[chat.persona])]
-        if lex.chance(0.3):
-            facts: dict[str, str] = {}
-            short_fact(lex, facts)
-            chat.facts.update(facts)
-            lines += [f"The {'user' + chr(39) + 's name' if k == 'name' else k} is {v}." for k, v in facts.items()]
-        chat.messages.append({"role": "system", "content": " ".join(lines)})
+        adopt_persona(chat, 0.3)
         for _ in range(rng.randint(1, 4)):
             chat.say(persona_turn(chat))
-        return chat
-    system = rng.random()
-    if system < 0.2:
-        chat.messages.append({"role": "system", "content": rng.choice(HELPERS)})
-    elif system < 0.42:
-        chat.messages.append({"role": "system", "content": system_facts(lex, chat.facts, rng.choice([1, 1, 2, 3]))})
-    turns = (
-        rng.randint(12, 30)
-        if long
-        else rng.choice([1, 1, 2, 2, 3, 3, 4, 8])
-        if not chat.tools
-        else rng.choice([2, 2, 3, 4])
-    )
-    for _ in range(turns):
-        if not chat.tools:
+    elif kind == "tools":
+        declare(chat, rng.randint(4, 9) if long else rng.choice([1, 1, 1, 2, 2, 3]))
+        open_chat(chat)
+        for _ in range(rng.randint(12, 30) if long else rng.choice([2, 2, 3, 4])):
+            tool_turn(chat)
+    else:
+        open_chat(chat)
+        for _ in range(rng.randint(12, 30) if long else rng.choice([1, 1, 2, 2, 3, 3, 4, 8])):
             plain_turn(chat, mixture)
-        elif lex.chance(0.75):
-            used, calls, _ = ask_tool(chat, two=lex.chance(0.35))
-            if lex.chance(0.4):
-                give_result(chat, used, calls)
-        elif chat.facts and lex.chance(0.3):
-            chat.say(ask(lex, chat.facts))
-        else:
-            chat.say(no_tool(chat))
     return chat
+
+
+def open_chat(chat: Chat) -> None:
+    """A system message, in some chats with facts."""
+    lex = chat.lex
+    pick = lex.rng.random()
+    if pick < 0.2:
+        chat.messages.append({"role": "system", "content": lex.rng.choice(HELPERS)})
+    elif pick < 0.42:
+        chat.messages.append({"role": "system", "content": system_facts(lex, chat.facts, lex.rng.choice([1, 1, 2, 3]))})
+
+
+def tool_turn(chat: Chat) -> None:
+    """A call with or without its result, or something no tool is for."""
+    lex = chat.lex
+    if lex.chance(0.75):
+        used, calls, _ = ask_tool(chat, two=lex.chance(0.35))
+        if lex.chance(0.4):
+            give_result(chat, used, calls)
+    elif chat.facts and lex.chance(0.3):
+        chat.say(ask(lex, chat.facts))
+    else:
+        chat.say(no_tool(chat))
 
 
 # ---------------------------------------------------------------- evaluation
@@ -1093,11 +1103,7 @@ def evaluation_sample(rng: random.Random, skill: str, sub: str) -> Sample:
         return asked(chat, ask(lex, chat.facts), skill, sub, sub == "instructions")
     if skill == "persona":
         chat.persona = sub
-        lines = [rng.choice(PERSONAS[sub])]
-        if lex.chance(0.4):
-            short_fact(lex, chat.facts)
-            lines += [f"The {'user' + chr(39) + 's name' if k == 'name' else k} is {v}." for k, v in chat.facts.items()]
-        chat.messages.append({"role": "system", "content": " ".join(lines)})
+        adopt_persona(chat, 0.4)
         return asked(chat, persona_turn(chat), skill, sub, lex.chance(0.5))
     if skill == "tools":
         declare(chat, rng.choice([1, 2, 3, 3, 4]) if sub != "two at once" else rng.choice([1, 2, 3, 4]))

@@ -49,7 +49,7 @@ def batches(encoder: Encoder, rng: random.Random, share: mp.Value) -> Iterator[B
             if (len(groups[-1]) + 1) * len(chat[0]) > BATCH_TOKENS and groups[-1]:
                 groups.append([])
             groups[-1].append(chat)
-        groups = [g for g in groups if sum(len(c[0]) for c in g) > BATCH_TOKENS // 2]
+        groups = [g for g in groups if sum(len(c[0]) for c in g) > BATCH_TOKENS // 4]
         rng.shuffle(groups)
         for group in groups:
             width = max(len(ids) for ids, _ in group)
