@@ -29,7 +29,8 @@ impl Generation {
         ids.into_iter().map(TokenId).collect()
     }
 
-    /// What applies where a request says nothing. `do_sample: false` means the best token each time.
+    /// What applies where a request says nothing. `do_sample: false` means the best token each time; a file without it is
+    /// sampled, as the protocol's default temperature of 1 says (`transformers` would be greedy).
     pub fn sampling(&self) -> SamplingParams {
         let plain = SamplingParams::default();
         let temperature = match self.do_sample {

@@ -20,7 +20,6 @@ const LIBRARY: &str = if cfg!(target_os = "macos") {
 #[derive(Clone, Debug)]
 pub struct Runtime {
     pub(super) environment: Environment,
-    library: PathBuf,
 }
 
 impl Runtime {
@@ -42,12 +41,7 @@ impl Runtime {
             builder.with_name("ortolan").with_telemetry(false).build().map_err(|error| unusable(error.to_string()))?;
         environment.set_log_level(ort::logging::LogLevel::Warning);
         tracing::info!(library = %library.display(), build = ort::info(), "loaded ONNX Runtime");
-        Ok(Self { environment, library })
-    }
-
-    /// Where it was found.
-    pub fn library(&self) -> &Path {
-        &self.library
+        Ok(Self { environment })
     }
 }
 
