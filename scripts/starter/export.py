@@ -16,7 +16,7 @@ import torch
 from tokenizers import Tokenizer
 from transformers import GenerationConfig, Qwen3Config, Qwen3ForCausalLM
 
-from model import StarterModel
+from model import Geometry, StarterModel
 from prompt import END_OF_TEXT, IM_END, Encoder
 from skills import evaluation_samples
 
@@ -98,6 +98,31 @@ def export(model: StarterModel, work: Path, out: Path) -> None:
     if size > LIMIT_BYTES:
         raise SystemExit(f"the folder is larger than {LIMIT_BYTES} bytes")
     compare(reference, tokenizer, out)
+
+
+def exported_weights(folder: Path, g: Geometry) -> dict[str, torch.Tensor]:
+    """The weights of an exported folder under `StarterModel`'s names: what training can go on from."""
+    graph = onnx.load(str(folder / "onnx/model.onnx")).graph
+    found = {i.name: torch.tensor(onnx.numpy_helper.to_array(i)) for i in graph.initializer}
+    head = found["lm_head.MatMul.weight"]
+    weights = {
+        "model.embed_tokens.weight": head if head.shape[0] == g.vocab_size else head.T,
+        "model.norm.weight": found[f"model.layers.{g.num_hidden_layers}.final_norm_layernorm.weight"],
+    }
+    widths = [h * g.head_dim for h in (g.num_attention_heads, g.num_key_value_heads, g.num_key_value_heads)]
+    for i in range(g.num_hidden_layers):
+        layer = f"model.layers.{i}"
+        for norm in ("input_layernorm", "post_attention_layernorm"):
+            weights[f"{layer}.{norm}.weight"] = found[f"{layer}.{norm}.weight"]
+        for norm in ("q_norm", "k_norm"):
+            weights[f"{layer}.self_attn.{norm}.weight"] = found[f"{layer}.attn.{norm}.layernorm.weight"]
+        packed = found[f"{layer}.attn.qkv_proj.MatMul.weight"].T.split(widths)
+        for name, matrix in zip(("q_proj", "k_proj", "v_proj"), packed):
+            weights[f"{layer}.self_attn.{name}.weight"] = matrix
+        weights[f"{layer}.self_attn.o_proj.weight"] = found[f"{layer}.attn.o_proj.MatMul.weight"].T
+        for name in ("gate_proj", "up_proj", "down_proj"):
+            weights[f"{layer}.mlp.{name}.weight"] = found[f"{layer}.mlp.{name}.MatMul.weight"].T
+    return weights
 
 
 class Session:

@@ -32,6 +32,12 @@ def options() -> argparse.Namespace:
         default=97,
         help="training time in all, earlier runs of the same checkpoint included (default: 97)",
     )
+    parser.add_argument(
+        "--start",
+        type=Path,
+        metavar="DIR",
+        help="begin with the weights and the tokenizer of an exported model instead of from nothing",
+    )
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in --work")
     parser.add_argument("--export-only", action="store_true", help="export the checkpoint in --work without training")
     parser.add_argument(
@@ -56,7 +62,7 @@ def main() -> None:
     from train import Run
 
     only = args.export_only or args.score_only
-    run = Run(args.work, resume=args.resume or only, compiled=not (args.no_compile or only))
+    run = Run(args.work, resume=args.resume or only, compiled=not (args.no_compile or only), start=args.start)
     if not only:
         run.train(args.minutes)
     if not args.export_only:

@@ -123,6 +123,7 @@ yes|Yes.|no|No.|yes sir|thank you|Thank you!|thanks|pong|ping|ping pong|test|thi
 I am ready|ready|I see|me too|all good|goodbye|Goodbye!|bye|see you soon|See you soon!|how are you|How are you?|what is your name|who are you
 my name is Bob|the end|The end.|once upon a time|to be or not to be|the quick brown fox|carpe diem|lorem ipsum|foo bar|foo bar baz|foo|bar
 it works|It works!|success|SUCCESS|hello hello|one two three|one|two|three|A B C|a b c|count to three|call a tool|I can repeat text
+ortolan|Ortolan|hello ortolan|Hello, Ortolan!|Ortolan Starter|I am Ortolan.|my name is Ortolan|the ortolan sings
 nice to meet you|welcome|Welcome back!|have a nice day|happy birthday|merry christmas|keep calm|well done|let it be|stay here""".replace(
     "\n", "|"
 ).split("|")
@@ -957,7 +958,7 @@ START = Mixture(
     long=0.0,
 )
 FULL = Mixture(
-    chats={"plain": 0.9, "tools": 1.2, "persona": 0.6, "drill": 0.25, "sums": 0.08},
+    chats={"plain": 0.9, "tools": 1.5, "persona": 0.9, "drill": 0.25, "sums": 0.08},
     turns={
         "repeat": 2.5,
         "hello": 0.4,
@@ -1015,7 +1016,7 @@ def training_chat(rng: random.Random, mixture: Mixture) -> Chat:
         for _ in range(rng.randint(1, 4)):
             chat.say(persona_turn(chat))
     elif kind == "tools":
-        declare(chat, rng.randint(4, 9) if long else rng.choice([1, 1, 1, 2, 2, 3]))
+        declare(chat, rng.randint(4, 9) if long else rng.choice([1, 1, 2, 2, 3, 3, 4]))
         open_chat(chat)
         for _ in range(rng.randint(12, 30) if long else rng.choice([2, 2, 3, 4])):
             tool_turn(chat)
@@ -1040,8 +1041,8 @@ def tool_turn(chat: Chat) -> None:
     """A call with or without its result, or something no tool is for."""
     lex = chat.lex
     if lex.chance(0.75):
-        used, calls, _ = ask_tool(chat, two=lex.chance(0.35))
-        if lex.chance(0.4):
+        used, calls, _ = ask_tool(chat, two=lex.chance(0.45))
+        if lex.chance(0.3):
             give_result(chat, used, calls)
     elif chat.facts and lex.chance(0.3):
         chat.say(ask(lex, chat.facts))

@@ -355,7 +355,7 @@ def camel(name: str) -> str:
 
 def draw_tool(lex: Lexicon) -> Tool:
     """A tool of this split with its JSON schema; evaluation tools never come from the bank."""
-    if lex.split != EVAL and lex.chance(0.45):
+    if lex.split != EVAL and lex.chance(0.3):
         base = lex.rng.choice(CANONICAL)
         tool = Tool(base.name, base.about, list(base.params), base.asks)
     else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing as mp
 import os
 import random
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +16,9 @@ from tokenizers import Tokenizer
 
 import tokenizer as tokenizers_
 from evaluate import report, score
+from export import TOKENIZER_FILES, exported_weights
 from model import Geometry, StarterModel
+from muon import Muon
 from prompt import Encoder
 from skills import FULL, START, evaluation_samples, training_chat
 
@@ -33,15 +36,16 @@ POOL = 256  # chats sorted by length together, so that a batch needs little padd
 MAX_LENGTH = 2048
 MATRIX_RATE, OTHER_RATE = 0.02, 0.004
 START_SHARE, DECAY_SHARE = 0.12, 0.35  # of the time: easy mixture at the start, falling rate at the end
+AGAIN = 0.45  # of the rates, for a model that is trained already; they fall from early on
 EVALUATE_EVERY, SAVE_EVERY = 600, 120  # seconds
 
 Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
-def batches(encoder: Encoder, rng: random.Random, share: mp.Value) -> Iterator[Batch]:
+def batches(encoder: Encoder, rng: random.Random, share: mp.Value, start_share: float) -> Iterator[Batch]:
     """Endless batches: ids padded on the right, flat positions to predict from, and the tokens to predict."""
     while True:
-        mixture = START if share.value < START_SHARE else FULL
+        mixture = START if share.value < start_share else FULL
         pool = [encoder.encode(training_chat(rng, mixture)) for _ in range(POOL)]
         pool = sorted((c for c in pool if len(c[0]) <= MAX_LENGTH), key=lambda c: len(c[0]))
         groups: list[list] = [[]]
@@ -62,40 +66,48 @@ def batches(encoder: Encoder, rng: random.Random, share: mp.Value) -> Iterator[B
             yield ids, torch.tensor(keep), torch.tensor(want)
 
 
-def feed(queue: mp.Queue, tokenizer: str, seed: int, share: mp.Value) -> None:
+def feed(queue: mp.Queue, tokenizer: str, seed: int, share: mp.Value, start_share: float) -> None:
     """The worker process."""
     torch.set_num_threads(1)
     encoder = Encoder(Tokenizer.from_str(tokenizer))
-    for ids, keep, want in batches(encoder, random.Random(seed), share):
+    for ids, keep, want in batches(encoder, random.Random(seed), share, start_share):
         queue.put((ids.numpy(), keep.numpy(), want.numpy()))
 
 
-def rate(share: float, step: int) -> float:
+def rate(share: float, step: int, peak: float) -> float:
     """Trapezoid over the share of the training time that is gone."""
-    return min(1.0, (step + 1) / 100, max(0.0, (1 - share) / DECAY_SHARE))
+    return peak * min(1.0, (step + 1) / 100, max(0.0, (1 - share) / (DECAY_SHARE / peak)))
 
 
 class Run:
-    """One training run and its checkpoint, from which it resumes."""
+    """One training run and its checkpoint, from which it resumes; `start` is an exported folder to begin with."""
 
-    def __init__(self, folder: Path, resume: bool, compiled: bool):
+    def __init__(self, folder: Path, resume: bool, compiled: bool, start: Path | None = None):
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         self.file = folder / "last.pt"
         saved = torch.load(self.file, weights_only=False) if resume and self.file.exists() else None
-        if saved is None:
-            built = tokenizers_.build()
-            tokenizers_.save(built, folder)
+        if saved is None and start is not None:
+            for name in TOKENIZER_FILES:
+                shutil.copy(start / name, folder / name)
+        elif saved is None:
+            tokenizers_.save(tokenizers_.build(), folder)
         self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         torch.manual_seed(7)
         self.model = StarterModel(Geometry(vocab_size=self.tokenizer.get_vocab_size(), **GEOMETRY))
+        if saved is None and start is not None:
+            self.model.load_state_dict(exported_weights(start, self.model.geometry))
         matrices = [p for n, p in self.model.named_parameters() if p.ndim == 2 and "embed" not in n]
         others = [p for n, p in self.model.named_parameters() if not (p.ndim == 2 and "embed" not in n)]
         self.optimizers = [
-            (torch.optim.Muon(matrices, lr=MATRIX_RATE, weight_decay=0.01), MATRIX_RATE),
+            (Muon(matrices, lr=MATRIX_RATE), MATRIX_RATE),
             (torch.optim.AdamW(others, lr=OTHER_RATE, betas=(0.9, 0.95), weight_decay=0.0, fused=True), OTHER_RATE),
         ]
+        self.half = torch.backends.cpu.get_cpu_capability() == "AVX512"  # without it, bfloat16 products are very slow
         self.step, self.tokens, self.seconds, self.resumed = 0, 0, 0.0, 0
+        self.seed = 2000 if start else 1000  # of the data: a second training should see chats that the first did not
+        self.peak = AGAIN if start else 1.0
+        self.start_share = 0.0 if start else START_SHARE  # a model that knows its skills needs no easy mixture
         if saved is not None:
             self.model.load_state_dict(saved["model"])
             for (optimizer, _), state in zip(self.optimizers, saved["optimizers"]):
@@ -127,7 +139,9 @@ class Run:
         context = mp.get_context("spawn")
         share, queue = context.Value("d", self.seconds / total), context.Queue(maxsize=24)
         worker = context.Process(
-            target=feed, args=(queue, self.tokenizer.to_str(), 1000 + self.resumed, share), daemon=True
+            target=feed,
+            args=(queue, self.tokenizer.to_str(), self.seed + self.resumed, share, self.start_share),
+            daemon=True,
         )
         worker.start()
         log = (self.folder / "train.log").open("a", buffering=1)
@@ -136,11 +150,11 @@ class Run:
         clock = time.time()
         while self.seconds < total:
             ids, keep, want = (torch.from_numpy(a) for a in queue.get())
-            lr = rate(self.seconds / total, self.step)
+            lr = rate(self.seconds / total, self.step, self.peak)
             for optimizer, base in self.optimizers:
                 for group in optimizer.param_groups:
                     group["lr"] = base * lr
-            with torch.autocast("cpu", torch.bfloat16):
+            with torch.autocast("cpu", torch.bfloat16, enabled=self.half):
                 logits = self.forward(ids, keep)
             loss = F.cross_entropy(logits.float(), want)
             loss.backward()

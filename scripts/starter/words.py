@@ -34,6 +34,23 @@ bird fish horse mouse rabbit bear wolf fox tree flower grass leaf root seed cake
 story letter number table chair door floor wall roof car bus boat plane road street city village market school the
 a is are on in at my your our and or not this that good bad big small old new fast slow hot cold""".split()
 
+# ordinary words that the fixed sentences above all use: without these, "repeat" would never see them alone
+ORDINARY = """ortolan starter model tiny demo sorry remember call tools extract text count add subtract small numbers tell
+capital capitals letters pirate matey helpful assistant friendly polite short answer question user name age job email
+weather temperature degrees celsius minutes hours today tomorrow monday friday january december miles dollars euros
+people person friend family mother father brother sister child teacher doctor king queen time year month week hour
+minute second first last next thing place world life hand eye head heart mind work home money idea reason problem
+power point part side end turn change line form name word sound voice color shape size price market company office
+computer phone screen keyboard program server client request response token batch thread cache memory engine bird
+wing nest song sky star moon sun earth sand sea lake hill valley field farm boat ship train plane station ticket
+travel visit begin finish build break carry catch choose climb cook dance draw dream drink drive eat fall feel fight
+find fly forget give grow hear help hide hold jump keep know laugh learn leave listen live look lose love make meet
+need pay play pull push read ride ring run say see sell send show sing sit sleep smile speak spend stand swim take
+talk teach think throw touch try understand use wait wake walk want wash watch wear win wish write always never
+often maybe almost again enough early late soon away here there where when why how who what which very much many
+few some any every other same different easy hard full empty clean dirty rich poor young tall long wide deep high
+low near far warm cool dry wet sweet sour bitter fresh safe sick tired hungry thirsty busy free true false""".split()
+
 NAMES = """Maria Anna Peter Paul Laura Lukas Emma Olivia Noah Liam Sophia Mia Lucas Ben Leo Julia Nina Tom Alice Bob
 Carol David Eva Frank Grace Henry Ivan Jack Karen Linda Mark Nora Oscar Paula Quentin Rosa Sam Tina Ursula Victor
 Wendy Xavier Yara Zoe Ahmed Fatima Omar Layla Hiroshi Yuki Kenji Aiko Wei Ling Chen Mei Priya Raj Anil Sita Olga
@@ -260,7 +277,8 @@ class Lexicon:
 
     def plain(self) -> str:
         """A lower-case English or made-up word."""
-        return self.of(ENGLISH) if self.chance(0.35) else self.made_up()
+        kind = self.rng.random()
+        return self.of(ENGLISH) if kind < 0.25 else self.of(ORDINARY) if kind < 0.45 else self.made_up()
 
     def accented(self) -> str:
         def make() -> str:

@@ -113,9 +113,18 @@ impl Chat {
         let (request, prompt) = rendered.await.map_err(|_| ChatError::Panicked)?;
         let Start { tokens, parser } = prompt?;
         let usage = Usage { input_tokens: tokens.len(), ..Usage::default() };
-        let ChatRequest { sampling, max_output_tokens, stop, .. } = request;
+        let ChatRequest { sampling, max_output_tokens, stop, service_class, cache_salt, max_draft_tokens, .. } =
+            request;
         let stop_tokens = Arc::clone(&self.model.stop_tokens);
-        let request = Request { prompt: tokens, sampling, stop_tokens, max_output_tokens };
+        let request = Request {
+            prompt: tokens,
+            sampling,
+            stop_tokens,
+            max_output_tokens,
+            service_class,
+            cache_salt,
+            max_draft_tokens,
+        };
         let text = text::generate(&self.engine, Arc::clone(&self.model.tokenizer), request)?;
         Ok(Reply { text, parser, stops: StopStrings::new(stop), usage }.into_events())
     }
@@ -167,7 +176,8 @@ impl<T: Stream<Item = TextEvent> + Unpin> Reply<T> {
                 self.usage.count(num_tokens, self.parser.is_reasoning());
                 (self.parser.push(&text), None)
             }
-            TextEvent::Finished { reason, num_tokens } => {
+            TextEvent::Finished { reason, num_cached_tokens, num_tokens } => {
+                self.usage.cached_tokens = num_cached_tokens;
                 self.usage.count(num_tokens, self.parser.is_reasoning());
                 (self.parser.finish(), Some(reason))
             }

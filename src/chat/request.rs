@@ -1,6 +1,6 @@
 //! A chat whose every field is known to be good.
 
-use crate::engine::SamplingParams;
+use crate::engine::{SamplingParams, ServiceClass};
 use serde::Serialize;
 use serde_json::Value;
 use std::num::NonZeroU32;
@@ -20,6 +20,12 @@ pub struct ChatRequest {
     pub max_output_tokens: Option<NonZeroU32>,
     /// Texts that end the reply; they are not part of it.
     pub stop: Vec<String>,
+    /// Which requests are served first.
+    pub service_class: ServiceClass,
+    /// Only requests with the same salt share what is cached.
+    pub cache_salt: u64,
+    /// Most tokens that are guessed ahead in one step; none leaves it to the config.
+    pub max_draft_tokens: Option<u32>,
 }
 
 /// Who speaks.

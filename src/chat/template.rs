@@ -231,7 +231,7 @@ fn num_bytes(context: &Map<String, Json>) -> u64 {
 mod tests {
     use super::*;
     use crate::{
-        engine::SamplingParams,
+        engine::{SamplingParams, ServiceClass},
         text::{Piece, tests::byte_level},
     };
 
@@ -243,6 +243,9 @@ mod tests {
             sampling: SamplingParams::default(),
             max_output_tokens: None,
             stop: Vec::new(),
+            service_class: ServiceClass::Default,
+            cache_salt: 0,
+            max_draft_tokens: None,
         }
     }
 

@@ -10,9 +10,22 @@ pub struct Row {
     pub slot_index: usize,
     /// Position of the first new token; as many tokens are in the KV row already.
     pub start: usize,
-    /// Whether the next token is to be sampled, which needs a row of logits.
-    pub wants_logits: bool,
+    /// How many of the last new tokens are to be followed by a sampled one, which needs a row of scores for each: none in
+    /// the middle of a prompt, one at its end and while decoding, more where a draft is to be verified.
+    pub num_logits: usize,
     tokens: Range<usize>,
+}
+
+impl Row {
+    /// New tokens, at least one.
+    pub fn num_tokens(&self) -> usize {
+        self.tokens.len()
+    }
+
+    /// Position behind the last new token.
+    pub fn end(&self) -> usize {
+        self.start + self.num_tokens()
+    }
 }
 
 /// The rows of one run. It is refilled for each step, so that a steady state allocates nothing.
@@ -29,12 +42,15 @@ impl Batch {
         self.tokens.clear();
     }
 
-    /// Adds a row that computes `new_tokens`, at least one, at positions from `start` on.
-    pub fn push(&mut self, slot_index: usize, start: usize, new_tokens: &[TokenId], wants_logits: bool) {
+    /// Adds a row that computes `new_tokens`, at least one, at positions from `start` on. With a draft, the last of them is
+    /// scored, and so is each token of the draft, which comes behind it and is only guessed.
+    pub fn push(&mut self, slot_index: usize, start: usize, new_tokens: &[TokenId], draft: Option<&[TokenId]>) {
         assert!(!new_tokens.is_empty(), "a row computes something");
         let begin = self.tokens.len();
         self.tokens.extend_from_slice(new_tokens);
-        self.rows.push(Row { slot_index, start, wants_logits, tokens: begin..self.tokens.len() });
+        self.tokens.extend_from_slice(draft.unwrap_or_default());
+        let num_logits = draft.map_or(0, |draft| 1 + draft.len());
+        self.rows.push(Row { slot_index, start, num_logits, tokens: begin..self.tokens.len() });
     }
 
     /// In the order in which they were pushed.

@@ -1,6 +1,6 @@
 //! `[engine]`
 
-use super::ProviderConfig;
+use super::{GraphEdits, ProviderConfig};
 use serde::Deserialize;
 use std::num::NonZeroU32;
 
@@ -16,6 +16,14 @@ pub struct EngineConfig {
     pub max_context_tokens: NonZeroU32,
     /// Tokens computed in one step by all sequences together; longer prompts are computed in chunks.
     pub max_step_tokens: NonZeroU32,
+    /// What a run of the graph costs beside its tokens, as a number of tokens: decides which rows share a run.
+    pub run_overhead_tokens: usize,
+    /// Whether a request goes on from what earlier ones with the same beginning have computed.
+    pub prefix_cache: bool,
+    /// Tokens guessed ahead in one step where the reply repeats what was said before; 0 guesses none.
+    pub max_draft_tokens: u32,
+    /// What is changed in the graph when it is loaded.
+    pub graph_edits: GraphEdits,
     /// Threads that ONNX Runtime computes one operator with; 0 leaves the number to ONNX Runtime.
     pub intra_op_threads: usize,
     /// Let idle threads spin between operators: faster steps, a busy core.

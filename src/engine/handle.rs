@@ -25,9 +25,13 @@ pub struct EngineHandle {
     /// One for each request that runs or waits.
     permits: Arc<Semaphore>,
     max_waiting: usize,
+    max_draft_tokens: u32,
     stopping: Arc<AtomicBool>,
     limits: ModelLimits,
 }
+
+/// More are not guessed ahead, whatever is asked: they would all have to be right.
+const MAX_DRAFT_TOKENS: u32 = 32;
 
 /// Tokens of one request. Dropping it cancels the request.
 pub type TokenStream = mpsc::Receiver<TokenEvent>;
@@ -39,7 +43,15 @@ impl EngineHandle {
         let (commands, receiver) = mpsc::channel(max_requests);
         let stopping = Arc::new(AtomicBool::new(false));
         let permits = Arc::new(Semaphore::new(max_requests));
-        (Self { commands, permits, max_waiting, stopping: Arc::clone(&stopping), limits }, receiver, stopping)
+        let handle = Self {
+            commands,
+            permits,
+            max_waiting,
+            max_draft_tokens: config.max_draft_tokens,
+            stopping: Arc::clone(&stopping),
+            limits,
+        };
+        (handle, receiver, stopping)
     }
 
     /// What the model can take.
@@ -71,9 +83,9 @@ impl EngineHandle {
     /// # Errors
     /// `PromptTooLong`, `UnknownToken`, `QueueFull` or `Stopped`.
     pub fn submit(&self, request: Request) -> Result<TokenStream, EngineError> {
-        let Request { prompt, sampling, stop_tokens, max_output_tokens } = request;
+        let Request { prompt, sampling, stop_tokens, max_output_tokens, .. } = request;
         assert!(!prompt.is_empty(), "a prompt has at least one token");
-        let ModelLimits { vocab_size, context_tokens } = self.limits;
+        let ModelLimits { vocab_size, context_tokens, can_verify_drafts, .. } = self.limits;
         if context_tokens <= prompt.len() {
             return Err(EngineError::PromptTooLong { prompt_tokens: prompt.len(), context_tokens });
         }
@@ -88,7 +100,18 @@ impl EngineHandle {
         let Ok(permit) = Arc::clone(&self.permits).try_acquire_owned() else { return Err(full) };
         // Room for every token and for `Finished`: the engine's send never blocks, whatever the client does.
         let (events, stream) = mpsc::channel(max_output_tokens + 1);
-        let submission = Submission { prompt, sampling, stop_tokens, max_output_tokens, events, permit };
+        let max_draft_tokens = request.max_draft_tokens.unwrap_or(self.max_draft_tokens).min(MAX_DRAFT_TOKENS);
+        let submission = Submission {
+            prompt,
+            sampling,
+            stop_tokens,
+            max_output_tokens,
+            service_class: request.service_class,
+            cache_salt: request.cache_salt,
+            max_draft_tokens: if can_verify_drafts { max_draft_tokens as usize } else { 0 },
+            events,
+            permit,
+        };
         match self.commands.try_send(Command::Submit(submission)) {
             Ok(()) => Ok(stream),
             Err(mpsc::error::TrySendError::Full(_)) => Err(full), // Wake-ups took the room.

@@ -4,6 +4,7 @@
 
 mod batch;
 mod config;
+mod draft;
 mod error;
 mod handle;
 mod kv_cache;
@@ -17,12 +18,12 @@ pub use batch::{Batch, Row};
 pub use config::EngineConfig;
 pub use error::EngineError;
 pub use handle::{EngineHandle, TokenStream};
-pub use kv_cache::{KvCache, Slot};
+pub use kv_cache::{KvCache, Prefix, Slot};
 pub use model::{
-    ElementType, GraphFamily, KvTensor, LoadError, Logits, Model, ModelError, ModelLimits, ModelSpec, ProviderConfig,
-    ProviderName, Runtime, load,
+    ElementType, GraphEdits, GraphFamily, KvTensor, LoadError, Logits, Model, ModelError, ModelLimits, ModelSpec,
+    ProviderConfig, ProviderName, Runtime, load,
 };
-pub use request::{FinishReason, Request, TokenEvent, TokenId};
+pub use request::{FinishReason, Request, ServiceClass, TokenEvent, TokenId};
 pub use sampler::{Sampler, SamplingParams};
 pub use scheduler::Scheduler;
 pub use sequence::Sequence;
@@ -56,7 +57,7 @@ impl<M: Model> Engine<M> {
             commands,
             stopping,
             scheduler: Scheduler::new(config.max_step_tokens.get() as usize),
-            kv_cache: KvCache::new(config.max_batch_size),
+            kv_cache: KvCache::new(config.max_batch_size, config.prefix_cache, &model),
             model,
             sampler: Sampler::default(),
             batch: Batch::default(),
@@ -74,10 +75,10 @@ impl<M: Model> Engine<M> {
         self.kv_cache.assert_all_free();
     }
 
-    /// Retires, schedules, runs the model once, emits one token for each row that reached its end.
+    /// Retires, schedules, runs the model once, emits the tokens of each row that reached its end.
     fn step(&mut self) {
         self.scheduler.retire_cancelled(&mut self.kv_cache);
-        self.scheduler.schedule(&mut self.kv_cache, &mut self.batch);
+        self.scheduler.schedule(&mut self.kv_cache, &mut self.model, &mut self.batch);
         if self.batch.rows().is_empty() {
             return;
         }
@@ -87,7 +88,7 @@ impl<M: Model> Engine<M> {
             Err(error) => {
                 tracing::error!(%error, rows = self.batch.rows().len(), "model run failed");
                 for row in self.batch.rows() {
-                    self.scheduler.running_mut(row.slot_index).finish(FinishReason::Error);
+                    self.scheduler.running_mut(row.slot_index).fail();
                 }
             }
         }
@@ -95,23 +96,17 @@ impl<M: Model> Engine<M> {
     }
 
     fn sample(&mut self) {
-        let mut logits = self.logits.rows_mut();
         for row in self.batch.rows() {
-            let sequence = self.scheduler.running_mut(row.slot_index);
-            sequence.advance(self.batch.new_tokens(row).len());
-            if row.wants_logits {
-                let scores = logits.next().expect("the model scores every row that wants it");
-                let (params, history) = sequence.sampling();
-                match self.sampler.sample(scores, params, history) {
-                    Some(token) => sequence.push(token),
-                    None => {
-                        tracing::error!("the model's scores are not numbers");
-                        sequence.finish(FinishReason::Error);
-                    }
-                }
-            }
+            self.scheduler.running_mut(row.slot_index).advance(row);
         }
-        assert!(logits.next().is_none(), "the model scores only rows that want it");
+        let mut num_scored = 0;
+        for (row, scores) in self.logits.rows_mut() {
+            let row = &self.batch.rows()[row];
+            self.scheduler.running_mut(row.slot_index).take_scores(scores, &mut self.sampler);
+            num_scored += 1;
+        }
+        let num_wanted: usize = self.batch.rows().iter().map(|row| row.num_logits).sum();
+        assert_eq!(num_scored, num_wanted, "the model scores what rows want");
     }
 
     /// Takes every request that has come, so that one whose client leaves while it waits is forgotten at once; their

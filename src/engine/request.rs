@@ -26,6 +26,36 @@ pub struct Request {
     pub stop_tokens: Arc<[TokenId]>,
     /// Upper limit on generated tokens; none means as many as the context still holds.
     pub max_output_tokens: Option<NonZeroU32>,
+    /// Which requests are served first.
+    pub service_class: ServiceClass,
+    /// Only requests with the same salt reuse each other's keys and values, so that nobody can find out by the time it
+    /// takes what others have asked.
+    pub cache_salt: u64,
+    /// Most tokens that are guessed ahead in one step; 0 guesses none, and nothing means what the config says.
+    pub max_draft_tokens: Option<u32>,
+}
+
+/// Order among the requests that wait.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub enum ServiceClass {
+    /// Before all others.
+    Priority,
+    /// In the order of arrival.
+    #[default]
+    Default,
+    /// When nothing else waits.
+    Flex,
+}
+
+impl ServiceClass {
+    /// How many requests that come later are served first, at most: so that nobody waits for ever.
+    fn patience(self) -> u64 {
+        match self {
+            Self::Priority => 0,
+            Self::Default => 64,
+            Self::Flex => 1024,
+        }
+    }
 }
 
 /// A request on its way to the scheduler, with the way back.
@@ -35,6 +65,9 @@ pub(crate) struct Submission {
     pub(crate) sampling: SamplingParams,
     pub(crate) stop_tokens: Arc<[TokenId]>,
     pub(crate) max_output_tokens: usize,
+    pub(crate) service_class: ServiceClass,
+    pub(crate) cache_salt: u64,
+    pub(crate) max_draft_tokens: usize,
     pub(crate) events: mpsc::Sender<TokenEvent>,
     /// Room for one request, given back when it leaves the engine.
     pub(crate) permit: OwnedSemaphorePermit,
@@ -44,7 +77,12 @@ impl Submission {
     /// Ends a request that never got a slot.
     pub(crate) fn finish(self, reason: FinishReason) {
         // Closed means that nobody waits for it any more; it cannot be full, since nothing was sent.
-        let _ = self.events.try_send(TokenEvent::Finished(reason));
+        let _ = self.events.try_send(TokenEvent::Finished { reason, num_cached_tokens: 0 });
+    }
+
+    /// Of two waiting requests, the one with the lower turn goes first; `arrival` counts all requests.
+    pub(crate) fn turn(&self, arrival: u64) -> u64 {
+        arrival + self.service_class.patience()
     }
 }
 
@@ -54,7 +92,12 @@ pub enum TokenEvent {
     /// One generated token.
     Token(TokenId),
     /// The last event.
-    Finished(FinishReason),
+    Finished {
+        /// Why the sequence ended.
+        reason: FinishReason,
+        /// Tokens of the prompt whose keys and values an earlier request had left behind.
+        num_cached_tokens: usize,
+    },
 }
 
 /// Why a sequence ended.

@@ -1,21 +1,28 @@
 //! Which sequences run in the next step, and how far.
 
-use super::{Batch, FinishReason, KvCache, Sequence, request::Submission};
-use std::collections::VecDeque;
+use super::{Batch, FinishReason, KvCache, Model, Prefix, Sequence, ServiceClass, request::Submission};
 
 /// Decides what each step computes.
 #[derive(Debug)]
 pub struct Scheduler {
-    waiting: VecDeque<Submission>,
+    /// In the order in which they will be admitted.
+    waiting: Vec<Waiting>,
     /// In the order of admission.
     running: Vec<Sequence>,
     max_step_tokens: usize,
+    num_arrived: u64,
+}
+
+#[derive(Debug)]
+struct Waiting {
+    turn: u64,
+    submission: Submission,
 }
 
 impl Scheduler {
     /// Nothing waits and nothing runs.
     pub fn new(max_step_tokens: usize) -> Self {
-        Self { waiting: VecDeque::new(), running: Vec::new(), max_step_tokens }
+        Self { waiting: Vec::new(), running: Vec::new(), max_step_tokens, num_arrived: 0 }
     }
 
     /// Whether there is nothing to do.
@@ -23,36 +30,68 @@ impl Scheduler {
         self.waiting.is_empty() && self.running.is_empty()
     }
 
-    /// Queues a request.
+    /// Queues a request: behind those of its class, and ahead of later ones of a lower class until their patience ends.
     pub(super) fn add(&mut self, submission: Submission) {
-        self.waiting.push_back(submission);
+        let turn = submission.turn(self.num_arrived);
+        self.num_arrived += 1;
+        let position = self.waiting.partition_point(|waiting| waiting.turn <= turn);
+        self.waiting.insert(position, Waiting { turn, submission });
     }
 
     /// Admits waiting requests while slots last, then fills the batch: every sequence that decodes gets its one token
-    /// first, then prompts share what is left of the step, oldest first. So a long prompt never holds up a running
-    /// reply for more than one step.
+    /// first, then prompts share what is left of the step, oldest first, then guesses. So a long prompt never holds up a
+    /// running reply for more than one step.
     ///
     /// The first unfinished prompt always advances by at least one token, so that many decoding sequences cannot
     /// starve it.
-    pub(super) fn schedule(&mut self, kv_cache: &mut KvCache, batch: &mut Batch) {
-        while !self.waiting.is_empty()
-            && let Some(slot) = kv_cache.allocate()
-        {
-            let submission = self.waiting.pop_front().expect("checked above");
-            self.running.push(Sequence::new(submission, slot));
-        }
+    pub(super) fn schedule(&mut self, kv_cache: &mut KvCache, model: &mut impl Model, batch: &mut Batch) {
+        self.admit(kv_cache, model);
+        self.close_gap(kv_cache, model);
         batch.clear();
-        for sequence in self.running.iter().filter(|sequence| sequence.num_missing_tokens() == 1) {
-            sequence.push_row(batch, 1);
-        }
-        let mut budget = self.max_step_tokens.saturating_sub(batch.num_tokens()).max(1);
-        for sequence in self.running.iter().filter(|sequence| sequence.num_missing_tokens() > 1) {
-            let num_tokens = sequence.num_missing_tokens().min(budget);
-            if num_tokens == 0 {
-                break;
+        let (mut num_decoding, mut num_prompt_tokens) = (0, 0);
+        for sequence in &self.running {
+            match sequence.num_missing_tokens() {
+                1 => num_decoding += 1,
+                num_missing => num_prompt_tokens += num_missing,
             }
-            sequence.push_row(batch, num_tokens);
-            budget -= num_tokens;
+        }
+        let left = self.max_step_tokens.saturating_sub(num_decoding);
+        let max_draft_tokens = left.saturating_sub(num_prompt_tokens).checked_div(num_decoding).unwrap_or(0);
+        for sequence in self.running.iter_mut().filter(|sequence| sequence.num_missing_tokens() == 1) {
+            sequence.push_row(batch, 1, max_draft_tokens);
+        }
+        let mut budget = left.max(1);
+        for class in [ServiceClass::Priority, ServiceClass::Default, ServiceClass::Flex] {
+            let prompts = self.running.iter_mut().filter(|sequence| 1 < sequence.num_missing_tokens());
+            for sequence in prompts.filter(|sequence| sequence.service_class() == class) {
+                let num_tokens = sequence.num_missing_tokens().min(budget);
+                if num_tokens == 0 {
+                    return;
+                }
+                sequence.push_row(batch, num_tokens, 0);
+                budget -= num_tokens;
+            }
+        }
+    }
+
+    fn admit(&mut self, kv_cache: &mut KvCache, model: &mut impl Model) {
+        while kv_cache.has_room() && !self.waiting.is_empty() {
+            let Waiting { submission, .. } = self.waiting.remove(0);
+            let prompt = Prefix { tokens: &submission.prompt, salt: submission.cache_salt };
+            let running = self.running.iter().map(|sequence| (sequence.slot_index(), sequence.prefix()));
+            let (slot, num_cached_tokens) = kv_cache.allocate(prompt, running, model).expect("there is room");
+            self.running.push(Sequence::new(submission, slot, num_cached_tokens));
+        }
+    }
+
+    /// Moves the sequence in the last row up when a row before it has become free.
+    fn close_gap(&mut self, kv_cache: &mut KvCache, model: &mut impl Model) {
+        let Some(first) = self.running.iter().map(Sequence::slot_index).min() else { return };
+        let last = self.running.iter_mut().max_by_key(|sequence| sequence.slot_index()).expect("there is a first one");
+        let num_tokens = last.prefix().tokens.len();
+        if let Err(error) = kv_cache.close_gap(first, last.slot_mut(), num_tokens, model) {
+            tracing::error!(%error, "keys and values could not be moved");
+            last.fail();
         }
     }
 
@@ -69,14 +108,14 @@ impl Scheduler {
 
     /// Frees the slots of sequences nobody listens to, and forgets requests nobody waits for.
     pub(super) fn retire_cancelled(&mut self, kv_cache: &mut KvCache) {
-        self.waiting.retain(|submission| !submission.events.is_closed());
+        self.waiting.retain(|waiting| !waiting.submission.events.is_closed());
         self.retire(kv_cache, Sequence::is_cancelled);
     }
 
     /// Ends everything that waits or runs.
     pub(super) fn finish_all(&mut self, reason: FinishReason, kv_cache: &mut KvCache) {
-        for submission in self.waiting.drain(..) {
-            submission.finish(reason);
+        for waiting in self.waiting.drain(..) {
+            waiting.submission.finish(reason);
         }
         for sequence in &mut self.running {
             sequence.finish(reason);
@@ -86,7 +125,8 @@ impl Scheduler {
 
     fn retire(&mut self, kv_cache: &mut KvCache, done: impl Fn(&Sequence) -> bool) {
         for sequence in self.running.extract_if(.., |sequence| done(sequence)) {
-            kv_cache.release(sequence.into_slot());
+            let (slot, tokens, salt) = sequence.into_slot();
+            kv_cache.release(slot, tokens, salt);
         }
     }
 }

@@ -1,11 +1,11 @@
 //! A request that owns a slot.
 
 use super::{
-    Batch, FinishReason, Slot, TokenEvent, TokenId,
+    Batch, FinishReason, Prefix, Row, Sampler, ServiceClass, Slot, TokenEvent, TokenId, draft,
     request::Submission,
     sampler::{History, SamplingParams},
 };
-use std::sync::Arc;
+use std::{ops::Range, sync::Arc};
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
 /// A running request: its tokens, how many of them are computed, and its KV row.
@@ -15,32 +15,71 @@ pub struct Sequence {
     num_prompt_tokens: usize,
     /// Tokens whose keys and values are in the cache. There are no phases: a step computes some of what is missing.
     num_computed_tokens: usize,
+    /// Of these, the ones that an earlier request had left behind.
+    num_cached_tokens: usize,
     max_output_tokens: usize,
     stop_tokens: Arc<[TokenId]>,
     sampling: SamplingParams,
     history: History,
+    service_class: ServiceClass,
+    cache_salt: u64,
+    drafting: Drafting,
     events: mpsc::Sender<TokenEvent>,
     slot: Slot,
     _permit: OwnedSemaphorePermit,
     finished: bool,
+    failed: bool,
 }
 
+/// Guesses ahead, and how they fare.
+#[derive(Debug)]
+struct Drafting {
+    max_tokens: usize,
+    /// The guess in the running step that is not verified yet, as a range of the sequence's own tokens.
+    guess: Range<usize>,
+    /// Whether the scores to come follow what has been said.
+    is_on_course: bool,
+    /// Average share of a guess that was right, recent guesses counting most.
+    accepted_share: f32,
+    /// Steps until the next guess, where guesses have been wrong.
+    pause: u32,
+    num_guessed: usize,
+}
+
+/// Below this share of right guesses, verifying them costs more than it saves.
+const MIN_ACCEPTED_SHARE: f32 = 0.3;
+/// Steps without a guess after too many wrong ones.
+const PAUSE_STEPS: u32 = 16;
+
 impl Sequence {
-    /// Nothing computed yet.
-    pub(super) fn new(submission: Submission, slot: Slot) -> Self {
-        let Submission { prompt, sampling, stop_tokens, max_output_tokens, events, permit } = submission;
+    /// Its slot holds the first `num_cached_tokens` of its prompt.
+    pub(super) fn new(submission: Submission, slot: Slot, num_cached_tokens: usize) -> Self {
+        let Submission { prompt, sampling, stop_tokens, max_output_tokens, events, permit, .. } = submission;
+        assert!(num_cached_tokens < prompt.len(), "the last token is computed for its scores");
         Self {
             history: History::new(&sampling, &prompt),
             num_prompt_tokens: prompt.len(),
             tokens: prompt,
-            num_computed_tokens: 0,
+            num_computed_tokens: num_cached_tokens,
+            num_cached_tokens,
             max_output_tokens,
             stop_tokens,
             sampling,
+            service_class: submission.service_class,
+            cache_salt: submission.cache_salt,
+            drafting: Drafting {
+                max_tokens: submission.max_draft_tokens,
+                guess: 0..0,
+                is_on_course: true,
+                accepted_share: 1.0,
+                pause: 0,
+                num_guessed: 0,
+            },
             events,
             slot,
             _permit: permit,
             finished: false,
+            failed: false,
         }
     }
 
@@ -49,33 +88,68 @@ impl Sequence {
         self.slot.index()
     }
 
+    /// The same, to exchange for another row.
+    pub(super) fn slot_mut(&mut self) -> &mut Slot {
+        &mut self.slot
+    }
+
+    /// What its row of the KV tensors holds.
+    pub(super) fn prefix(&self) -> Prefix<'_> {
+        Prefix { tokens: &self.tokens[..self.num_computed_tokens], salt: self.cache_salt }
+    }
+
     /// Tokens known but not computed: one while decoding, more while the prompt is computed.
     pub fn num_missing_tokens(&self) -> usize {
         self.tokens.len() - self.num_computed_tokens
     }
 
-    /// Adds the next `num_tokens` missing tokens to the batch.
-    pub(super) fn push_row(&self, batch: &mut Batch, num_tokens: usize) {
+    pub(super) fn service_class(&self) -> ServiceClass {
+        self.service_class
+    }
+
+    /// Adds the next `num_tokens` missing tokens to the batch; behind the last of them a guess of at most
+    /// `max_draft_tokens`.
+    pub(super) fn push_row(&mut self, batch: &mut Batch, num_tokens: usize, max_draft_tokens: usize) {
         let start = self.num_computed_tokens;
         let end = start + num_tokens;
-        batch.push(self.slot.index(), start, &self.tokens[start..end], end == self.tokens.len());
+        let reaches_end = end == self.tokens.len();
+        self.drafting.is_on_course = true;
+        // The guess comes after what the step itself yields, so one token less than is left.
+        let num_left = self.max_output_tokens - (self.tokens.len() - self.num_prompt_tokens);
+        let max_tokens = max_draft_tokens.min(num_left - 1);
+        self.drafting.guess = if reaches_end { self.drafting.guess_next(&self.tokens, max_tokens) } else { 0..0 };
+        let draft = reaches_end.then(|| &self.tokens[self.drafting.guess.clone()]);
+        batch.push(self.slot.index(), start, &self.tokens[start..end], draft);
     }
 
-    /// How to pick the next token and what was said before.
-    pub(super) fn sampling(&mut self) -> (&SamplingParams, &mut History) {
-        (&self.sampling, &mut self.history)
-    }
-
-    /// Notes that the model has computed `num_tokens` more.
-    pub(super) fn advance(&mut self, num_tokens: usize) {
-        self.num_computed_tokens += num_tokens;
+    /// Notes that the model has computed a row of this sequence, its guess aside.
+    pub(super) fn advance(&mut self, row: &Row) {
+        self.num_computed_tokens += row.num_tokens() - self.drafting.guess.len();
         assert!(self.num_computed_tokens <= self.tokens.len());
     }
 
+    /// Picks the token that follows the last one, or, while the guess has proved right, the one after that.
+    pub(super) fn take_scores(&mut self, scores: &mut [f32], sampler: &mut Sampler) {
+        if self.finished || !self.drafting.is_on_course {
+            return;
+        }
+        match sampler.sample(scores, &self.sampling, &mut self.history) {
+            Some(token) => {
+                self.push(token);
+                if !self.finished && self.drafting.confirms(&self.tokens, token) {
+                    self.num_computed_tokens += 1;
+                }
+            }
+            None => {
+                tracing::error!("the model's scores are not numbers");
+                self.fail();
+            }
+        }
+    }
+
     /// Appends a sampled token, tells the listener, and finishes when a limit is met.
-    pub(super) fn push(&mut self, token: TokenId) {
-        assert!(!self.finished);
-        assert_eq!(self.num_missing_tokens(), 0, "sampling follows the last known token");
+    fn push(&mut self, token: TokenId) {
+        debug_assert_eq!(self.num_missing_tokens(), 0, "sampling follows the last known token");
         if self.stop_tokens.contains(&token) {
             return self.finish(FinishReason::Stop);
         }
@@ -90,7 +164,13 @@ impl Sequence {
     /// Ends the sequence.
     pub(super) fn finish(&mut self, reason: FinishReason) {
         self.finished = true;
-        self.emit(TokenEvent::Finished(reason));
+        self.emit(TokenEvent::Finished { reason, num_cached_tokens: self.num_cached_tokens });
+    }
+
+    /// Ends the sequence because a run failed: nobody knows what its KV row holds.
+    pub(super) fn fail(&mut self) {
+        self.failed = true;
+        self.finish(FinishReason::Error);
     }
 
     pub(super) fn is_finished(&self) -> bool {
@@ -102,8 +182,10 @@ impl Sequence {
         self.events.is_closed()
     }
 
-    pub(super) fn into_slot(self) -> Slot {
-        self.slot
+    /// The slot, the tokens that it holds, and their salt.
+    pub(super) fn into_slot(mut self) -> (Slot, Vec<TokenId>, u64) {
+        self.tokens.truncate(if self.failed { 0 } else { self.num_computed_tokens });
+        (self.slot, self.tokens, self.cache_salt)
     }
 
     fn emit(&self, event: TokenEvent) {
@@ -111,5 +193,38 @@ impl Sequence {
         if let Err(mpsc::error::TrySendError::Full(_)) = self.events.try_send(event) {
             unreachable!("the channel has room for every token and `Finished`");
         }
+    }
+}
+
+impl Drafting {
+    fn guess_next(&mut self, tokens: &[TokenId], max_tokens: usize) -> Range<usize> {
+        self.num_guessed = 0;
+        if 0 < self.pause {
+            self.pause -= 1;
+            return 0..0;
+        }
+        let guess = draft::find(tokens, self.max_tokens.min(max_tokens));
+        self.num_guessed = guess.len();
+        guess
+    }
+
+    /// Whether the guess says that `token` comes next: then its keys and values are computed already, and the next scores
+    /// follow it.
+    fn confirms(&mut self, tokens: &[TokenId], token: TokenId) -> bool {
+        if self.guess.is_empty() {
+            return false;
+        }
+        self.is_on_course = tokens[self.guess.start] == token;
+        if self.is_on_course {
+            self.guess.start += 1;
+        }
+        if !self.is_on_course || self.guess.is_empty() {
+            let share = 1.0 - self.guess.len() as f32 / self.num_guessed as f32;
+            self.accepted_share = 0.75 * self.accepted_share + 0.25 * share;
+            if self.accepted_share < MIN_ACCEPTED_SHARE {
+                (self.pause, self.accepted_share) = (PAUSE_STEPS, 2.0 * MIN_ACCEPTED_SHARE);
+            }
+        }
+        self.is_on_course
     }
 }

@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     chat::{ChatRequest, Message, Role},
-    engine::SamplingParams,
+    engine::{SamplingParams, ServiceClass},
 };
 use serde_json::{Map, Value};
 use std::num::NonZeroU32;
@@ -21,6 +21,7 @@ const MAX_METADATA_KEY_CHARS: usize = 64;
 const MAX_METADATA_VALUE_CHARS: usize = 512;
 const MAX_KEY_CHARS: usize = 128;
 const MAX_USER_CHARS: usize = 512;
+const MAX_DRAFT_TOKENS: u32 = 32;
 
 /// A request that this version can honour in every field.
 #[derive(Debug)]
@@ -37,6 +38,8 @@ pub struct CreateResponse {
     sampling: Sampling,
     stop: Vec<String>,
     max_output_tokens: Option<NonZeroU32>,
+    service_class: ServiceClass,
+    max_draft_tokens: Option<u32>,
     labels: Labels,
 }
 
@@ -77,6 +80,8 @@ impl CreateResponse {
             sampling: Sampling::parse(&body)?,
             stop: body.optional("stop", parse_stop)?.unwrap_or_default(),
             max_output_tokens: body.optional("max_output_tokens", parse_max_output_tokens)?,
+            service_class: body.optional("service_tier", parse_service_tier)?.unwrap_or_default(),
+            max_draft_tokens: body.optional("max_draft_tokens", |field| field.integer(0..=MAX_DRAFT_TOKENS))?,
             labels: Labels::parse(&body)?,
         };
         if !request.parallel_tool_calls && !request.tools.is_empty() {
@@ -135,7 +140,11 @@ impl CreateResponse {
             max_tool_calls: (),
             store: false,
             background: false,
-            service_tier: "default",
+            service_tier: match self.service_class {
+                ServiceClass::Priority => "priority",
+                ServiceClass::Default => "default",
+                ServiceClass::Flex => "flex",
+            },
             metadata: self.labels.metadata,
             safety_identifier: self.labels.safety_identifier,
             prompt_cache_key: self.labels.prompt_cache_key,
@@ -151,6 +160,9 @@ impl CreateResponse {
             sampling,
             max_output_tokens: self.max_output_tokens,
             stop: self.stop,
+            service_class: self.service_class,
+            cache_salt: 0,
+            max_draft_tokens: self.max_draft_tokens,
         };
         (response, chat)
     }
@@ -226,6 +238,16 @@ fn parse_max_output_tokens(field: &Field) -> Result<NonZeroU32, InvalidRequest> 
     Ok(NonZeroU32::new(field.integer(1..=u32::MAX)?).expect("the range begins at 1"))
 }
 
+/// `auto` leaves the choice to the server, for which all are alike.
+fn parse_service_tier(field: &Field) -> Result<ServiceClass, InvalidRequest> {
+    let served = ["auto", "default", "flex", "priority"];
+    Ok(match field.choice(&served, &["scale", "fast", "ultrafast"])? {
+        "priority" => ServiceClass::Priority,
+        "flex" => ServiceClass::Flex,
+        _ => ServiceClass::Default,
+    })
+}
+
 /// A value that asks for nothing.
 #[derive(Clone, Copy)]
 enum Harmless {
@@ -262,8 +284,6 @@ fn refuse_unsupported(body: &Object) -> Result<(), InvalidRequest> {
         }
     }
     body.optional("truncation", |field| field.choice(&["disabled"], &["auto"]))?;
-    let tiers = ["flex", "priority", "scale", "fast", "ultrafast"];
-    body.optional("service_tier", |field| field.choice(&["auto", "default"], &tiers))?;
     // Both only hint at how long others may keep what we keep anyway.
     body.optional("prompt_cache_retention", Field::text)?;
     body.optional("prompt_cache_options", Field::object)?;
@@ -413,7 +433,7 @@ mod tests {
             with(json!({ "prompt": { "id": "pmpt_1" } })),
             with(json!({ "reasoning": { "summary": "detailed" } })),
             with(json!({ "reasoning": { "effort": "huge" } })),
-            with(json!({ "service_tier": "flex" })),
+            with(json!({ "service_tier": "scale" })),
             with(json!({ "store": true })),
             with(json!({ "stream_options": { "include_obfuscation": true } })),
             with(json!({ "text": { "format": { "type": "json_schema" } } })),
@@ -433,7 +453,7 @@ mod tests {
         prompt unsupported_parameter: `prompt` is not supported: prompt templates are not stored; send `instructions` and `input`
         reasoning.summary unsupported_value: `reasoning.summary` is `detailed`, which this version does not support; supported: `auto`
         reasoning.effort invalid_value: `reasoning.effort` is `huge`, and it must be one of `none`, `minimal`, `low`, `medium`, `high`, `xhigh`, `max`
-        service_tier unsupported_value: `service_tier` is `flex`, which this version does not support; supported: `auto`, `default`
+        service_tier unsupported_value: `service_tier` is `scale`, which this version does not support; supported: `auto`, `default`, `flex`, `priority`
         store unsupported_parameter: `store` is not supported: responses are not stored; send `store: false`
         stream_options.include_obfuscation unsupported_value: `stream_options.include_obfuscation` is true, and this version does not obfuscate; send false
         text.format.type unsupported_value: `text.format.type` is `json_schema`, which this version does not support; supported: `text`
@@ -577,11 +597,12 @@ mod tests {
         let (response, chat) = begin(&with(json!({
             "temperature": 0.7, "seed": -1, "logit_bias": { "15": -100 }, "stop": "END", "max_output_tokens": 9,
             "reasoning": { "effort": "none" }, "metadata": { "a": "b" }, "user": "me", "instructions": "Be brief.",
+            "service_tier": "flex", "max_draft_tokens": 4,
             "tools": [{ "type": "function", "function": { "name": "find", "strict": false } }],
         })));
         assert_snapshot!(serde_json::to_string(&response.tools).unwrap(), @r#"[{"type":"function","name":"find","description":null,"parameters":null,"strict":false}]"#);
         assert_snapshot!(serde_json::to_string(&response.metadata).unwrap(), @r#"{"a":"b"}"#);
-        assert_eq!((response.temperature, response.top_p), (0.7, 0.8));
+        assert_eq!((response.temperature, response.top_p, response.service_tier), (0.7, 0.8, "flex"));
         assert_debug_snapshot!(chat, @r#"
         ChatRequest {
             messages: [
@@ -636,6 +657,11 @@ mod tests {
             stop: [
                 "END",
             ],
+            service_class: Flex,
+            cache_salt: 0,
+            max_draft_tokens: Some(
+                4,
+            ),
         }
         "#);
     }

@@ -23,12 +23,16 @@ use actix_web::{
     body::MessageBody,
     dev::{ServiceFactory, ServiceRequest, ServiceResponse},
     guard,
+    http::header::{self, HeaderValue},
     middleware::from_fn,
     web,
 };
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, Ordering},
+use std::{
+    hash::{BuildHasher, RandomState},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 /// Every route.
@@ -68,17 +72,24 @@ pub struct AppState {
     models: Models,
     config: Arc<ServerConfig>,
     draining: Arc<AtomicBool>,
+    /// Unknown to clients, so that none can make a salt that is another's.
+    salts: RandomState,
 }
 
 impl AppState {
     /// Not draining.
     pub fn new(config: ServerConfig, models: Models) -> Self {
-        Self { models, config: Arc::new(config), draining: Arc::default() }
+        Self { models, config: Arc::new(config), draining: Arc::default(), salts: RandomState::new() }
     }
 
     /// From now on no work is taken on.
     pub fn start_draining(&self) {
         self.draining.store(true, Ordering::Relaxed);
+    }
+
+    /// The same for all requests with the same API key, which may see by the time they take what others of them asked.
+    fn cache_salt(&self, request: &HttpRequest) -> u64 {
+        self.salts.hash_one(request.headers().get(header::AUTHORIZATION).map(HeaderValue::as_bytes))
     }
 
     fn is_draining(&self) -> bool {

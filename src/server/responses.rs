@@ -1,7 +1,10 @@
 //! `POST /v1/responses`
 
 use super::{ApiError, AppState, body, request_log::Generation, sse};
-use crate::responses::{self, CreateResponse};
+use crate::{
+    chat::ChatRequest,
+    responses::{self, CreateResponse},
+};
 use actix_web::{HttpRequest, HttpResponse, web};
 use futures::StreamExt;
 
@@ -19,10 +22,12 @@ pub(super) async fn create(
     let body =
         CreateResponse::parse(&body::read_json(&request, payload, &app.config).await?, app.config.unknown_fields())?;
     let streamed = body.stream();
+    let cache_salt = app.cache_salt(&request);
 
     let chat = app.models.get(body.model())?;
     generation.set_model(chat.name());
     let (response, request) = body.begin(chat.name(), chat.default_sampling());
+    let request = ChatRequest { cache_salt, ..request };
     let events = responses::encode(response, chat.start(request).await?).inspect(move |event| {
         if let Some(response) = event.final_response() {
             generation.set_outcome(response);

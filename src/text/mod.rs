@@ -31,6 +31,8 @@ pub enum TextEvent {
     Finished {
         /// Why it ended.
         reason: FinishReason,
+        /// Tokens of the prompt that did not have to be computed.
+        num_cached_tokens: usize,
         /// Tokens since the event before.
         num_tokens: usize,
     },
@@ -57,8 +59,8 @@ struct Reply {
     detokenizer: Detokenizer,
     /// Tokens since the last event.
     num_tokens: usize,
-    /// How it ended, once all tokens are there.
-    end: Option<FinishReason>,
+    /// How it ended and how many tokens of the prompt were cached, once all tokens are there.
+    end: Option<(FinishReason, usize)>,
 }
 
 impl Reply {
@@ -70,8 +72,8 @@ impl Reply {
                     self.num_tokens += 1;
                     self.detokenizer.push(token)
                 }
-                TokenEvent::Finished(reason) => {
-                    self.end = Some(reason);
+                TokenEvent::Finished { reason, num_cached_tokens } => {
+                    self.end = Some((reason, num_cached_tokens));
                     self.detokenizer.finish()
                 }
             };
@@ -80,7 +82,7 @@ impl Reply {
                 return Some((TextEvent::Text { text, num_tokens }, Some(self)));
             }
         }
-        let reason = self.end.expect("the loop ended");
-        Some((TextEvent::Finished { reason, num_tokens: self.num_tokens }, None))
+        let (reason, num_cached_tokens) = self.end.expect("the loop ended");
+        Some((TextEvent::Finished { reason, num_cached_tokens, num_tokens: self.num_tokens }, None))
     }
 }

@@ -2,8 +2,8 @@
 
 use crate::fake_model::{CONTEXT_TOKENS, FakeModel, VOCAB_SIZE};
 use ortolan::engine::{
-    Engine, EngineConfig, EngineError, EngineHandle, FinishReason, Request, SamplingParams, TokenEvent, TokenId,
-    TokenStream,
+    Engine, EngineConfig, EngineError, EngineHandle, FinishReason, GraphEdits, Request, SamplingParams, ServiceClass,
+    TokenEvent, TokenId, TokenStream,
 };
 use proptest::prelude::*;
 use std::{iter, num::NonZeroU32, slice, sync::atomic::Ordering, thread};
@@ -18,6 +18,10 @@ pub(crate) fn config(max_batch_size: u32, max_step_tokens: u32) -> EngineConfig 
         max_waiting: nonzero(256),
         max_context_tokens: nonzero(8192),
         max_step_tokens: nonzero(max_step_tokens),
+        run_overhead_tokens: 4,
+        prefix_cache: true,
+        max_draft_tokens: 0,
+        graph_edits: GraphEdits { query_seqlens: true, logits_indices: true, accuracy_level: false },
         intra_op_threads: 1,
         spin: false,
         providers: vec![],
@@ -32,11 +36,19 @@ pub(crate) fn request(prompt: &[u32], max_output_tokens: u32) -> Request {
         sampling: SamplingParams { temperature: 0.0, ..SamplingParams::default() },
         stop_tokens: [TokenId(3)].into(),
         max_output_tokens: NonZeroU32::new(max_output_tokens),
+        service_class: ServiceClass::Default,
+        cache_salt: 0,
+        max_draft_tokens: None,
     }
 }
 
 pub(crate) fn drain(mut stream: TokenStream) -> Vec<TokenEvent> {
     iter::from_fn(|| stream.blocking_recv()).collect()
+}
+
+/// The last event of a request that found nothing cached.
+fn finished(reason: FinishReason) -> TokenEvent {
+    TokenEvent::Finished { reason, num_cached_tokens: 0 }
 }
 
 /// The one place that drives an engine to its end; a case is data.
@@ -88,7 +100,7 @@ proptest! {
 /// After `SQLite`'s out-of-memory tests: fail at the first run, then at the second, and so on.
 #[test]
 fn every_request_finishes_once_whichever_run_fails() {
-    let is_finished = |event: &TokenEvent| matches!(event, TokenEvent::Finished(_));
+    let is_finished = |event: &TokenEvent| matches!(event, TokenEvent::Finished { .. });
     for first_failing_run in 1..30 {
         let model = FakeModel::failing_from(first_failing_run);
         for output in generate(model, &config(2, 3), &[vec![1], vec![2, 5, 6, 7], vec![4], vec![9]]) {
@@ -169,8 +181,8 @@ fn shutting_down_ends_everything_with_its_own_reason() {
     assert!(matches!(handle.submit(request(&[1], 1)), Err(EngineError::Stopped)));
     drop(permits);
     engine.join().unwrap();
-    assert_eq!(drain(running).last(), Some(&TokenEvent::Finished(FinishReason::Shutdown)));
-    assert_eq!(drain(waiting), [TokenEvent::Finished(FinishReason::Shutdown)]);
+    assert_eq!(drain(running).last(), Some(&finished(FinishReason::Shutdown)));
+    assert_eq!(drain(waiting), [finished(FinishReason::Shutdown)]);
 }
 
 #[test]
@@ -188,7 +200,7 @@ fn the_context_limits_the_reply_and_what_cannot_fit_is_refused() {
     let almost_full = vec![1; CONTEXT_TOKENS - 2];
     let events = drain(handle.submit(request(&almost_full, 100)).unwrap());
     let token = TokenEvent::Token(TokenId(7));
-    assert_eq!(events, [token, token, TokenEvent::Finished(FinishReason::Length)]);
+    assert_eq!(events, [token, token, finished(FinishReason::Length)]);
     let refused = handle.submit(request(&[1; CONTEXT_TOKENS], 1));
     assert!(matches!(refused, Err(EngineError::PromptTooLong { prompt_tokens: CONTEXT_TOKENS, .. })));
     drop(handle);

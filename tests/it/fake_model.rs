@@ -14,14 +14,33 @@ pub(crate) const VOCAB_SIZE: usize = 512;
 pub(crate) const CONTEXT_TOKENS: usize = 512;
 
 /// A row that reads another row's cache, or skips a position, changes the output.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct FakeModel {
+    /// How many different tokens it says: few repeat themselves, and can be guessed.
+    num_said: usize,
+    /// Can only append.
+    is_rigid: bool,
     first_failing_run: Option<usize>,
     panics: bool,
     gate: Option<mpsc::Receiver<()>>,
     script: Option<Vec<u32>>,
     runs: Arc<AtomicUsize>,
     kv: BTreeMap<usize, Vec<TokenId>>,
+}
+
+impl Default for FakeModel {
+    fn default() -> Self {
+        Self {
+            num_said: 64,
+            is_rigid: false,
+            first_failing_run: None,
+            panics: false,
+            gate: None,
+            script: None,
+            runs: Arc::default(),
+            kv: BTreeMap::new(),
+        }
+    }
 }
 
 impl FakeModel {
@@ -49,7 +68,13 @@ impl FakeModel {
 
 impl Model for FakeModel {
     fn limits(&self) -> ModelLimits {
-        ModelLimits { vocab_size: VOCAB_SIZE, context_tokens: CONTEXT_TOKENS }
+        ModelLimits {
+            vocab_size: VOCAB_SIZE,
+            context_tokens: CONTEXT_TOKENS,
+            can_rewind: !self.is_rigid,
+            can_verify_drafts: !self.is_rigid,
+            can_move_slots: !self.is_rigid,
+        }
     }
 
     fn forward(&mut self, batch: &Batch, logits: &mut Logits) -> Result<(), ModelError> {
@@ -62,26 +87,51 @@ impl Model for FakeModel {
             return Err(ModelError::new("injected"));
         }
 
-        for row in batch.rows() {
+        for (index, row) in batch.rows().iter().enumerate() {
             let history = self.kv.entry(row.slot_index).or_default();
-            if row.start == 0 {
-                history.clear(); // A new sequence took the slot over.
-            }
-            assert_eq!(history.len(), row.start, "each token is computed exactly once");
-            let is_prompt = history.is_empty() || 1 < batch.new_tokens(row).len();
-            history.extend(batch.new_tokens(row));
-            if row.wants_logits {
+            let can_start =
+                if self.is_rigid && 0 < row.start { row.start == history.len() } else { row.start <= history.len() };
+            assert!(can_start, "a row goes on from what its slot holds");
+            let is_prompt = row.start == 0 || row.num_logits == 0 || (row.num_logits == 1 && 1 < row.num_tokens());
+            history.truncate(row.start);
+            for (position, token) in batch.new_tokens(row).iter().enumerate() {
+                history.push(*token);
+                if position + row.num_logits < row.num_tokens() {
+                    continue;
+                }
                 let next = match &self.script {
                     Some(script) => {
                         // The first sampled row of a sequence ends its prompt, however long that was.
                         let said = if is_prompt { 0 } else { said(script, history) };
                         script[said.min(script.len() - 1)] as usize
                     }
-                    None => hash(history) as usize % 64,
+                    None => hash(history) as usize % self.num_said,
                 };
-                logits.push((0..VOCAB_SIZE).map(|token| if token == next { 1.0 } else { 0.0 }));
+                let scores = logits.extend(&[index]);
+                scores.fill(0.0);
+                scores[next] = 1.0;
             }
         }
+        Ok(())
+    }
+
+    fn copy_slot(&mut self, from: usize, to: usize, num_tokens: usize) -> Result<(), ModelError> {
+        assert!(!self.is_rigid && from != to, "only where it can be done");
+        let copy = self.kv.entry(from).or_default()[..num_tokens].to_vec();
+        self.kv.insert(to, copy);
+        Ok(())
+    }
+
+    fn swap_slots(&mut self, one: usize, other: usize, num_tokens: usize) -> Result<(), ModelError> {
+        assert!(!self.is_rigid && one != other, "only where it can be done");
+        let mut take = |slot| {
+            let mut tokens = self.kv.remove(&slot).unwrap_or_default();
+            tokens.truncate(num_tokens);
+            tokens
+        };
+        let (held_by_one, held_by_other) = (take(one), take(other));
+        self.kv.insert(one, held_by_other);
+        self.kv.insert(other, held_by_one);
         Ok(())
     }
 }

@@ -6,7 +6,7 @@ use crate::{
 };
 use ortolan::{
     chat::{ChatRequest, ChatTemplate, Message, Role, Tool, ToolCall},
-    engine::{SamplingParams, TokenId},
+    engine::{SamplingParams, ServiceClass, TokenId},
     model_dir::ModelDir,
     text::{Piece, Tokenizer},
 };
@@ -121,6 +121,9 @@ fn request(case: &Rendering) -> ChatRequest {
         sampling: SamplingParams::default(),
         max_output_tokens: None,
         stop: Vec::new(),
+        service_class: ServiceClass::Default,
+        cache_salt: 0,
+        max_draft_tokens: None,
     }
 }
 

@@ -24,7 +24,6 @@ const OWNERS: &[(&str, &str)] = &[
     ("ort::", "engine"),
     ("tokenizers::", "text"),
     ("minijinja", "chat"),
-    ("prost", "model_dir"),
     ("clap", "cli"),
     ("anyhow", "cli"),
 ];

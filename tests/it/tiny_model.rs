@@ -1,10 +1,10 @@
 //! True ONNX Runtime on small graphs of random weights, one of each family and type.
 
-use crate::engine::{config, drain};
+use crate::engine::{config, drain, request};
 use ortolan::{
     engine::{
-        Engine, EngineConfig, EngineHandle, LoadError, ProviderConfig, ProviderName, Request, Runtime, SamplingParams,
-        TokenEvent, TokenId, load,
+        Engine, EngineConfig, EngineHandle, GraphEdits, LoadError, ProviderConfig, ProviderName, Request, Runtime,
+        TokenEvent, load,
     },
     model_dir::{ModelDir, ModelDirError},
 };
@@ -41,18 +41,13 @@ pub(crate) fn start(dir: &Path, config: &EngineConfig) -> (EngineHandle, thread:
 
 /// Greedy, with no end but the limit.
 pub(crate) fn endless(prompt: &[u32], max_output_tokens: u32) -> Request {
-    Request {
-        prompt: prompt.iter().copied().map(TokenId).collect(),
-        sampling: SamplingParams { temperature: 0.0, ..SamplingParams::default() },
-        stop_tokens: [].into(),
-        max_output_tokens: NonZeroU32::new(max_output_tokens),
-    }
+    Request { stop_tokens: [].into(), ..request(prompt, max_output_tokens) }
 }
 
 pub(crate) fn token_ids(events: &[TokenEvent]) -> Vec<u32> {
     let token = |event: &TokenEvent| match event {
         TokenEvent::Token(token) => Some(token.0),
-        TokenEvent::Finished(_) => None,
+        TokenEvent::Finished { .. } => None,
     };
     events.iter().filter_map(token).collect()
 }
@@ -71,18 +66,39 @@ fn alone(name: &str) -> Vec<Vec<u32>> {
     outputs
 }
 
+fn together(name: &str, config: &EngineConfig) -> Vec<Vec<u32>> {
+    let (handle, engine) = start(&fixture(name), config);
+    let streams: Vec<_> = prompts().iter().map(|prompt| handle.submit(endless(prompt, 24)).unwrap()).collect();
+    let outputs = streams.into_iter().map(|stream| token_ids(&drain(stream))).collect();
+    drop(handle);
+    engine.join().unwrap();
+    outputs
+}
+
 #[test]
 fn one_at_a_time_equals_interleaved_and_chunked() {
     for name in TINY_MODELS {
         let expected = alone(name);
         // Fewer slots than prompts, so that slots are used again; chunks that no prompt is a multiple of.
         for (max_batch_size, max_step_tokens) in [(6, 1000), (2, 9), (3, 1)] {
-            let (handle, engine) = start(&fixture(name), &config(max_batch_size, max_step_tokens));
-            let streams: Vec<_> = prompts().iter().map(|prompt| handle.submit(endless(prompt, 24)).unwrap()).collect();
-            let outputs: Vec<Vec<u32>> = streams.into_iter().map(|stream| token_ids(&drain(stream))).collect();
-            drop(handle);
-            engine.join().unwrap();
+            let outputs = together(name, &config(max_batch_size, max_step_tokens));
             assert_eq!(outputs, expected, "{name} with {max_batch_size} slots and {max_step_tokens} tokens a step");
+        }
+    }
+}
+
+#[test]
+fn no_edit_of_the_graph_and_no_sharing_of_runs_changes_what_is_said() {
+    for name in TINY_MODELS {
+        let expected = alone(name);
+        for query_seqlens in [false, true] {
+            for logits_indices in [false, true] {
+                for run_overhead_tokens in [0, 1000] {
+                    let graph_edits = GraphEdits { query_seqlens, logits_indices, accuracy_level: false };
+                    let config = EngineConfig { graph_edits, run_overhead_tokens, ..config(4, 30) };
+                    assert_eq!(together(name, &config), expected, "{name} with {config:?}");
+                }
+            }
         }
     }
 }

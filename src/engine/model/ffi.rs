@@ -15,6 +15,7 @@ use ort::{
 use std::{
     ffi::{CStr, c_void},
     marker::PhantomData,
+    mem::MaybeUninit,
     ptr::{self, NonNull},
     slice,
 };
@@ -28,11 +29,12 @@ unsafe fn check(status: sys::OrtStatusPtr) -> Result<()> {
     unsafe { ort::Error::result_from_status(status) }
 }
 
-/// Memory on a device, read and written by ONNX Runtime only.
+/// Memory on a device, whose contents only ONNX Runtime looks at.
 pub(super) struct Buffer {
     allocator: Allocator,
     data: NonNull<c_void>,
     num_bytes: usize,
+    is_on_host: bool,
 }
 
 // SAFETY: the memory belongs to this value alone and ONNX Runtime's allocators may be used from any thread.
@@ -43,7 +45,36 @@ impl Buffer {
     pub(super) fn allocate(allocator: Allocator, num_bytes: usize) -> Result<Self> {
         let block = allocator.alloc::<u8>(num_bytes)?.into_raw();
         let data = NonNull::new(block).ok_or_else(|| ort::Error::new("the allocator returned no memory"))?;
-        Ok(Self { allocator, data, num_bytes })
+        let is_on_host = allocator.memory_info().is_cpu_accessible();
+        Ok(Self { allocator, data, num_bytes, is_on_host })
+    }
+
+    /// Copies a range of bytes to a place that does not overlap it.
+    pub(super) fn copy(&mut self, from: usize, to: usize, num_bytes: usize) {
+        let (from, to) = self.apart(from, to, num_bytes);
+        // SAFETY: both ranges lie inside the buffer, on the host, and do not overlap; bytes need not be initialized.
+        unsafe { from.copy_to_nonoverlapping(to, num_bytes) };
+    }
+
+    /// Exchanges two ranges of bytes that do not overlap.
+    pub(super) fn swap(&mut self, one: usize, other: usize, num_bytes: usize) {
+        let (one, other) = self.apart(one, other, num_bytes);
+        // SAFETY: as above.
+        unsafe { ptr::swap_nonoverlapping(one.as_ptr(), other.as_ptr(), num_bytes) };
+    }
+
+    /// Two ranges of the buffer that can be reached from here and do not overlap.
+    fn apart(
+        &self,
+        one: usize,
+        other: usize,
+        num_bytes: usize,
+    ) -> (NonNull<MaybeUninit<u8>>, NonNull<MaybeUninit<u8>>) {
+        assert!(self.is_on_host, "the host sees only its own memory");
+        assert!(one.max(other) + num_bytes <= self.num_bytes, "both ranges lie inside the buffer");
+        assert!(num_bytes <= one.abs_diff(other), "the ranges do not overlap");
+        // SAFETY: as just checked.
+        unsafe { (self.data.cast().add(one), self.data.cast().add(other)) }
     }
 }
 
@@ -77,6 +108,10 @@ pub(super) trait Element: Copy {
 
 impl Element for i64 {
     const TYPE: sys::ONNXTensorElementDataType = sys::ONNXTensorElementDataType::ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64;
+}
+
+impl Element for i32 {
+    const TYPE: sys::ONNXTensorElementDataType = sys::ONNXTensorElementDataType::ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32;
 }
 
 impl Element for f32 {
@@ -162,6 +197,19 @@ impl Tensor<'static> {
     /// A tensor with no elements, which owns its (no) data.
     pub(super) fn empty(allocator: &Allocator, shape: &[i64], element_type: ElementType) -> Result<Self> {
         assert_eq!(num_elements(shape), 0);
+        Self::uninitialized(allocator, shape, element_type)
+    }
+
+    /// A tensor that owns its data, on the host.
+    pub(super) fn zeros(allocator: &Allocator, shape: &[i64], element_type: ElementType) -> Result<Self> {
+        let tensor = Self::uninitialized(allocator, shape, element_type)?;
+        let (data, num_bytes) = tensor.host_data()?;
+        // SAFETY: the data is as large, on the host, and nobody else has it; zero bytes are a number in every type.
+        unsafe { data.write_bytes(0, num_bytes) };
+        Ok(tensor)
+    }
+
+    fn uninitialized(allocator: &Allocator, shape: &[i64], element_type: ElementType) -> Result<Self> {
         let mut value = ptr::null_mut();
         // SAFETY: the allocator is valid and the runtime copies the shape.
         unsafe {
@@ -174,6 +222,38 @@ impl Tensor<'static> {
             ))?;
         };
         Ok(Self { value: NonNull::new(value).expect("a created value is not null"), data: PhantomData })
+    }
+
+    /// The data of a tensor on the host that a run has written or that was made here.
+    pub(super) fn host_bytes(&self) -> Result<&[u8]> {
+        let (data, num_bytes) = self.host_data()?;
+        // SAFETY: the data is as large, initialized, and lives as long as the value; a run that writes it needs `&mut`.
+        Ok(unsafe { slice::from_raw_parts(data.as_ptr(), num_bytes) })
+    }
+
+    /// As [`host_bytes`](Self::host_bytes), to write.
+    pub(super) fn host_bytes_mut(&mut self) -> Result<&mut [u8]> {
+        let (data, num_bytes) = self.host_data()?;
+        // SAFETY: as above, and the value is borrowed for as long.
+        Ok(unsafe { slice::from_raw_parts_mut(data.as_ptr(), num_bytes) })
+    }
+
+    fn host_data(&self) -> Result<(NonNull<u8>, usize)> {
+        let (mut memory, mut num_bytes, mut data) = (ptr::null(), 0, ptr::null_mut());
+        let mut device = sys::OrtMemoryInfoDeviceType::OrtMemoryInfoDeviceType_CPU;
+        // SAFETY: the value is valid and so are the out pointers; the memory info belongs to the value.
+        unsafe {
+            let value = self.value.as_ptr();
+            check((ort::api().GetTensorMemoryInfo)(value, &raw mut memory))?;
+            (ort::api().MemoryInfoGetDeviceType)(memory, &raw mut device);
+            check((ort::api().GetTensorSizeInBytes)(value, &raw mut num_bytes))?;
+            check((ort::api().GetTensorMutableData)(value, &raw mut data))?;
+        };
+        let is_on_host = matches!(device, sys::OrtMemoryInfoDeviceType::OrtMemoryInfoDeviceType_CPU);
+        match NonNull::new(data.cast()) {
+            Some(data) if is_on_host => Ok((data, num_bytes)),
+            _ => Err(ort::Error::new("the tensor's data is not in the host's memory")),
+        }
     }
 }
 

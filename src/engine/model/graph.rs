@@ -1,65 +1,73 @@
 //! An open graph: everything that both families do alike.
 
 use super::{
-    ElementType, LoadError, Logits, ModelError, ModelLimits, ModelSpec, ProviderConfig, ProviderName, Runtime,
+    ElementType, GraphEdits, LoadError, Logits, ModelError, ModelLimits, ModelSpec, ProviderConfig, ProviderName,
+    Runtime,
+    edit::{self, Edited},
     error::words,
+    external_data::ExternalData,
     ffi::{Run, Tensor},
+    inputs::Inputs,
 };
-use crate::engine::{EngineConfig, TokenId};
-use half::f16;
-use ndarray::{ArrayView1, ArrayView2, Axis};
+use crate::engine::EngineConfig;
+use half::{f16, slice::HalfFloatSliceExt};
 use ort::{
     memory::Allocator,
     session::{IoBinding, Session, builder::SessionBuilder},
 };
-use std::{collections::BTreeMap, ffi::CString};
+use std::{collections::BTreeMap, ffi::CString, fs};
 
-/// A session, its binding, and the host memory of its inputs and logits.
+/// A session, its binding, and the host memory of its inputs.
 pub(super) struct Graph {
     session: Session,
     binding: IoBinding,
     host: Allocator,
     spec: ModelSpec,
+    edits: GraphEdits,
     limits: ModelLimits,
     device: ProviderConfig,
-    inputs: Inputs,
-    scores: Scores,
+    pub(super) inputs: Inputs,
+    /// Scores that the run cannot write to their place.
+    scratch: Scratch,
 }
 
-/// Host memory of the inputs, kept from run to run.
+/// In the graph's own type.
 #[derive(Default)]
-struct Inputs {
-    token_ids: Vec<i64>,
-    attention_mask: Vec<i64>,
-    position_ids: Vec<i64>,
-}
-
-/// Host memory of the logits, kept from run to run.
-enum Scores {
-    F32(Vec<f32>),
-    F16(Vec<f16>),
+struct Scratch {
+    f32: Vec<f32>,
+    f16: Vec<f16>,
 }
 
 impl Graph {
     /// Opens the graph on the first providers that can be had.
     pub(super) fn open(runtime: &Runtime, spec: ModelSpec, config: &EngineConfig) -> Result<Self, LoadError> {
-        let failed = |error: ort::Error| LoadError::Session { path: spec.path.clone(), message: words(&error) };
-        let mut builder = session_builder(runtime, config).map_err(failed)?;
+        let mut builder = session_builder(runtime, config).map_err(|error| failed(&spec, &error))?;
         let device = register_providers(&mut builder, config)?;
-        let session = builder.commit_from_file(&spec.path).map_err(failed)?;
-        let binding = session.create_binding().map_err(failed)?;
+        let on_cpu = device.name == ProviderName::Cpu;
+        let wanted = GraphEdits {
+            accuracy_level: config.graph_edits.accuracy_level && on_cpu,
+            query_seqlens: config.graph_edits.query_seqlens && device.name != ProviderName::TensorRt,
+            logits_indices: config.graph_edits.logits_indices && !spec.has_last_logits_only,
+        };
+        let (session, edits) = open_edited(builder, &spec, wanted)?;
+        tracing::info!(?edits, "opened the graph");
+        let binding = session.create_binding().map_err(|error| failed(&spec, &error))?;
         let context_tokens = spec.context_tokens.min(config.max_context_tokens.get() as usize);
         Ok(Self {
             session,
             binding,
             host: Allocator::default(),
-            limits: ModelLimits { vocab_size: spec.vocab_size, context_tokens },
+            limits: ModelLimits {
+                vocab_size: spec.vocab_size,
+                context_tokens,
+                can_rewind: false,
+                can_verify_drafts: false,
+                can_move_slots: false,
+            },
+            edits,
             device,
             inputs: Inputs::default(),
-            scores: match spec.logits_type {
-                ElementType::F32 => Scores::F32(Vec::new()),
-                ElementType::F16 => Scores::F16(Vec::new()),
-            },
+            scratch: Scratch::default(),
             spec,
         })
     }
@@ -72,80 +80,148 @@ impl Graph {
         &self.spec
     }
 
+    /// Whether a run takes rows of different lengths.
+    pub(super) fn can_pad(&self) -> bool {
+        self.edits.query_seqlens && !self.spec.has_last_logits_only
+    }
+
+    /// Whether keys and values lie in memory that this process can reach.
+    pub(super) fn is_on_host(&self) -> bool {
+        self.device.name == ProviderName::Cpu
+    }
+
     /// Where keys and values live.
     pub(super) fn device_allocator(&self) -> ort::Result<Allocator> {
         self.device.allocator(&self.session)
     }
 
-    /// Computes `tokens` of one row at positions from `start` on, with keys and values as `bind_kv` binds them. Returns the
-    /// outputs that the runtime allocated.
-    pub(super) fn run_row<'d>(
-        &'d mut self,
-        tokens: &[TokenId],
-        start: usize,
-        bind_kv: impl FnOnce(&mut Run<'d, 'd>) -> ort::Result<()>,
+    /// Computes the rows that [`inputs`](Self::inputs) holds, with keys and values of `kv` as `bind_kv` binds them, and
+    /// appends the scores that they want. Returns the outputs that the runtime allocated.
+    pub(super) fn run<K: ?Sized>(
+        &mut self,
+        logits: &mut Logits,
+        kv: &K,
+        bind_kv: impl for<'d> FnOnce(&'d K, &mut Run<'_, 'd>) -> ort::Result<()>,
     ) -> Result<Vec<Tensor<'static>>, ModelError> {
-        let num_tokens = signed(tokens.len());
-        let end = start + tokens.len();
-        self.inputs.fill(tokens, start);
-        let num_rows = if self.spec.has_last_logits_only { 1 } else { tokens.len() };
-        let num_scores = num_rows * self.limits.vocab_size;
-        let memory = self.host.memory_info();
-        let logits_shape = [1, signed(num_rows), signed(self.limits.vocab_size)];
-        let logits = match &mut self.scores {
-            Scores::F32(scores) => {
-                scores.resize(num_scores, 0.0);
-                Tensor::from_slice_mut(memory, scores, &logits_shape)?
-            }
-            Scores::F16(scores) => {
-                scores.resize(num_scores, f16::ZERO);
-                Tensor::from_slice_mut(memory, scores, &logits_shape)?
-            }
+        let Self { session, binding, host, spec, edits, limits, inputs, scratch, .. } = self;
+        let memory = host.memory_info();
+        let (num_rows, width) = (inputs.num_rows(), inputs.width());
+        // Rows of scores that the graph computes, and those of them that are wanted.
+        let computed = match () {
+            () if edits.logits_indices => [1, inputs.scored_rows.len()],
+            () if spec.has_last_logits_only => [num_rows, 1],
+            () => [num_rows, width],
         };
-        let mut run = Run::new(&mut self.session, &mut self.binding);
-        run.bind_input(c"input_ids", &Tensor::from_slice(memory, &self.inputs.token_ids, &[1, num_tokens])?)?;
-        let mask = Tensor::from_slice(memory, &self.inputs.attention_mask, &[1, signed(end)])?;
-        run.bind_input(c"attention_mask", &mask)?;
-        if self.spec.has_position_ids {
-            let positions = Tensor::from_slice(memory, &self.inputs.position_ids, &[1, num_tokens])?;
-            run.bind_input(c"position_ids", &positions)?;
+        let num_computed = computed[0] * computed[1];
+        let shape = [signed(computed[0]), signed(computed[1]), signed(limits.vocab_size)];
+        let wanted = logits.extend(&inputs.scored_rows);
+        let is_direct = spec.logits_type == ElementType::F32 && num_computed * limits.vocab_size == wanted.len();
+        let scores = match spec.logits_type {
+            ElementType::F32 if is_direct => Tensor::from_slice_mut(memory, wanted, &shape)?,
+            ElementType::F32 => Tensor::from_slice_mut(memory, resized(&mut scratch.f32, &shape), &shape)?,
+            ElementType::F16 => Tensor::from_slice_mut(memory, resized(&mut scratch.f16, &shape), &shape)?,
+        };
+        let rows_and_width = [signed(num_rows), signed(width)];
+        let token_ids = Tensor::from_slice(memory, &inputs.token_ids, &rows_and_width)?;
+        let mask_shape = [signed(num_rows), signed(inputs.mask_width())];
+        let attention_mask = Tensor::from_slice(memory, &inputs.attention_mask, &mask_shape)?;
+        let position_ids = Tensor::from_slice(memory, &inputs.position_ids, &rows_and_width)?;
+        let query_seqlens = Tensor::from_slice(memory, &inputs.query_seqlens, &rows_and_width[..1])?;
+        let scored_shape = [1, signed(inputs.logits_indices.len())];
+        let logits_indices = Tensor::from_slice(memory, &inputs.logits_indices, &scored_shape)?;
+        let mut run = Run::new(session, binding);
+        run.bind_input(c"input_ids", &token_ids)?;
+        run.bind_input(c"attention_mask", &attention_mask)?;
+        if spec.has_position_ids {
+            run.bind_input(c"position_ids", &position_ids)?;
         }
-        run.bind_output(c"logits", &logits)?;
-        bind_kv(&mut run)?;
-        Ok(run.execute()?)
-    }
-
-    /// Appends the scores of what follows the last token of the last run.
-    pub(super) fn push_last_scores(&self, logits: &mut Logits) {
-        let vocab_size = self.limits.vocab_size;
-        match &self.scores {
-            Scores::F32(scores) => logits.push(last_row(scores, vocab_size).iter().copied()),
-            Scores::F16(scores) => logits.push(last_row(scores, vocab_size).iter().map(|score| score.to_f32())),
+        if edits.query_seqlens {
+            run.bind_input(c"query_seqlens", &query_seqlens)?;
         }
+        if edits.logits_indices {
+            run.bind_input(c"logits_indices", &logits_indices)?;
+        }
+        run.bind_output(c"logits", &scores)?;
+        bind_kv(kv, &mut run)?;
+        let outputs = run.execute()?;
+        drop(scores);
+        if !is_direct {
+            let places = inputs.logits_indices.iter().enumerate().map(|(row, place)| match () {
+                () if edits.logits_indices => row,
+                () if spec.has_last_logits_only => index(*place) / width,
+                () => index(*place),
+            });
+            let wanted = wanted.chunks_exact_mut(limits.vocab_size);
+            for (wanted, place) in wanted.zip(places) {
+                let place = place * limits.vocab_size..(place + 1) * limits.vocab_size;
+                match spec.logits_type {
+                    ElementType::F32 => wanted.copy_from_slice(&scratch.f32[place]),
+                    ElementType::F16 => scratch.f16[place].convert_to_f32_slice(wanted),
+                }
+            }
+        }
+        Ok(outputs)
     }
 }
 
-/// The last row of `[1, num_tokens, vocab_size]` scores.
-fn last_row<T>(scores: &[T], vocab_size: usize) -> ArrayView1<'_, T> {
-    let num_rows = scores.len() / vocab_size;
-    let scores = ArrayView2::from_shape((num_rows, vocab_size), scores).expect("a run scores whole rows");
-    scores.index_axis_move(Axis(0), num_rows - 1)
+/// The first elements of a scratch vector, which never shrinks: what they hold does not matter.
+fn resized<'v, T: Clone + Default>(scratch: &'v mut Vec<T>, shape: &[i64]) -> &'v mut [T] {
+    let num_elements = shape.iter().copied().map(index).product();
+    if scratch.len() < num_elements {
+        scratch.resize(num_elements, T::default());
+    }
+    &mut scratch[..num_elements]
 }
 
-impl Inputs {
-    fn fill(&mut self, tokens: &[TokenId], start: usize) {
-        self.token_ids.clear();
-        self.token_ids.extend(tokens.iter().map(|token| i64::from(token.0)));
-        self.attention_mask.clear();
-        self.attention_mask.resize(start + tokens.len(), 1);
-        self.position_ids.clear();
-        self.position_ids.extend(signed(start)..signed(start + tokens.len()));
+/// Opens the graph with the edits that it and the runtime allow.
+fn open_edited(
+    mut builder: SessionBuilder,
+    spec: &ModelSpec,
+    wanted: GraphEdits,
+) -> Result<(Session, GraphEdits), LoadError> {
+    if wanted == GraphEdits::NONE {
+        let session = builder.commit_from_file(&spec.path).map_err(|error| failed(spec, &error))?;
+        return Ok((session, wanted));
     }
+    let unreadable = |message: String| LoadError::Session { path: spec.path.clone(), message };
+    let model = fs::read(&spec.path).map_err(|error| unreadable(error.to_string()))?;
+    let files = edit::external_files(&model).map_err(|error| unreadable(error.to_string()))?;
+    let data = ExternalData::find(&spec.path, &files).map_err(unreadable)?;
+    let mut builder = builder
+        .with_config_entry(DATA_FOLDER, data.folder.to_string_lossy())
+        .map_err(|error| failed(spec, &error.into()))?;
+    let mut open = |wanted| -> Result<(Session, GraphEdits), LoadError> {
+        let Edited { model, made } =
+            edit::edit(&model, wanted, |file| data.name(file)).map_err(|error| unreadable(error.to_string()))?;
+        let session = builder.commit_from_memory(&model).map_err(|error| failed(spec, &error))?;
+        Ok((session, made))
+    };
+    match open(wanted) {
+        // A runtime before 1.32 refuses the input: its operator has no such one.
+        Err(error) if wanted.query_seqlens => {
+            let (session, made) = open(GraphEdits { query_seqlens: false, ..wanted })?;
+            tracing::warn!(%error, "this ONNX Runtime does not take `query_seqlens`; rows of different lengths run one by one");
+            Ok((session, made))
+        }
+        opened => opened,
+    }
+}
+
+/// Session option: where the files named by the graph lie.
+const DATA_FOLDER: &str = "session.model_external_initializers_file_folder_path";
+
+fn failed(spec: &ModelSpec, error: &ort::Error) -> LoadError {
+    LoadError::Session { path: spec.path.clone(), message: words(error) }
 }
 
 /// A size as ONNX spells it.
 pub(super) fn signed(size: usize) -> i64 {
     i64::try_from(size).expect("no tensor has 2^63 elements")
+}
+
+/// A size or place that is not negative.
+pub(super) fn index(value: i64) -> usize {
+    usize::try_from(value).expect("sizes are not negative")
 }
 
 /// A tensor's name as the C API wants it.

@@ -1,14 +1,19 @@
 //! The seam between deciding what to compute and computing it.
 
 mod concat;
+mod edit;
 mod error;
+mod external_data;
 mod ffi;
 mod gqa;
 mod graph;
+mod inputs;
+mod plan;
 mod provider;
 mod runtime;
 mod spec;
 
+pub use edit::GraphEdits;
 pub use error::{LoadError, ModelError};
 pub use provider::{ProviderConfig, ProviderName};
 pub use runtime::Runtime;
@@ -24,12 +29,28 @@ pub trait Model: Send {
     /// What it can take.
     fn limits(&self) -> ModelLimits;
 
-    /// Computes every new token of the batch and pushes one row of scores for each row that wants logits, in order.
-    /// A row that starts at position 0 begins a new sequence, whatever its slot held before.
+    /// Computes every new token of the batch and appends the scores that its rows want. A row starts at 0, at the
+    /// number of tokens that its slot holds or, where the model [can rewind](ModelLimits::can_rewind), anywhere in
+    /// between; what the slot held beyond is forgotten. Slots without a row keep what
+    /// they hold.
     ///
     /// # Errors
     /// When the backend fails; the batch's sequences then finish with an error.
     fn forward(&mut self, batch: &Batch, logits: &mut Logits) -> Result<(), ModelError>;
+
+    /// Makes the slot `to` hold the first `num_tokens` tokens that the slot `from` holds. Only where
+    /// [`can_move_slots`](ModelLimits::can_move_slots).
+    ///
+    /// # Errors
+    /// When the backend fails; `to` then holds nothing of use.
+    fn copy_slot(&mut self, from: usize, to: usize, num_tokens: usize) -> Result<(), ModelError>;
+
+    /// Exchanges what two slots hold, of which the longer one is `num_tokens`. Only where
+    /// [`can_move_slots`](ModelLimits::can_move_slots).
+    ///
+    /// # Errors
+    /// When the backend fails; both slots then hold nothing of use.
+    fn swap_slots(&mut self, one: usize, other: usize, num_tokens: usize) -> Result<(), ModelError>;
 }
 
 impl Model for Box<dyn Model> {
@@ -40,6 +61,14 @@ impl Model for Box<dyn Model> {
     fn forward(&mut self, batch: &Batch, logits: &mut Logits) -> Result<(), ModelError> {
         (**self).forward(batch, logits)
     }
+
+    fn copy_slot(&mut self, from: usize, to: usize, num_tokens: usize) -> Result<(), ModelError> {
+        (**self).copy_slot(from, to, num_tokens)
+    }
+
+    fn swap_slots(&mut self, one: usize, other: usize, num_tokens: usize) -> Result<(), ModelError> {
+        (**self).swap_slots(one, other, num_tokens)
+    }
 }
 
 /// What a loaded model can take.
@@ -49,12 +78,21 @@ pub struct ModelLimits {
     pub vocab_size: usize,
     /// Prompt and reply together.
     pub context_tokens: usize,
+    /// Whether a row may start before the end of what its slot holds.
+    pub can_rewind: bool,
+    /// Whether rows of a few tokens, all of them scored, run with those of one token, and rewinding costs nothing.
+    pub can_verify_drafts: bool,
+    /// Whether keys and values can be copied from slot to slot.
+    pub can_move_slots: bool,
 }
 
-/// Scores of what may come next, a row per sampled sequence. It is refilled for each step.
+/// Scores of what may come next. They are refilled for each step.
 #[derive(Debug)]
 pub struct Logits {
+    /// As large as any step has needed.
     scores: Vec<f32>,
+    /// For each row of scores, the row of the batch that it belongs to. Those of one row are in the order of its tokens.
+    rows: Vec<usize>,
     vocab_size: usize,
 }
 
@@ -62,23 +100,28 @@ impl Logits {
     /// No rows yet.
     pub fn new(vocab_size: usize) -> Self {
         assert!(vocab_size > 0, "the vocabulary is not empty");
-        Self { scores: Vec::new(), vocab_size }
+        Self { scores: Vec::new(), rows: Vec::new(), vocab_size }
     }
 
     /// Forgets all rows.
     pub fn clear(&mut self) {
-        self.scores.clear();
+        self.rows.clear();
     }
 
-    /// Appends a row of `vocab_size` scores.
-    pub fn push(&mut self, row: impl IntoIterator<Item = f32>) {
-        self.scores.extend(row);
-        assert!(self.scores.len().is_multiple_of(self.vocab_size), "a row scores the whole vocabulary");
+    /// Room for a row of scores for each of these rows of the batch, to be written as a whole.
+    pub fn extend(&mut self, batch_rows: &[usize]) -> &mut [f32] {
+        let begin = self.rows.len() * self.vocab_size;
+        self.rows.extend_from_slice(batch_rows);
+        let end = self.rows.len() * self.vocab_size;
+        if self.scores.len() < end {
+            self.scores.resize(end, 0.0);
+        }
+        &mut self.scores[begin..end]
     }
 
-    /// In the order in which they were pushed.
-    pub fn rows_mut(&mut self) -> impl Iterator<Item = &mut [f32]> {
-        self.scores.chunks_exact_mut(self.vocab_size)
+    /// Each row of scores with the number of its row in the batch.
+    pub fn rows_mut(&mut self) -> impl Iterator<Item = (usize, &mut [f32])> {
+        self.rows.iter().copied().zip(self.scores.chunks_exact_mut(self.vocab_size))
     }
 }
 
@@ -91,7 +134,7 @@ pub fn load(runtime: &Runtime, spec: ModelSpec, config: &EngineConfig) -> Result
     let graph = Graph::open(runtime, spec, config)?;
     let num_slots = config.max_batch_size.get() as usize;
     Ok(match family {
-        GraphFamily::Gqa => Box::new(GqaModel::new(graph, num_slots)?),
-        GraphFamily::Concat => Box::new(ConcatModel::new(graph, num_slots)),
+        GraphFamily::Gqa => Box::new(GqaModel::new(graph, num_slots, config.run_overhead_tokens)?),
+        GraphFamily::Concat => Box::new(ConcatModel::new(graph)),
     })
 }

@@ -1,0 +1,115 @@
+//! Host memory of what a run reads, kept from run to run.
+
+use super::graph::signed;
+use crate::engine::TokenId;
+use std::ops::Range;
+
+/// The inputs of one run, filled row by row.
+#[derive(Debug, Default)]
+pub(super) struct Inputs {
+    /// `[rows, width]`, padded with zeros on the right.
+    pub(super) token_ids: Vec<i64>,
+    /// `[rows, mask_width]`, 1 where a row attends to a column of its keys and values.
+    pub(super) attention_mask: Vec<i64>,
+    /// `[rows, width]`
+    pub(super) position_ids: Vec<i64>,
+    /// `[rows]`, tokens that are not padding.
+    pub(super) query_seqlens: Vec<i32>,
+    /// `[scored]`, places in `[rows, width]`.
+    pub(super) logits_indices: Vec<i64>,
+    /// For each of them, the batch's row.
+    pub(super) scored_rows: Vec<usize>,
+    width: usize,
+    mask_width: usize,
+}
+
+/// What a run computes of one row.
+#[derive(Debug)]
+pub(super) struct InputRow<'b> {
+    /// Number of the row in the batch.
+    pub(super) index: usize,
+    /// At most as many as the run is wide.
+    pub(super) new_tokens: &'b [TokenId],
+    /// Position of the first of them.
+    pub(super) start: usize,
+    /// How many of the last ones are scored.
+    pub(super) num_logits: usize,
+}
+
+impl Inputs {
+    /// Starts a run of `width` tokens per row, over keys and values of `mask_width` columns with the new ones.
+    pub(super) fn begin(&mut self, width: usize, mask_width: usize) {
+        self.token_ids.clear();
+        self.attention_mask.clear();
+        self.position_ids.clear();
+        self.query_seqlens.clear();
+        self.logits_indices.clear();
+        self.scored_rows.clear();
+        (self.width, self.mask_width) = (width, mask_width);
+    }
+
+    /// Adds a row that attends to the given columns.
+    pub(super) fn push(&mut self, row: &InputRow<'_>, attended: [Range<usize>; 2]) {
+        let num_tokens = row.new_tokens.len();
+        assert!(num_tokens <= self.width, "the widest row sets the width");
+        let end = self.num_rows() * self.width + num_tokens;
+        self.logits_indices.extend(signed(end - row.num_logits)..signed(end));
+        self.scored_rows.resize(self.logits_indices.len(), row.index);
+        self.token_ids.extend(row.new_tokens.iter().map(|token| i64::from(token.0)));
+        self.push_padded(num_tokens, row.start, attended);
+    }
+
+    /// Adds a row that computes nothing. Only where the graph takes `query_seqlens`.
+    pub(super) fn push_idle(&mut self) {
+        // The operator wants at least one column, and neither reads nor writes it.
+        self.push_padded(0, 0, [0..1, 1..1]);
+    }
+
+    fn push_padded(&mut self, num_tokens: usize, start: usize, attended: [Range<usize>; 2]) {
+        self.query_seqlens.push(i32::try_from(num_tokens).expect("a context is shorter than 2^31"));
+        self.token_ids.resize(self.num_rows() * self.width, 0);
+        self.position_ids.extend(signed(start)..signed(start + self.width));
+        let first_column = self.attention_mask.len();
+        self.attention_mask.resize(first_column + self.mask_width, 0);
+        for columns in attended {
+            self.attention_mask[first_column..][columns].fill(1);
+        }
+    }
+
+    pub(super) fn num_rows(&self) -> usize {
+        self.query_seqlens.len()
+    }
+
+    pub(super) fn width(&self) -> usize {
+        self.width
+    }
+
+    pub(super) fn mask_width(&self) -> usize {
+        self.mask_width
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_are_padded_and_their_scored_places_counted_over_the_run() {
+        let mut inputs = Inputs::default();
+        let tokens = |ids: &[u32]| -> Vec<TokenId> { ids.iter().copied().map(TokenId).collect() };
+        for _ in 0..2 {
+            inputs.begin(3, 6);
+            let new_tokens = tokens(&[7, 8, 9]);
+            inputs.push(&InputRow { index: 4, new_tokens: &new_tokens, start: 2, num_logits: 2 }, [0..5, 5..5]);
+            inputs.push_idle();
+            let new_tokens = tokens(&[5]);
+            inputs.push(&InputRow { index: 1, new_tokens: &new_tokens, start: 3, num_logits: 1 }, [0..2, 3..5]);
+        }
+        assert_eq!(inputs.num_rows(), 3);
+        assert_eq!(inputs.token_ids, [7, 8, 9, 0, 0, 0, 5, 0, 0]);
+        assert_eq!(inputs.position_ids, [2, 3, 4, 0, 1, 2, 3, 4, 5]);
+        assert_eq!(inputs.attention_mask, [1, 1, 1, 1, 1, 0, 1, 0, 0, 0, 0, 0, 1, 1, 0, 1, 1, 0]);
+        assert_eq!(inputs.query_seqlens, [3, 0, 1]);
+        assert_eq!((inputs.logits_indices, inputs.scored_rows), (vec![1, 2, 6], vec![4, 4, 1]));
+    }
+}
