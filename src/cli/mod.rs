@@ -1,12 +1,20 @@
 //! The command line.
 
+mod bench;
 mod inspect;
 mod serve;
 
-use crate::config::{Config, Origins, Overrides};
+use crate::{
+    config::{Config, Origins, Overrides, RuntimeConfig},
+    engine::{LoadError, Runtime},
+};
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
-use std::{env, path::PathBuf, process::ExitCode};
+use std::{
+    env,
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
 
 /// Serves exported ONNX language models over the OpenAI Responses API.
 #[derive(Debug, Parser)]
@@ -26,6 +34,13 @@ enum Command {
     Inspect {
         /// A folder as exported to Hugging Face.
         dir: PathBuf,
+    },
+    /// Measure a model in this process: prefill, decode by number of sequences, and what the engine itself costs.
+    Bench {
+        #[command(flatten)]
+        bench: bench::BenchArgs,
+        #[command(flatten)]
+        config: ConfigArgs,
     },
 }
 
@@ -60,7 +75,18 @@ pub fn run() -> anyhow::Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         Command::Inspect { dir } => inspect::run(&dir),
+        Command::Bench { bench, config } => {
+            let (config, _) = config.load()?;
+            bench::run(&bench, &config.engine, &runtime(&config.runtime)?)
+        }
     }
+}
+
+/// Loads ONNX Runtime from where the config or the environment says.
+fn runtime(config: &RuntimeConfig) -> Result<Runtime, LoadError> {
+    let library = Some(config.library.as_path()).filter(|path| !path.as_os_str().is_empty());
+    let from_environment = env::var_os("ORT_DYLIB_PATH").filter(|path| !path.is_empty());
+    Runtime::load(library, from_environment.as_deref().map(Path::new))
 }
 
 /// Writes to standard output; unlike `println!`, a closed pipe is an error and not a panic.

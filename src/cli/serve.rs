@@ -11,8 +11,6 @@ use crate::{
 use anyhow::{Context, bail};
 use futures::stream;
 use std::{
-    env,
-    path::Path,
     process::ExitCode,
     sync::Arc,
     thread,
@@ -29,9 +27,7 @@ pub(super) fn run(config: Config) -> anyhow::Result<ExitCode> {
     }
     // First, so that a port in use is known before minutes of loading.
     let listener = server::bind(&config.server)?;
-    let library = Some(config.runtime.library.as_path()).filter(|path| !path.as_os_str().is_empty());
-    let from_environment = env::var_os("ORT_DYLIB_PATH").filter(|path| !path.is_empty());
-    let runtime = Runtime::load(library, from_environment.as_deref().map(Path::new))?;
+    let runtime = super::runtime(&config.runtime)?;
 
     let (alarm, mut alarms) = mpsc::channel(config.models.len());
     let mut chats = Vec::new();

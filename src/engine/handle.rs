@@ -1,6 +1,6 @@
 //! The `Send + Clone` side of the engine.
 
-use super::{EngineConfig, EngineError, ModelLimits, Request, TokenEvent, request::Submission};
+use super::{EngineConfig, EngineError, ModelLimits, Request, Stats, TokenEvent, request::Submission, stats::Counters};
 use std::{
     num::NonZeroU32,
     sync::{
@@ -28,6 +28,7 @@ pub struct EngineHandle {
     max_draft_tokens: u32,
     stopping: Arc<AtomicBool>,
     limits: ModelLimits,
+    counters: Arc<Counters>,
 }
 
 /// More are not guessed ahead, whatever is asked: they would all have to be right.
@@ -37,7 +38,11 @@ const MAX_DRAFT_TOKENS: u32 = 32;
 pub type TokenStream = mpsc::Receiver<TokenEvent>;
 
 impl EngineHandle {
-    pub(super) fn new(config: &EngineConfig, limits: ModelLimits) -> (Self, mpsc::Receiver<Command>, Arc<AtomicBool>) {
+    pub(super) fn new(
+        config: &EngineConfig,
+        limits: ModelLimits,
+        counters: Arc<Counters>,
+    ) -> (Self, mpsc::Receiver<Command>, Arc<AtomicBool>) {
         let max_waiting = config.max_waiting.get() as usize;
         let max_requests = max_waiting + config.max_batch_size.get() as usize;
         let (commands, receiver) = mpsc::channel(max_requests);
@@ -50,6 +55,7 @@ impl EngineHandle {
             max_draft_tokens: config.max_draft_tokens,
             stopping: Arc::clone(&stopping),
             limits,
+            counters,
         };
         (handle, receiver, stopping)
     }
@@ -57,6 +63,11 @@ impl EngineHandle {
     /// What the model can take.
     pub fn limits(&self) -> ModelLimits {
         self.limits
+    }
+
+    /// What the engine has done so far.
+    pub fn stats(&self) -> Stats {
+        self.counters.read()
     }
 
     /// Whether the engine still takes requests.

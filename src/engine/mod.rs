@@ -13,6 +13,7 @@ mod request;
 mod sampler;
 mod scheduler;
 mod sequence;
+mod stats;
 
 pub use batch::{Batch, Row};
 pub use config::EngineConfig;
@@ -27,11 +28,16 @@ pub use request::{FinishReason, Request, ServiceClass, TokenEvent, TokenId};
 pub use sampler::{Sampler, SamplingParams};
 pub use scheduler::Scheduler;
 pub use sequence::Sequence;
+pub use stats::Stats;
 
 use handle::Command;
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, Ordering},
+use stats::Counters;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Instant,
 };
 use tokio::sync::mpsc;
 
@@ -46,13 +52,15 @@ pub struct Engine<M> {
     sampler: Sampler,
     batch: Batch,
     logits: Logits,
+    counters: Arc<Counters>,
 }
 
 impl<M: Model> Engine<M> {
     /// Builds the engine and the handle that feeds it.
     pub fn new(config: &EngineConfig, model: M) -> (Self, EngineHandle) {
         let limits = model.limits();
-        let (handle, commands, stopping) = EngineHandle::new(config, limits);
+        let counters = Arc::new(Counters::default());
+        let (handle, commands, stopping) = EngineHandle::new(config, limits, Arc::clone(&counters));
         let engine = Self {
             commands,
             stopping,
@@ -62,6 +70,7 @@ impl<M: Model> Engine<M> {
             sampler: Sampler::default(),
             batch: Batch::default(),
             logits: Logits::new(limits.vocab_size),
+            counters,
         };
         (engine, handle)
     }
@@ -77,36 +86,46 @@ impl<M: Model> Engine<M> {
 
     /// Retires, schedules, runs the model once, emits the tokens of each row that reached its end.
     fn step(&mut self) {
+        let (began, ran_before) = (Instant::now(), self.model.time_in_runs());
         self.scheduler.retire_cancelled(&mut self.kv_cache);
-        self.scheduler.schedule(&mut self.kv_cache, &mut self.model, &mut self.batch);
+        self.scheduler.schedule(&mut self.kv_cache, &mut self.model, &self.counters, &mut self.batch);
         if self.batch.rows().is_empty() {
             return;
         }
         self.logits.clear();
-        match self.model.forward(&self.batch, &mut self.logits) {
+        let num_generated = match self.model.forward(&self.batch, &mut self.logits) {
             Ok(()) => self.sample(),
             Err(error) => {
                 tracing::error!(%error, rows = self.batch.rows().len(), "model run failed");
                 for row in self.batch.rows() {
                     self.scheduler.running_mut(row.slot_index).fail();
                 }
+                0
             }
-        }
+        };
         self.scheduler.retire_finished(&mut self.kv_cache);
+        self.counters.count_step(began.elapsed(), self.model.time_in_runs() - ran_before, num_generated);
     }
 
-    fn sample(&mut self) {
+    /// Returns how many tokens were sampled.
+    fn sample(&mut self) -> u64 {
         for row in self.batch.rows() {
             self.scheduler.running_mut(row.slot_index).advance(row);
         }
-        let mut num_scored = 0;
+        let (mut num_scored, mut num_generated) = (0, 0);
         for (row, scores) in self.logits.rows_mut() {
             let row = &self.batch.rows()[row];
-            self.scheduler.running_mut(row.slot_index).take_scores(scores, &mut self.sampler);
+            num_generated +=
+                u64::from(self.scheduler.running_mut(row.slot_index).take_scores(scores, &mut self.sampler));
             num_scored += 1;
         }
         let num_wanted: usize = self.batch.rows().iter().map(|row| row.num_logits).sum();
         assert_eq!(num_scored, num_wanted, "the model scores what rows want");
+        for row in self.batch.rows().iter().filter(|row| 1 < row.num_logits) {
+            let num_accepted = self.scheduler.running_mut(row.slot_index).num_accepted();
+            self.counters.count_guess(row.num_logits - 1, num_accepted);
+        }
+        num_generated
     }
 
     /// Takes every request that has come, so that one whose client leaves while it waits is forgotten at once; their

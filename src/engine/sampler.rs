@@ -80,9 +80,14 @@ impl SamplingParams {
 }
 
 /// Picks the next token. Holds only scratch memory, so one serves every sequence.
+///
+/// A vocabulary has 150,000 scores and more, so it is only read in passes that compile to vector instructions, and never
+/// copied or sorted as a whole.
 #[derive(Debug, Default)]
 pub struct Sampler {
     candidates: Vec<Candidate>,
+    /// Sums of weights, one for each block of scores.
+    block_sums: Vec<f64>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -94,45 +99,102 @@ struct Candidate {
 
 /// The first guess of how many tokens hold `top_p` of the probability.
 const FIRST_NUCLEUS: usize = 64;
+/// The first guess of the least weight among them, and how much smaller the next guess is.
+const FIRST_WEIGHT: f32 = 1.0 / 1024.0;
+const NEXT_WEIGHT: f32 = 1.0 / 64.0;
+/// Scores that are summed before their sum is kept in double precision.
+const BLOCK: usize = 1024;
+/// Numbers in flight at once: enough for the widest vectors, whatever their width.
+const LANES: usize = 16;
 
 impl Sampler {
     /// Picks the token that follows, given the score of every token; penalties and biases are applied to `scores`.
     /// None when no score is a number.
     pub fn sample(&mut self, scores: &mut [f32], params: &SamplingParams, history: &mut History) -> Option<TokenId> {
         adjust(scores, params, history);
-        let best = argmax(scores)?;
+        let best = best_score(scores)?;
         if params.temperature == 0.0 {
-            return Some(best);
+            return scores.iter().zip(0..).find(|(score, _)| **score == best).map(|(_, index)| TokenId(index));
         }
-        self.collect(scores, scores[best.index()], params);
-        self.keep_nucleus(params.top_p);
-        let threshold = params.min_p.min(1.0) * self.candidates.first()?.weight;
-        self.candidates.retain(|candidate| threshold <= candidate.weight);
+        let scale = Scale { best: best.min(f32::MAX), temperature: params.temperature };
+        let top_k = params.top_k as usize;
+        if 0 < top_k && top_k < scores.len() {
+            self.collect_best(scores, top_k);
+            for candidate in &mut self.candidates {
+                candidate.weight = scale.weight(candidate.weight);
+            }
+            let total = self.candidates.iter().map(|candidate| f64::from(candidate.weight)).sum();
+            self.keep_nucleus(params.top_p, total);
+        } else if params.top_p < 1.0 {
+            self.sum_blocks(scores, scale);
+            let total = self.block_sums.iter().sum();
+            self.collect_nucleus(scores, scale, params.top_p, total);
+            self.keep_nucleus(params.top_p, total);
+        } else if 0.0 < params.min_p {
+            self.collect_weights(scores, scale, params.min_p.min(1.0));
+        } else {
+            self.sum_blocks(scores, scale);
+            return Some(self.draw_from_all(scores, scale, &mut history.random));
+        }
+        let min_weight = params.min_p.min(1.0); // The best one's weight is 1.
+        self.candidates.retain(|candidate| min_weight <= candidate.weight);
         Some(self.draw(&mut history.random))
     }
 
-    /// Candidates with weights relative to the best one's, `top_k` of them, the best first.
-    fn collect(&mut self, scores: &[f32], best: f32, params: &SamplingParams) {
-        self.candidates.clear();
-        let scored = scores.iter().zip(0..).filter(|(score, _)| f32::NEG_INFINITY < **score);
-        self.candidates.extend(scored.map(|(score, index)| Candidate { token: TokenId(index), weight: *score }));
-        let top_k = params.top_k as usize;
-        if 0 < top_k && top_k < self.candidates.len() {
-            self.candidates.select_nth_unstable_by(top_k - 1, by_weight);
-            self.candidates.truncate(top_k);
+    /// The `top_k` best tokens with their scores, in no order. Scores that cannot be among them any more are passed over.
+    fn collect_best(&mut self, scores: &[f32], top_k: usize) {
+        let Self { candidates, .. } = self;
+        candidates.clear();
+        let mut least = f32::NEG_INFINITY;
+        for_each_above(scores, &mut least, |token, weight, least| {
+            candidates.push(Candidate { token, weight });
+            if candidates.len() == 2 * top_k + LANES {
+                candidates.select_nth_unstable_by(top_k - 1, by_weight);
+                candidates.truncate(top_k);
+                *least = candidates[top_k - 1].weight;
+            }
+        });
+        if top_k < candidates.len() {
+            candidates.select_nth_unstable_by(top_k - 1, by_weight);
+            candidates.truncate(top_k);
         }
-        // A score may be infinite (a penalty can make it so); the difference of two infinities is not a number.
-        let best = best.min(f32::MAX);
-        for candidate in &mut self.candidates {
-            candidate.weight = ((candidate.weight.min(f32::MAX) - best) / params.temperature).exp();
+    }
+
+    /// The tokens that weigh at least `min_weight`.
+    fn collect_weights(&mut self, scores: &[f32], scale: Scale, min_weight: f32) {
+        let Self { candidates, .. } = self;
+        candidates.clear();
+        // A little lower, since the logarithm is rounded; the weight decides.
+        let mut least = (min_weight.ln() * 1.001 - 0.001).mul_add(scale.temperature, scale.best).min(scale.best);
+        least = if least.is_finite() { least.next_down() } else { f32::NEG_INFINITY };
+        for_each_above(scores, &mut least, |token, score, _| {
+            let weight = scale.weight(score);
+            if min_weight <= weight && 0.0 < weight {
+                candidates.push(Candidate { token, weight });
+            }
+        });
+    }
+
+    /// The heaviest tokens, enough of them to hold `top_p` of the total weight.
+    fn collect_nucleus(&mut self, scores: &[f32], scale: Scale, top_p: f32, total: f64) {
+        let mut min_weight = FIRST_WEIGHT;
+        loop {
+            self.collect_weights(scores, scale, min_weight);
+            let sum: f64 = self.candidates.iter().map(|candidate| f64::from(candidate.weight)).sum();
+            if f64::from(top_p) * total <= sum || min_weight == 0.0 {
+                return;
+            }
+            min_weight = if min_weight < f32::MIN_POSITIVE { 0.0 } else { min_weight * NEXT_WEIGHT };
         }
     }
 
     /// Keeps the smallest set whose probabilities reach `top_p`, best first. The set is usually small, so it is looked
-    /// for among ever more of the best instead of sorting a whole vocabulary.
-    fn keep_nucleus(&mut self, top_p: f32) {
-        let wanted =
-            f64::from(top_p) * self.candidates.iter().map(|candidate| f64::from(candidate.weight)).sum::<f64>();
+    /// for among ever more of the best instead of sorting all.
+    fn keep_nucleus(&mut self, top_p: f32, total: f64) {
+        if 1.0 <= top_p {
+            return;
+        }
+        let wanted = f64::from(top_p) * total;
         let num_candidates = self.candidates.len();
         let mut num_sorted = FIRST_NUCLEUS.min(num_candidates);
         loop {
@@ -140,9 +202,6 @@ impl Sampler {
                 self.candidates.select_nth_unstable_by(num_sorted, by_weight);
             }
             self.candidates[..num_sorted].sort_unstable_by(by_weight);
-            if 1.0 <= top_p {
-                return; // Only the best one's place matters, to `min_p`.
-            }
             let mut sum = 0.0;
             let reached = self.candidates[..num_sorted].iter().position(|candidate| {
                 sum += f64::from(candidate.weight);
@@ -160,9 +219,7 @@ impl Sampler {
 
     fn draw(&self, random: &mut ChaCha8Rng) -> TokenId {
         let total: f64 = self.candidates.iter().map(|candidate| f64::from(candidate.weight)).sum();
-        // 53 random bits make a uniform number in [0, 1).
-        let uniform = (random.next_u64() >> 11) as f64 / (1_u64 << 53) as f64;
-        let mut left = uniform * total;
+        let mut left = uniform(random) * total;
         for candidate in &self.candidates {
             left -= f64::from(candidate.weight);
             if left < 0.0 {
@@ -171,6 +228,40 @@ impl Sampler {
         }
         self.candidates.last().expect("the best candidate is always kept").token
     }
+
+    fn sum_blocks(&mut self, scores: &[f32], scale: Scale) {
+        self.block_sums.clear();
+        self.block_sums.extend(scores.chunks(BLOCK).map(|block| f64::from(scale.total(block))));
+    }
+
+    /// From the whole distribution, by the sums of its blocks.
+    fn draw_from_all(&self, scores: &[f32], scale: Scale, random: &mut ChaCha8Rng) -> TokenId {
+        let mut left = uniform(random) * self.block_sums.iter().sum::<f64>();
+        let mut last = TokenId(0);
+        let blocks = scores.chunks(BLOCK).zip((0..).step_by(BLOCK));
+        for ((block, first), sum) in blocks.zip(&self.block_sums) {
+            if *sum <= left {
+                left -= sum;
+                continue;
+            }
+            for (score, index) in block.iter().zip(first..) {
+                let weight = f64::from(scale.weight(*score));
+                if 0.0 < weight {
+                    last = TokenId(index);
+                    left -= weight;
+                }
+                if left < 0.0 {
+                    return last;
+                }
+            }
+        }
+        last // Rounding left a little over: the last token that can be drawn.
+    }
+}
+
+/// 53 random bits make a uniform number in [0, 1).
+fn uniform(random: &mut ChaCha8Rng) -> f64 {
+    (random.next_u64() >> 11) as f64 / (1_u64 << 53) as f64
 }
 
 /// Heavier first; equal weights by token, so that the order does not depend on the selection.
@@ -178,16 +269,81 @@ fn by_weight(left: &Candidate, right: &Candidate) -> std::cmp::Ordering {
     right.weight.total_cmp(&left.weight).then(left.token.cmp(&right.token))
 }
 
-/// The first of the best scores that are numbers.
-fn argmax(scores: &[f32]) -> Option<TokenId> {
-    let mut best = None;
-    let mut best_score = f32::NEG_INFINITY;
-    for (score, index) in scores.iter().zip(0..) {
-        if best_score < *score {
-            (best, best_score) = (Some(TokenId(index)), *score);
+/// Calls `visit` for each score above `least`, which `visit` may raise. Whole stretches below it are passed over at once;
+/// what is not a number is below everything.
+fn for_each_above(scores: &[f32], least: &mut f32, mut visit: impl FnMut(TokenId, f32, &mut f32)) {
+    for (chunk, first) in scores.chunks(LANES).zip((0..).step_by(LANES)) {
+        if !chunk.iter().fold(false, |any, score| any | (*least < *score)) {
+            continue;
+        }
+        for (score, index) in chunk.iter().zip(first..) {
+            if *least < *score {
+                visit(TokenId(index), *score, least);
+            }
         }
     }
-    best
+}
+
+/// The best of the scores that are numbers.
+fn best_score(scores: &[f32]) -> Option<f32> {
+    let mut lanes = [f32::NEG_INFINITY; LANES];
+    for chunk in scores.chunks(LANES) {
+        for (best, score) in lanes.iter_mut().zip(chunk) {
+            *best = if *best < *score { *score } else { *best };
+        }
+    }
+    let best = lanes.into_iter().fold(f32::NEG_INFINITY, f32::max);
+    Some(best).filter(|best| f32::NEG_INFINITY < *best)
+}
+
+/// How scores become weights: relative to the best one's, which weighs 1.
+#[derive(Clone, Copy, Debug)]
+struct Scale {
+    best: f32,
+    temperature: f32,
+}
+
+impl Scale {
+    /// 0 for what is not a number. A score may be infinite (a penalty can make it so), and the difference of two
+    /// infinities is not a number.
+    fn weight(self, score: f32) -> f32 {
+        // `min` would turn what is not a number into the best score.
+        let score = if f32::MAX < score { f32::MAX } else { score };
+        exp((score - self.best) / self.temperature)
+    }
+
+    fn total(self, scores: &[f32]) -> f32 {
+        let mut lanes = [0.0; LANES];
+        for chunk in scores.chunks(LANES) {
+            for (sum, score) in lanes.iter_mut().zip(chunk) {
+                *sum += self.weight(*score);
+            }
+        }
+        lanes.into_iter().sum()
+    }
+}
+
+/// `e` to the power of a number that is not positive, to 2e-7 of it; 0 below -87 and for what is not a number. Written so
+/// that it compiles to vector instructions, which the library's is not.
+///
+/// The power of two nearest below is put into the exponent's bits; a polynomial (of the Cephes library, Moshier, 1992)
+/// does the rest.
+fn exp(x: f32) -> f32 {
+    const MIN: f32 = -87.0;
+    /// Adding it rounds to an integer, whose bits are then the lowest ones; 127 is the exponent's bias.
+    const ROUND: f32 = 12_582_912.0 + 127.0;
+    const LN_2_HIGH: f32 = 0.693_359_4;
+    const LN_2_LOW: f32 = -2.121_944_4e-4;
+    let shifted = x.max(MIN) * std::f32::consts::LOG2_E + ROUND;
+    let whole = shifted - ROUND;
+    let rest = x.max(MIN) - whole * LN_2_HIGH - whole * LN_2_LOW;
+    let mut sum = 1.987_569_1e-4;
+    for coefficient in [1.398_2e-3, 8.333_452e-3, 4.166_579_6e-2, 0.166_666_65, 0.5] {
+        sum = sum * rest + coefficient;
+    }
+    let power_of_two = f32::from_bits(shifted.to_bits() << 23);
+    let power = (sum * rest * rest + rest + 1.0) * power_of_two;
+    if MIN <= x { power } else { 0.0 }
 }
 
 fn adjust(scores: &mut [f32], params: &SamplingParams, history: &History) {
@@ -253,6 +409,16 @@ mod tests {
     }
 
     #[test]
+    fn the_exponential_is_right_to_seven_digits() {
+        for thousandth in 0..87_000 {
+            let x = -(thousandth as f32) / 1000.0;
+            let exact = f64::from(x).exp();
+            assert!((f64::from(exp(x)) - exact).abs() <= 2e-7 * exact, "{x}: {} instead of {exact}", exp(x));
+        }
+        assert_eq!([exp(-87.1), exp(f32::NEG_INFINITY), exp(f32::NAN), exp(0.0)], [0.0, 0.0, 0.0, 1.0]);
+    }
+
+    #[test]
     fn penalties_and_bias_change_the_scores_they_name() {
         let params = SamplingParams {
             temperature: 0.0,
@@ -279,6 +445,12 @@ mod tests {
         assert_eq!(pick(vec![1.0, 2.0, 2.0]), Some(TokenId(1)));
         assert_eq!(pick(vec![f32::NAN, -5.0]), Some(TokenId(1)));
         assert_eq!(pick(vec![f32::NAN, f32::NEG_INFINITY]), None);
+        for (top_k, top_p, min_p) in [(0, 1.0, 0.0), (2, 1.0, 0.0), (0, 0.9, 0.0), (0, 1.0, 0.1)] {
+            let params = SamplingParams { top_k, top_p, min_p, ..SamplingParams::default() };
+            let mut scores = [f32::NAN, -5.0, f32::NEG_INFINITY];
+            let token = Sampler::default().sample(&mut scores, &params, &mut History::new(&params, &[]));
+            assert_eq!(token, Some(TokenId(1)));
+        }
     }
 
     proptest! {

@@ -1,6 +1,8 @@
 //! Which sequences run in the next step, and how far.
 
-use super::{Batch, FinishReason, KvCache, Model, Prefix, Sequence, ServiceClass, request::Submission};
+use super::{
+    Batch, FinishReason, KvCache, Model, Prefix, Sequence, ServiceClass, request::Submission, stats::Counters,
+};
 
 /// Decides what each step computes.
 #[derive(Debug)]
@@ -44,8 +46,14 @@ impl Scheduler {
     ///
     /// The first unfinished prompt always advances by at least one token, so that many decoding sequences cannot
     /// starve it.
-    pub(super) fn schedule(&mut self, kv_cache: &mut KvCache, model: &mut impl Model, batch: &mut Batch) {
-        self.admit(kv_cache, model);
+    pub(super) fn schedule(
+        &mut self,
+        kv_cache: &mut KvCache,
+        model: &mut impl Model,
+        counters: &Counters,
+        batch: &mut Batch,
+    ) {
+        self.admit(kv_cache, model, counters);
         self.close_gap(kv_cache, model);
         batch.clear();
         let (mut num_decoding, mut num_prompt_tokens) = (0, 0);
@@ -74,12 +82,13 @@ impl Scheduler {
         }
     }
 
-    fn admit(&mut self, kv_cache: &mut KvCache, model: &mut impl Model) {
+    fn admit(&mut self, kv_cache: &mut KvCache, model: &mut impl Model, counters: &Counters) {
         while kv_cache.has_room() && !self.waiting.is_empty() {
             let Waiting { submission, .. } = self.waiting.remove(0);
             let prompt = Prefix { tokens: &submission.prompt, salt: submission.cache_salt };
             let running = self.running.iter().map(|sequence| (sequence.slot_index(), sequence.prefix()));
             let (slot, num_cached_tokens) = kv_cache.allocate(prompt, running, model).expect("there is room");
+            counters.count_admission(submission.prompt.len(), num_cached_tokens);
             self.running.push(Sequence::new(submission, slot, num_cached_tokens));
         }
     }

@@ -128,10 +128,11 @@ impl Sequence {
         assert!(self.num_computed_tokens <= self.tokens.len());
     }
 
-    /// Picks the token that follows the last one, or, while the guess has proved right, the one after that.
-    pub(super) fn take_scores(&mut self, scores: &mut [f32], sampler: &mut Sampler) {
+    /// Picks the token that follows the last one, or, while the guess has proved right, the one after that. Returns
+    /// whether one was picked.
+    pub(super) fn take_scores(&mut self, scores: &mut [f32], sampler: &mut Sampler) -> bool {
         if self.finished || !self.drafting.is_on_course {
-            return;
+            return false;
         }
         match sampler.sample(scores, &self.sampling, &mut self.history) {
             Some(token) => {
@@ -139,12 +140,19 @@ impl Sequence {
                 if !self.finished && self.drafting.confirms(&self.tokens, token) {
                     self.num_computed_tokens += 1;
                 }
+                true
             }
             None => {
                 tracing::error!("the model's scores are not numbers");
                 self.fail();
+                false
             }
         }
+    }
+
+    /// Tokens of the last guess that were right.
+    pub(super) fn num_accepted(&self) -> usize {
+        self.drafting.num_guessed - self.drafting.guess.len()
     }
 
     /// Appends a sampled token, tells the listener, and finishes when a limit is met.

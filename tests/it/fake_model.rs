@@ -8,6 +8,7 @@ use std::{
         atomic::{AtomicUsize, Ordering},
         mpsc,
     },
+    time::Duration,
 };
 
 pub(crate) const VOCAB_SIZE: usize = 512;
@@ -113,6 +114,10 @@ impl Model for FakeModel {
             }
         }
         Ok(())
+    }
+
+    fn time_in_runs(&self) -> Duration {
+        Duration::ZERO
     }
 
     fn copy_slot(&mut self, from: usize, to: usize, num_tokens: usize) -> Result<(), ModelError> {

@@ -8,7 +8,7 @@ use super::{
 };
 use crate::engine::{Batch, Row};
 use ort::memory::Allocator;
-use std::{ffi::CString, ops::Range};
+use std::{ffi::CString, ops::Range, time::Duration};
 
 /// Keys and values live in groups: sequences that ran together last time and, if the same ones run next, go on without a
 /// copy. Any other set is put together from their groups, on the host.
@@ -201,6 +201,10 @@ impl Model for ConcatModel {
             self.groups.push(group);
         }
         Ok(())
+    }
+
+    fn time_in_runs(&self) -> Duration {
+        self.graph.time_in_runs
     }
 
     fn copy_slot(&mut self, from: usize, to: usize, num_tokens: usize) -> Result<(), ModelError> {

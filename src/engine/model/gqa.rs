@@ -9,7 +9,7 @@ use super::{
     plan::{Plan, PlanLimits, PlannedRun},
 };
 use crate::engine::Batch;
-use std::{ffi::CString, ops::Range};
+use std::{ffi::CString, ops::Range, time::Duration};
 
 /// One buffer `[num_slots, num_heads, context_tokens, head_size]` per layer and side, bound as past and as present.
 /// The operator reads only what the attention mask covers, so a slot needs no cleaning before it is used again.
@@ -144,6 +144,10 @@ impl Model for GqaModel {
             self.graph.run(logits, &(self.kv.as_slice(), run.slots), bind_kv)?;
         }
         Ok(())
+    }
+
+    fn time_in_runs(&self) -> Duration {
+        self.graph.time_in_runs
     }
 
     fn copy_slot(&mut self, from: usize, to: usize, num_tokens: usize) -> Result<(), ModelError> {

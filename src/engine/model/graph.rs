@@ -15,7 +15,12 @@ use ort::{
     memory::Allocator,
     session::{IoBinding, Session, builder::SessionBuilder},
 };
-use std::{collections::BTreeMap, ffi::CString, fs};
+use std::{
+    collections::BTreeMap,
+    ffi::CString,
+    fs,
+    time::{Duration, Instant},
+};
 
 /// A session, its binding, and the host memory of its inputs.
 pub(super) struct Graph {
@@ -29,6 +34,7 @@ pub(super) struct Graph {
     pub(super) inputs: Inputs,
     /// Scores that the run cannot write to their place.
     scratch: Scratch,
+    pub(super) time_in_runs: Duration,
 }
 
 /// In the graph's own type.
@@ -68,6 +74,7 @@ impl Graph {
             device,
             inputs: Inputs::default(),
             scratch: Scratch::default(),
+            time_in_runs: Duration::ZERO,
             spec,
         })
     }
@@ -103,7 +110,7 @@ impl Graph {
         kv: &K,
         bind_kv: impl for<'d> FnOnce(&'d K, &mut Run<'_, 'd>) -> ort::Result<()>,
     ) -> Result<Vec<Tensor<'static>>, ModelError> {
-        let Self { session, binding, host, spec, edits, limits, inputs, scratch, .. } = self;
+        let Self { session, binding, host, spec, edits, limits, inputs, scratch, time_in_runs, .. } = self;
         let memory = host.memory_info();
         let (num_rows, width) = (inputs.num_rows(), inputs.width());
         // Rows of scores that the graph computes, and those of them that are wanted.
@@ -143,7 +150,9 @@ impl Graph {
         }
         run.bind_output(c"logits", &scores)?;
         bind_kv(kv, &mut run)?;
+        let began = Instant::now();
         let outputs = run.execute()?;
+        *time_in_runs += began.elapsed();
         drop(scores);
         if !is_direct {
             let places = inputs.logits_indices.iter().enumerate().map(|(row, place)| match () {

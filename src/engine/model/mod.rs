@@ -23,6 +23,7 @@ use super::{Batch, EngineConfig};
 use concat::ConcatModel;
 use gqa::GqaModel;
 use graph::Graph;
+use std::time::Duration;
 
 /// Implemented by one type per graph family and, in tests, by a fake.
 pub trait Model: Send {
@@ -37,6 +38,9 @@ pub trait Model: Send {
     /// # Errors
     /// When the backend fails; the batch's sequences then finish with an error.
     fn forward(&mut self, batch: &Batch, logits: &mut Logits) -> Result<(), ModelError>;
+
+    /// Time that the backend itself has run so far, the rest of [`forward`](Self::forward) aside.
+    fn time_in_runs(&self) -> Duration;
 
     /// Makes the slot `to` hold the first `num_tokens` tokens that the slot `from` holds. Only where
     /// [`can_move_slots`](ModelLimits::can_move_slots).
@@ -60,6 +64,10 @@ impl Model for Box<dyn Model> {
 
     fn forward(&mut self, batch: &Batch, logits: &mut Logits) -> Result<(), ModelError> {
         (**self).forward(batch, logits)
+    }
+
+    fn time_in_runs(&self) -> Duration {
+        (**self).time_in_runs()
     }
 
     fn copy_slot(&mut self, from: usize, to: usize, num_tokens: usize) -> Result<(), ModelError> {

@@ -1,0 +1,301 @@
+//! `ortolan bench DIR`: what a model can do on this machine, and what the engine adds to the runs of its graph.
+
+use super::print_line;
+use crate::{
+    engine::{
+        self, Batch, Engine, EngineConfig, EngineHandle, Logits, Model, ModelSpec, Request, Runtime, SamplingParams,
+        ServiceClass, Stats, TokenEvent, TokenId, TokenStream,
+    },
+    model_dir::ModelDir,
+};
+use anyhow::{Context, bail};
+use clap::Args;
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use serde::Serialize;
+use std::{num::NonZeroU32, path::PathBuf, process::ExitCode, thread, time::Instant};
+
+#[derive(Args, Debug)]
+pub(super) struct BenchArgs {
+    /// A folder as exported to Hugging Face.
+    dir: PathBuf,
+    /// Sequences that decode at once, one measurement for each number.
+    #[arg(long, value_delimiter = ',', default_values_t = [1, 4, 8].map(|rows| NonZeroU32::new(rows).expect("not zero")))]
+    rows: Vec<NonZeroU32>,
+    /// Tokens that each sequence has before it decodes.
+    #[arg(long, default_value_t = 128)]
+    context: u32,
+    /// Tokens that are timed in each sequence.
+    #[arg(long, default_value_t = 48)]
+    tokens: u32,
+    /// Tokens of the prompt whose prefill is timed.
+    #[arg(long, default_value_t = 512)]
+    prompt: u32,
+    /// Measurements of everything; the medians are printed.
+    #[arg(long, default_value_t = 3)]
+    rounds: usize,
+    /// Print one JSON object instead of a table.
+    #[arg(long)]
+    json: bool,
+}
+
+/// All that is measured.
+#[derive(Debug, Serialize)]
+struct Report {
+    prompt_tokens: u32,
+    /// Whole prompt, in chunks of `engine.max_step_tokens`.
+    prefill_tokens_per_second: f64,
+    context_tokens: u32,
+    decode: Vec<Decode>,
+}
+
+/// Medians for one number of sequences.
+#[derive(Debug, Serialize)]
+struct Decode {
+    rows: u32,
+    /// The same runs of the graph in an empty loop.
+    floor_tokens_per_second: f64,
+    /// The engine, greedy.
+    greedy: Rate,
+    /// The engine, at temperature 1 and top-p 0.95.
+    sampled: Rate,
+}
+
+#[derive(Clone, Copy, Debug, Serialize)]
+struct Rate {
+    tokens_per_second: f64,
+    /// Share of the engine's time outside the runs of the graph.
+    outside_runs: f64,
+}
+
+pub(super) fn run(args: &BenchArgs, config: &EngineConfig, runtime: &Runtime) -> anyhow::Result<ExitCode> {
+    let spec = ModelDir::open(&args.dir)?.spec;
+    let longest = args.prompt.max(args.context + 2 * args.tokens) as usize + 2;
+    if spec.context_tokens < longest || args.tokens == 0 || args.context == 0 || args.prompt == 0 || args.rounds == 0 {
+        bail!("the numbers must not be 0, and the model takes at most {} tokens; ask for fewer", spec.context_tokens);
+    }
+    let bench = Bench { args, config, runtime, spec, num_tokens: u32::try_from(longest)? };
+    let mut decode = Vec::new();
+    for rows in &args.rows {
+        decode.push(bench.decode(*rows)?);
+    }
+    let report = Report {
+        prompt_tokens: args.prompt,
+        prefill_tokens_per_second: bench.prefill()?,
+        context_tokens: args.context,
+        decode,
+    };
+    if args.json {
+        print_line(format_args!("{}", serde_json::to_string(&report)?))?;
+    } else {
+        report.print()?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+struct Bench<'b> {
+    args: &'b BenchArgs,
+    config: &'b EngineConfig,
+    runtime: &'b Runtime,
+    spec: ModelSpec,
+    /// Context that every slot needs.
+    num_tokens: u32,
+}
+
+impl Bench<'_> {
+    fn load(&self, rows: NonZeroU32) -> anyhow::Result<(Box<dyn Model>, EngineConfig)> {
+        let config = EngineConfig {
+            max_batch_size: rows,
+            max_context_tokens: NonZeroU32::new(self.num_tokens).expect("checked"),
+            prefix_cache: false,
+            ..self.config.clone()
+        };
+        Ok((engine::load(self.runtime, self.spec.clone(), &config)?, config))
+    }
+
+    fn decode(&self, rows: NonZeroU32) -> anyhow::Result<Decode> {
+        let (mut model, config) = self.load(rows)?;
+        let mut floors = vec![self.floor(&mut *model, rows)?];
+        let running = Running::start(model, &config)?;
+        let (mut greedy, mut sampled) = (Vec::new(), Vec::new());
+        for round in 0..self.args.rounds as u64 {
+            greedy.push(self.rate(
+                &running.handle,
+                rows,
+                round,
+                SamplingParams { temperature: 0.0, ..Default::default() },
+            )?);
+            let params = SamplingParams { top_p: 0.95, seed: Some(round), ..Default::default() };
+            sampled.push(self.rate(&running.handle, rows, round, params)?);
+        }
+        running.stop()?;
+        // Again at the end, so that a machine that slows down does not flatter the engine.
+        floors.push(self.floor(&mut *self.load(rows)?.0, rows)?);
+        Ok(Decode {
+            rows: rows.get(),
+            floor_tokens_per_second: median(floors),
+            greedy: Rate::median(&greedy),
+            sampled: Rate::median(&sampled),
+        })
+    }
+
+    /// Runs of the graph alone, at the middle of the lengths that the engine is timed at.
+    fn floor(&self, model: &mut dyn Model, rows: NonZeroU32) -> anyhow::Result<f64> {
+        let limits = model.limits();
+        let (mut batch, mut logits) = (Batch::default(), Logits::new(limits.vocab_size));
+        let position = (self.args.context + self.args.tokens / 2) as usize;
+        for slot_index in 0..rows.get() as usize {
+            let prompt = self.tokens(position, slot_index as u64);
+            for (chunk, start) in prompt.chunks(64).zip((0..).step_by(64)) {
+                batch.clear();
+                batch.push(slot_index, start, chunk, None);
+                model.forward(&batch, &mut logits)?;
+            }
+        }
+        batch.clear();
+        for slot_index in 0..rows.get() as usize {
+            batch.push(slot_index, position, &[TokenId(1)], Some(&[]));
+        }
+        let mut times = Vec::new();
+        for _ in 0..self.args.tokens {
+            logits.clear();
+            let before = model.time_in_runs();
+            model.forward(&batch, &mut logits)?;
+            times.push((model.time_in_runs() - before).as_secs_f64());
+        }
+        Ok(f64::from(rows.get()) / median(times))
+    }
+
+    /// Decodes all rows at once and takes the time from the moment when all have started.
+    fn rate(
+        &self,
+        handle: &EngineHandle,
+        rows: NonZeroU32,
+        round: u64,
+        sampling: SamplingParams,
+    ) -> anyhow::Result<Rate> {
+        let mut streams = Vec::new();
+        for row in 0..rows.get() {
+            let prompt = self.tokens(self.args.context as usize, 1000 * (1 + round) + u64::from(row));
+            streams.push(handle.submit(self.request(prompt, 2 * self.args.tokens, sampling.clone()))?);
+        }
+        for stream in &mut streams {
+            next_token(stream)?;
+        }
+        // One step more, so that the last prompt is not in the time.
+        next_token(streams.last_mut().expect("at least one row"))?;
+        let (began, before) = (Instant::now(), handle.stats());
+        for _ in 0..self.args.tokens {
+            next_token(streams.last_mut().expect("at least one row"))?;
+        }
+        let (elapsed, Stats { busy, running, generated_tokens, .. }) = (began.elapsed(), handle.stats().since(&before));
+        Ok(Rate {
+            tokens_per_second: generated_tokens as f64 / elapsed.as_secs_f64(),
+            outside_runs: 1.0 - running.as_secs_f64() / busy.as_secs_f64(),
+        })
+    }
+
+    fn prefill(&self) -> anyhow::Result<f64> {
+        let (model, config) = self.load(NonZeroU32::MIN)?;
+        let running = Running::start(model, &config)?;
+        let mut rates = Vec::new();
+        for round in 0..self.args.rounds as u64 {
+            let prompt = self.tokens(self.args.prompt as usize, round);
+            let began = Instant::now();
+            next_token(&mut running.handle.submit(self.request(prompt, 1, SamplingParams::default()))?)?;
+            rates.push(f64::from(self.args.prompt) / began.elapsed().as_secs_f64());
+        }
+        running.stop()?;
+        Ok(median(rates))
+    }
+
+    /// Any tokens will do: speed does not depend on them.
+    fn tokens(&self, count: usize, seed: u64) -> Vec<TokenId> {
+        let mut random = ChaCha8Rng::seed_from_u64(seed);
+        let vocab_size = u32::try_from(self.spec.vocab_size).unwrap_or(u32::MAX);
+        (0..count).map(|_| TokenId(random.next_u32() % vocab_size)).collect()
+    }
+
+    fn request(&self, prompt: Vec<TokenId>, max_output_tokens: u32, sampling: SamplingParams) -> Request {
+        Request {
+            prompt,
+            sampling,
+            stop_tokens: [].into(),
+            max_output_tokens: NonZeroU32::new(max_output_tokens),
+            service_class: ServiceClass::Default,
+            cache_salt: 0,
+            max_draft_tokens: Some(0),
+        }
+    }
+}
+
+/// An engine on its thread.
+struct Running {
+    handle: EngineHandle,
+    thread: thread::JoinHandle<()>,
+}
+
+impl Running {
+    fn start(model: Box<dyn Model>, config: &EngineConfig) -> anyhow::Result<Self> {
+        let (engine, handle) = Engine::new(config, model);
+        let thread = thread::Builder::new().name("engine".to_owned()).spawn(|| engine.run());
+        Ok(Self { handle, thread: thread.context("the engine thread cannot be started")? })
+    }
+
+    fn stop(self) -> anyhow::Result<()> {
+        self.handle.shut_down();
+        if self.thread.join().is_err() {
+            bail!("the engine has failed");
+        }
+        Ok(())
+    }
+}
+
+fn next_token(stream: &mut TokenStream) -> anyhow::Result<()> {
+    match stream.blocking_recv() {
+        Some(TokenEvent::Token(_)) => Ok(()),
+        Some(TokenEvent::Finished { reason, .. }) => bail!("a sequence ended early ({reason:?})"),
+        None => bail!("the engine has failed"),
+    }
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_unstable_by(f64::total_cmp);
+    let middle = values.len() / 2;
+    if values.len().is_multiple_of(2) { (values[middle - 1] + values[middle]) / 2.0 } else { values[middle] }
+}
+
+impl Rate {
+    fn median(rates: &[Self]) -> Self {
+        Self {
+            tokens_per_second: median(rates.iter().map(|rate| rate.tokens_per_second).collect()),
+            outside_runs: median(rates.iter().map(|rate| rate.outside_runs).collect()),
+        }
+    }
+}
+
+impl Report {
+    fn print(&self) -> anyhow::Result<()> {
+        let Self { prompt_tokens, prefill_tokens_per_second: rate, context_tokens, decode } = self;
+        print_line(format_args!("prefill of {prompt_tokens} tokens: {rate:.0} tokens/s"))?;
+        print_line(format_args!(
+            "decode behind {context_tokens} tokens, tokens/s of all rows (time outside the graph):"
+        ))?;
+        print_line(format_args!("{:>6} {:>10} {:>18} {:>18}", "rows", "floor", "greedy", "top-p 0.95"))?;
+        for Decode { rows, floor_tokens_per_second: floor, greedy, sampled } in decode {
+            let cell = |rate: &Rate| format!("{:.1} ({:.1} %)", rate.tokens_per_second, 100.0 * rate.outside_runs);
+            print_line(format_args!("{rows:>6} {floor:>10.1} {:>18} {:>18}", cell(greedy), cell(sampled)))?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_median_is_in_the_middle() {
+        assert_eq!([median(vec![3.0, 1.0, 2.0]), median(vec![4.0, 1.0])], [2.0, 2.5]);
+    }
+}

@@ -1,0 +1,90 @@
+//! What an engine has done since it started.
+
+use std::{
+    sync::atomic::{AtomicU64, Ordering},
+    time::Duration,
+};
+
+/// Counters that only grow: written by the engine thread, read by anyone.
+#[derive(Debug, Default)]
+pub(super) struct Counters {
+    steps: AtomicU64,
+    busy_nanos: AtomicU64,
+    run_nanos: AtomicU64,
+    prompt_tokens: AtomicU64,
+    cached_tokens: AtomicU64,
+    generated_tokens: AtomicU64,
+    guessed_tokens: AtomicU64,
+    accepted_tokens: AtomicU64,
+}
+
+/// The counters at one moment.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Stats {
+    /// Steps with something to compute.
+    pub steps: u64,
+    /// Time that these took, from one look at the queue to the next.
+    pub busy: Duration,
+    /// Time of it that the backend ran the graph.
+    pub running: Duration,
+    /// Tokens of prompts that were admitted.
+    pub prompt_tokens: u64,
+    /// Of these, tokens that the cache held.
+    pub cached_tokens: u64,
+    /// Tokens that were sampled.
+    pub generated_tokens: u64,
+    /// Tokens that were guessed ahead.
+    pub guessed_tokens: u64,
+    /// Of these, guesses that were right.
+    pub accepted_tokens: u64,
+}
+
+impl Counters {
+    pub(super) fn count_step(&self, busy: Duration, running: Duration, generated_tokens: u64) {
+        let nanos = |time: Duration| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+        self.steps.fetch_add(1, Ordering::Relaxed);
+        self.busy_nanos.fetch_add(nanos(busy), Ordering::Relaxed);
+        self.run_nanos.fetch_add(nanos(running), Ordering::Relaxed);
+        self.generated_tokens.fetch_add(generated_tokens, Ordering::Relaxed);
+    }
+
+    pub(super) fn count_admission(&self, prompt_tokens: usize, cached_tokens: usize) {
+        self.prompt_tokens.fetch_add(prompt_tokens as u64, Ordering::Relaxed);
+        self.cached_tokens.fetch_add(cached_tokens as u64, Ordering::Relaxed);
+    }
+
+    pub(super) fn count_guess(&self, guessed_tokens: usize, accepted_tokens: usize) {
+        self.guessed_tokens.fetch_add(guessed_tokens as u64, Ordering::Relaxed);
+        self.accepted_tokens.fetch_add(accepted_tokens as u64, Ordering::Relaxed);
+    }
+
+    pub(super) fn read(&self) -> Stats {
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        Stats {
+            steps: read(&self.steps),
+            busy: Duration::from_nanos(read(&self.busy_nanos)),
+            running: Duration::from_nanos(read(&self.run_nanos)),
+            prompt_tokens: read(&self.prompt_tokens),
+            cached_tokens: read(&self.cached_tokens),
+            generated_tokens: read(&self.generated_tokens),
+            guessed_tokens: read(&self.guessed_tokens),
+            accepted_tokens: read(&self.accepted_tokens),
+        }
+    }
+}
+
+impl Stats {
+    /// What was done since an earlier moment.
+    pub fn since(&self, earlier: &Self) -> Self {
+        Self {
+            steps: self.steps - earlier.steps,
+            busy: self.busy - earlier.busy,
+            running: self.running - earlier.running,
+            prompt_tokens: self.prompt_tokens - earlier.prompt_tokens,
+            cached_tokens: self.cached_tokens - earlier.cached_tokens,
+            generated_tokens: self.generated_tokens - earlier.generated_tokens,
+            guessed_tokens: self.guessed_tokens - earlier.guessed_tokens,
+            accepted_tokens: self.accepted_tokens - earlier.accepted_tokens,
+        }
+    }
+}
