@@ -13,31 +13,29 @@ const MAX_MATCH: usize = 4;
 const MAX_SEARCHED: usize = 8192;
 
 /// Where in `tokens` a guess of what follows them is found: at most `max_tokens`, none when no end of them occurred before.
-/// Longer matches win over shorter ones, later ones over earlier ones.
+/// Longer matches win over shorter ones, then those that more follows, then later ones.
 pub(super) fn find(tokens: &[TokenId], max_tokens: usize) -> Range<usize> {
     let searched = &tokens[tokens.len().saturating_sub(MAX_SEARCHED)..];
     let skipped = tokens.len() - searched.len();
     let Some(last) = searched.last().filter(|_| 0 < max_tokens) else { return 0..0 };
-    let mut best = (MIN_MATCH - 1, 0);
+    let mut best = (0, 0, 0);
     for end in (1..searched.len()).rev() {
         // `end` tokens come before the guess; the last of them must be the last of all.
         if searched[end - 1] != *last {
             continue;
         }
-        let mut pairs = searched[..end].iter().rev().zip(searched.iter().rev());
-        let num_equal = pairs.by_ref().take(MAX_MATCH).take_while(|(earlier, later)| earlier == later).count();
-        if best.0 < num_equal {
-            best = (num_equal, end);
-            if num_equal == MAX_MATCH {
+        let pairs = searched[..end].iter().rev().zip(searched.iter().rev()).take(MAX_MATCH);
+        let num_equal = pairs.take_while(|(earlier, later)| earlier == later).count();
+        let num_guessed = max_tokens.min(searched.len() - end);
+        if (best.0, best.1) < (num_equal, num_guessed) && MIN_MATCH <= num_equal {
+            best = (num_equal, num_guessed, end);
+            if (num_equal, num_guessed) == (MAX_MATCH, max_tokens) {
                 break;
             }
         }
     }
-    let (num_equal, end) = best;
-    if num_equal < MIN_MATCH {
-        return 0..0;
-    }
-    skipped + end..skipped + searched.len().min(end + max_tokens)
+    let (_, num_guessed, end) = best;
+    skipped + end..skipped + end + num_guessed
 }
 
 #[cfg(test)]
@@ -55,7 +53,8 @@ mod tests {
         // The longer match wins, then the later one.
         assert_eq!(guess("xabc1 yabc2 ..xabc", 1), "1");
         assert_eq!(guess("abc1 abc2 abc", 1), "2");
-        // No more than there is.
+        // A guess as long as wanted wins over a later one, a longer match over both.
+        assert_eq!(guess("7777777", 3), "777");
         assert_eq!(guess("ababab", 9), "ab");
         assert_eq!(guess("ab-ab", 9), "-ab");
         for nothing in ["", "a", "ab", "aXbYa"] {

@@ -239,3 +239,179 @@ impl KvCache {
         (self.least_recently_used(None).unwrap_or(0), 0)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::{Batch, Logits, ModelLimits};
+    use proptest::prelude::*;
+    use std::time::Duration;
+
+    /// Only holds tokens.
+    struct Memory {
+        rows: Vec<Vec<TokenId>>,
+        limits: ModelLimits,
+        num_moved: usize,
+    }
+
+    impl Memory {
+        fn new(num_rows: usize, can_move_slots: bool) -> Self {
+            let limits = ModelLimits {
+                vocab_size: 8,
+                context_tokens: 100,
+                can_rewind: true,
+                can_verify_drafts: false,
+                can_move_slots,
+            };
+            Self { rows: vec![Vec::new(); num_rows], limits, num_moved: 0 }
+        }
+    }
+
+    impl Model for Memory {
+        fn limits(&self) -> ModelLimits {
+            self.limits
+        }
+
+        fn forward(&mut self, _batch: &Batch, _logits: &mut Logits) -> Result<(), ModelError> {
+            Ok(())
+        }
+
+        fn time_in_runs(&self) -> Duration {
+            Duration::ZERO
+        }
+
+        fn copy_slot(&mut self, from: usize, to: usize, num_tokens: usize) -> Result<(), ModelError> {
+            self.rows[to] = self.rows[from][..num_tokens].to_vec();
+            self.num_moved += num_tokens;
+            Ok(())
+        }
+
+        fn swap_slots(&mut self, one: usize, other: usize, num_tokens: usize) -> Result<(), ModelError> {
+            self.rows.swap(one, other);
+            [one, other].map(|row| self.rows[row].truncate(num_tokens));
+            self.num_moved += num_tokens;
+            Ok(())
+        }
+    }
+
+    fn cache(num_rows: u32, can_move_slots: bool) -> (KvCache, Memory) {
+        let memory = Memory::new(num_rows as usize, can_move_slots);
+        (KvCache::new(NonZeroU32::new(num_rows).unwrap(), true, &memory), memory)
+    }
+
+    fn tokens(first: u32, len: u32) -> Vec<TokenId> {
+        (first..first + len).map(TokenId).collect()
+    }
+
+    /// Allocates and computes all of `prompt`; returns the slot and how much was reused.
+    fn compute(cache: &mut KvCache, memory: &mut Memory, prompt: &[TokenId]) -> (Slot, usize) {
+        let (slot, num_reused) = cache.allocate(Prefix { tokens: prompt, salt: 0 }, [].into_iter(), memory).unwrap();
+        assert_eq!(memory.rows[slot.index()].get(..num_reused), Some(&prompt[..num_reused]));
+        memory.rows[slot.index()] = prompt.to_vec();
+        (slot, num_reused)
+    }
+
+    /// What the free rows hold, by row.
+    fn held(cache: &KvCache) -> Vec<usize> {
+        cache.free.iter().map(|free| free.tokens.len()).collect()
+    }
+
+    #[test]
+    fn the_least_recently_used_row_is_given_up() {
+        for can_move_slots in [false, true] {
+            let (mut cache, mut memory) = cache(3, can_move_slots);
+            for first in [100, 200, 300] {
+                let (slot, _) = compute(&mut cache, &mut memory, &tokens(first, 20));
+                cache.release(slot, tokens(first, 20), 0);
+            }
+            // 100 is used again, so that 200 is the oldest when a new one needs a row.
+            for (first, expected) in [(100, 19), (400, 0), (100, 19), (300, 19), (200, 0)] {
+                let (slot, num_reused) = compute(&mut cache, &mut memory, &tokens(first, 20));
+                assert_eq!(num_reused, expected, "{first}");
+                cache.release(slot, tokens(first, 20), 0);
+            }
+            cache.assert_all_free();
+        }
+    }
+
+    #[test]
+    fn a_short_prefix_is_copied_from_a_long_conversation_that_stays() {
+        let (mut cache, mut memory) = cache(2, true);
+        let (slot, _) = compute(&mut cache, &mut memory, &tokens(0, 90));
+        cache.release(slot, tokens(0, 90), 0);
+        let mut other = tokens(0, 20);
+        other.extend(tokens(500, 5));
+        let (slot, num_reused) = compute(&mut cache, &mut memory, &other);
+        assert_eq!((slot.index(), num_reused, held(&cache)), (0, 20, vec![90]));
+        cache.release(slot, other, 0);
+        assert_eq!(compute(&mut cache, &mut memory, &tokens(0, 90)).1, 89);
+    }
+
+    #[test]
+    fn a_prefix_that_is_being_used_is_copied() {
+        let (mut cache, mut memory) = cache(2, true);
+        let prompt = tokens(0, 40);
+        let (running, _) = compute(&mut cache, &mut memory, &prompt);
+        let prefix = Prefix { tokens: &prompt, salt: 0 };
+        let others = [(running.index(), prefix)].into_iter();
+        let (slot, num_reused) = cache.allocate(prefix, others, &mut memory).unwrap();
+        assert_eq!((slot.index(), num_reused), (1, 39));
+        assert_eq!(memory.rows[1], prompt[..39]);
+    }
+
+    #[test]
+    fn a_gap_between_running_rows_is_closed() {
+        let (mut cache, mut memory) = cache(4, true);
+        let mut slots: Vec<Slot> =
+            (0..4).map(|row| compute(&mut cache, &mut memory, &tokens(row * 100, 20)).0).collect();
+        let mut last = slots.pop().unwrap();
+        cache.release(slots.remove(1), tokens(100, 20), 0);
+        cache.close_gap(0, &mut last, 20, &mut memory).unwrap();
+        assert_eq!((last.index(), memory.rows[1].clone()), (1, tokens(300, 20)));
+        // The row that was freed has moved, with what it holds.
+        assert_eq!((held(&cache), memory.rows[3].clone()), (vec![20], tokens(100, 20)));
+        assert_eq!(compute(&mut cache, &mut memory, &tokens(100, 20)).1, 19);
+    }
+
+    proptest! {
+        /// Rows are taken, used and given back in any order; what a row is said to hold, it holds.
+        #[test]
+        fn whatever_comes_the_cache_tells_the_truth(
+            num_rows in 1_u32..5,
+            can_move_slots in any::<bool>(),
+            requests in prop::collection::vec((0_u64..2, 0_u32..3, 1_u32..60, 0_u32..2, any::<prop::sample::Index>()), 1..60),
+        ) {
+            let (mut cache, mut memory) = cache(num_rows, can_move_slots);
+            let mut running: Vec<(Slot, Vec<TokenId>, u64)> = Vec::new();
+            for (salt, first, len, end, leaves) in requests {
+                let mut prompt = tokens(first * 1000, len);
+                prompt.push(TokenId(7000 + end));
+                if !cache.has_room() {
+                    let (slot, tokens, salt) = running.remove(leaves.index(running.len()));
+                    cache.release(slot, tokens, salt);
+                }
+                let others: Vec<(usize, Prefix<'_>)> =
+                    running.iter().map(|(slot, tokens, salt)| (slot.index(), Prefix { tokens, salt: *salt })).collect();
+                let prefix = Prefix { tokens: &prompt, salt };
+                let (slot, num_reused) = cache.allocate(prefix, others.into_iter(), &mut memory).unwrap();
+                prop_assert!(num_reused < prompt.len());
+                prop_assert_eq!(memory.rows[slot.index()].get(..num_reused), Some(&prompt[..num_reused]));
+                memory.rows[slot.index()] = prompt.clone();
+                running.push((slot, prompt, salt));
+                let first = running.iter().map(|(slot, ..)| slot.index()).min().unwrap();
+                let (last, tokens, _) = running.iter_mut().max_by_key(|(slot, ..)| slot.index()).unwrap();
+                cache.close_gap(first, last, tokens.len(), &mut memory).unwrap();
+                for (slot, tokens, _) in &running {
+                    prop_assert_eq!(&memory.rows[slot.index()], tokens);
+                }
+                for free in &cache.free {
+                    prop_assert_eq!(memory.rows[free.slot.index()].get(..free.tokens.len()), Some(&free.tokens[..]));
+                }
+                let mut rows: Vec<usize> = running.iter().map(|(slot, ..)| slot.index()).collect();
+                rows.extend(cache.free.iter().map(|free| free.slot.index()));
+                rows.sort_unstable();
+                prop_assert_eq!(rows, (0..num_rows as usize).collect::<Vec<_>>());
+            }
+        }
+    }
+}

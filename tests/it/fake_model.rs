@@ -53,6 +53,16 @@ impl FakeModel {
         Self { panics: true, ..Self::failing_from(run) }
     }
 
+    /// Can neither rewind nor move what its slots hold.
+    pub(crate) fn rigid() -> Self {
+        Self { is_rigid: true, ..Self::default() }
+    }
+
+    /// Says only so many different tokens.
+    pub(crate) fn saying_few(self, num_said: usize) -> Self {
+        Self { num_said, ..self }
+    }
+
     /// Says these tokens, whatever the prompt, then the last of them for ever.
     pub(crate) fn saying(tokens: Vec<u32>) -> Self {
         Self { script: Some(tokens), ..Self::default() }
@@ -139,6 +149,15 @@ impl Model for FakeModel {
         self.kv.insert(other, held_by_one);
         Ok(())
     }
+}
+
+/// What the model says after a prompt, computed without an engine.
+pub(crate) fn says(prompt: &[u32], num_said: usize, num_tokens: usize) -> Vec<TokenId> {
+    let mut history = tokens(prompt);
+    for _ in 0..num_tokens {
+        history.push(TokenId(hash(&history) % u32::try_from(num_said).unwrap()));
+    }
+    history.split_off(prompt.len())
 }
 
 /// How much of the script stands at the end of the history.

@@ -7,5 +7,6 @@ mod engine;
 mod fake_model;
 mod golden;
 mod http;
+mod simulation;
 mod tidy;
 mod tiny_model;
