@@ -4,6 +4,7 @@
 
 mod cli;
 mod engine;
+mod equality;
 mod fake_model;
 mod golden;
 mod http;
