@@ -288,7 +288,8 @@ mod tests {
 
         fn swap_slots(&mut self, one: usize, other: usize, num_tokens: usize) -> Result<(), ModelError> {
             self.rows.swap(one, other);
-            [one, other].map(|row| self.rows[row].truncate(num_tokens));
+            self.rows[one].truncate(num_tokens);
+            self.rows[other].truncate(num_tokens);
             self.num_moved += num_tokens;
             Ok(())
         }

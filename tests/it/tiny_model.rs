@@ -3,14 +3,14 @@
 use crate::engine::{config, drain, request};
 use ortolan::{
     engine::{
-        Engine, EngineConfig, EngineHandle, GraphEdits, LoadError, ProviderConfig, ProviderName, Request, Runtime,
-        TokenEvent, load,
+        Engine, EngineConfig, EngineHandle, GraphEdits, LoadError, Model, ProviderConfig, ProviderName, Request,
+        Runtime, TokenEvent, load,
     },
     model_dir::{ModelDir, ModelDirError},
 };
 use std::{
     collections::BTreeMap,
-    fs,
+    env, fs,
     num::NonZeroU32,
     path::{Path, PathBuf},
     sync::OnceLock,
@@ -19,12 +19,13 @@ use std::{
 
 pub(crate) const TINY_MODELS: [&str; 4] = ["tiny-gqa", "tiny-gqa-fp16", "tiny-concat", "tiny-concat-fp16"];
 
-/// One library per process: that is a rule of ONNX Runtime.
+/// One library per process: that is a rule of ONNX Runtime. The environment may name another than the pinned one.
 pub(crate) fn runtime() -> &'static Runtime {
     static RUNTIME: OnceLock<Runtime> = OnceLock::new();
     RUNTIME.get_or_init(|| {
-        let library = Path::new(env!("CARGO_MANIFEST_DIR")).join(".runtime/libonnxruntime.so");
-        Runtime::load(Some(&library), None).unwrap_or_else(|error| panic!("{error}"))
+        let named = env::var_os("ORT_DYLIB_PATH").map(PathBuf::from);
+        let pinned = || Path::new(env!("CARGO_MANIFEST_DIR")).join(".runtime/libonnxruntime.so");
+        Runtime::load(Some(&named.unwrap_or_else(pinned)), None).unwrap_or_else(|error| panic!("{error}"))
     })
 }
 
@@ -101,6 +102,18 @@ fn no_edit_of_the_graph_and_no_sharing_of_runs_changes_what_is_said() {
             }
         }
     }
+}
+
+#[test]
+fn a_runtime_without_query_seqlens_is_used_without_it() {
+    let config = config(2, 16);
+    let model = load(runtime(), ModelDir::open(&fixture("tiny-gqa")).unwrap().spec, &config).unwrap();
+    let is_oldest = env::var("ORT_DYLIB_PATH").is_ok_and(|path| path.contains("oldest"));
+    assert_eq!(model.limits().can_verify_drafts, !is_oldest);
+    let graph_edits = GraphEdits { query_seqlens: false, ..config.graph_edits };
+    let config = EngineConfig { graph_edits, ..config };
+    let model = load(runtime(), ModelDir::open(&fixture("tiny-gqa")).unwrap().spec, &config).unwrap();
+    assert!(!model.limits().can_verify_drafts);
 }
 
 #[test]
