@@ -24,8 +24,10 @@ pub struct EngineConfig {
     pub max_draft_tokens: u32,
     /// What is changed in the graph when it is loaded.
     pub graph_edits: GraphEdits,
-    /// Threads that ONNX Runtime computes one operator with; 0 leaves the number to ONNX Runtime.
+    /// Threads that ONNX Runtime computes one operator with; 0 takes one for each core that the process may use.
     pub intra_op_threads: usize,
+    /// Cores of each of these threads but the first, as ONNX Runtime spells them; empty leaves them to it.
+    pub intra_op_affinity: String,
     /// Let idle threads spin between operators: faster steps, a busy core.
     pub spin: bool,
     /// Where to run, most wanted first.

@@ -23,6 +23,7 @@ pub(crate) fn config(max_batch_size: u32, max_step_tokens: u32) -> EngineConfig 
         max_draft_tokens: 0,
         graph_edits: GraphEdits { query_seqlens: true, logits_indices: true, accuracy_level: false },
         intra_op_threads: 1,
+        intra_op_affinity: String::new(),
         spin: false,
         providers: vec![],
         fallback: false,

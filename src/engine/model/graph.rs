@@ -18,7 +18,7 @@ use ort::{
 use std::{
     collections::BTreeMap,
     ffi::CString,
-    fs,
+    fs, thread,
     time::{Duration, Instant},
 };
 
@@ -240,11 +240,21 @@ pub(super) fn c_name(name: &str) -> CString {
 
 fn session_builder(runtime: &Runtime, config: &EngineConfig) -> ort::Result<SessionBuilder> {
     let mut builder = Session::builder(&runtime.environment)?;
-    if 0 < config.intra_op_threads {
-        builder = builder.with_intra_threads(config.intra_op_threads)?;
+    let allowed = thread::available_parallelism().map_or(1, usize::from);
+    match config.intra_op_threads {
+        // The runtime would take one for each core of the machine, also where a container may use only some of them.
+        0 if allowed < num_cpus::get_physical() => builder = builder.with_intra_threads(allowed)?,
+        0 => {}
+        threads => builder = builder.with_intra_threads(threads)?,
+    }
+    if !config.intra_op_affinity.is_empty() {
+        builder = builder.with_config_entry(AFFINITY, &config.intra_op_affinity)?;
     }
     Ok(builder.with_intra_op_spinning(config.spin)?)
 }
+
+/// Session option: the cores of each thread but the first, which is the engine's own.
+const AFFINITY: &str = "session.intra_op_thread_affinities";
 
 /// Registers every provider that the config names; returns the first one that could be.
 fn register_providers(builder: &mut SessionBuilder, config: &EngineConfig) -> Result<ProviderConfig, LoadError> {
