@@ -12,6 +12,8 @@ pub struct EngineConfig {
     pub max_batch_size: NonZeroU32,
     /// Requests that may wait for a slot; more are refused with 429.
     pub max_waiting: NonZeroU32,
+    /// Tokens of the prompts that wait, all together; more are refused with 429.
+    pub max_waiting_tokens: NonZeroU32,
     /// Prompt and reply together, at most what the model itself allows.
     pub max_context_tokens: NonZeroU32,
     /// Tokens computed in one step by all sequences together; longer prompts are computed in chunks.

@@ -28,6 +28,12 @@ pub enum EngineError {
         /// `engine.max_waiting`
         capacity: usize,
     },
+    /// The client should retry later.
+    #[error("prompts of {capacity} tokens are waiting already, which is the limit; try again later")]
+    TooManyTokensWaiting {
+        /// `engine.max_waiting_tokens`
+        capacity: u32,
+    },
     /// The process is shutting down, or the engine has failed.
     #[error("the engine has stopped; try again later")]
     Stopped,

@@ -25,6 +25,9 @@ pub struct EngineHandle {
     /// One for each request that runs or waits.
     permits: Arc<Semaphore>,
     max_waiting: usize,
+    /// One for each token of the prompts that wait.
+    token_permits: Arc<Semaphore>,
+    max_waiting_tokens: u32,
     max_draft_tokens: u32,
     stopping: Arc<AtomicBool>,
     limits: ModelLimits,
@@ -52,6 +55,8 @@ impl EngineHandle {
             commands,
             permits,
             max_waiting,
+            token_permits: Arc::new(Semaphore::new(config.max_waiting_tokens.get() as usize)),
+            max_waiting_tokens: config.max_waiting_tokens.get(),
             max_draft_tokens: config.max_draft_tokens,
             stopping: Arc::clone(&stopping),
             limits,
@@ -109,6 +114,11 @@ impl EngineHandle {
         let max_output_tokens = max_output_tokens.map_or(room, |limit| room.min(NonZeroU32::get(limit) as usize));
         let full = EngineError::QueueFull { capacity: self.max_waiting };
         let Ok(permit) = Arc::clone(&self.permits).try_acquire_owned() else { return Err(full) };
+        // A prompt longer than the limit can still come when nothing else waits.
+        let num_permits = u32::try_from(prompt.len()).unwrap_or(u32::MAX).min(self.max_waiting_tokens);
+        let Ok(token_permit) = Arc::clone(&self.token_permits).try_acquire_many_owned(num_permits) else {
+            return Err(EngineError::TooManyTokensWaiting { capacity: self.max_waiting_tokens });
+        };
         // Room for every token and for `Finished`: the engine's send never blocks, whatever the client does.
         let (events, stream) = mpsc::channel(max_output_tokens + 1);
         let max_draft_tokens = request.max_draft_tokens.unwrap_or(self.max_draft_tokens).min(MAX_DRAFT_TOKENS);
@@ -122,6 +132,7 @@ impl EngineHandle {
             max_draft_tokens: if can_verify_drafts { max_draft_tokens as usize } else { 0 },
             events,
             permit,
+            _token_permit: token_permit,
         };
         match self.commands.try_send(Command::Submit(submission)) {
             Ok(()) => Ok(stream),

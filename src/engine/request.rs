@@ -71,6 +71,8 @@ pub(crate) struct Submission {
     pub(crate) events: mpsc::Sender<TokenEvent>,
     /// Room for one request, given back when it leaves the engine.
     pub(crate) permit: OwnedSemaphorePermit,
+    /// Room for its prompt among those that wait, given back when it gets a slot.
+    pub(crate) _token_permit: OwnedSemaphorePermit,
 }
 
 impl Submission {

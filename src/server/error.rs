@@ -150,7 +150,9 @@ impl ApiError {
                 Some("input")
             }
             Self::Chat(ChatError::Engine(EngineError::UnknownToken { .. })) => Some("logit_bias"),
-            Self::Chat(ChatError::Engine(EngineError::QueueFull { .. } | EngineError::Stopped))
+            Self::Chat(ChatError::Engine(
+                EngineError::QueueFull { .. } | EngineError::TooManyTokensWaiting { .. } | EngineError::Stopped,
+            ))
             | Self::Chat(ChatError::Panicked)
             | Self::Failed(_)
             | Self::UnknownHost { .. }
@@ -179,7 +181,7 @@ fn describe_chat(error: &ChatError) -> Description {
         ChatError::Engine(error) => match error {
             EngineError::PromptTooLong { .. } => refused(S::BAD_REQUEST, "context_length_exceeded"),
             EngineError::UnknownToken { .. } => refused(S::BAD_REQUEST, "invalid_value"),
-            EngineError::QueueFull { .. } => Description {
+            EngineError::QueueFull { .. } | EngineError::TooManyTokensWaiting { .. } => Description {
                 status: S::TOO_MANY_REQUESTS,
                 kind: "rate_limit_error",
                 code: "rate_limit_exceeded",
@@ -245,6 +247,7 @@ mod tests {
             describe(chat(EngineError::PromptTooLong { prompt_tokens: 9, context_tokens: 8 })),
             describe(chat(EngineError::UnknownToken { token: 9, vocab_size: 8 })),
             describe(chat(EngineError::QueueFull { capacity: 8 })),
+            describe(chat(EngineError::TooManyTokensWaiting { capacity: 4096 })),
             describe(chat(EngineError::Stopped)),
             describe(Failure::Model),
             describe(Failure::Shutdown),
@@ -268,6 +271,7 @@ mod tests {
         400 false - {"error":{"message":"the prompt has 9 tokens and the model's context holds 8, the reply included; shorten the input","type":"invalid_request_error","param":"input","code":"context_length_exceeded"}}
         400 false - {"error":{"message":"token 9 is not in the model's vocabulary of 8 tokens","type":"invalid_request_error","param":"logit_bias","code":"invalid_value"}}
         429 - 1 {"error":{"message":"8 requests are waiting already, which is the limit; try again later","type":"rate_limit_error","param":null,"code":"rate_limit_exceeded"}}
+        429 - 1 {"error":{"message":"prompts of 4096 tokens are waiting already, which is the limit; try again later","type":"rate_limit_error","param":null,"code":"rate_limit_exceeded"}}
         503 - 5 {"error":{"message":"the engine has stopped; try again later","type":"service_unavailable","param":null,"code":"service_unavailable"}}
         500 - - {"error":{"message":"the model failed while it wrote this reply; send the request again","type":"server_error","param":null,"code":"server_error"}}
         503 - 5 {"error":{"message":"the server is shutting down; send the request again","type":"service_unavailable","param":null,"code":"service_unavailable"}}

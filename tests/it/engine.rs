@@ -16,6 +16,7 @@ pub(crate) fn config(max_batch_size: u32, max_step_tokens: u32) -> EngineConfig 
     EngineConfig {
         max_batch_size: nonzero(max_batch_size),
         max_waiting: nonzero(256),
+        max_waiting_tokens: nonzero(100_000),
         max_context_tokens: nonzero(8192),
         max_step_tokens: nonzero(max_step_tokens),
         run_overhead_tokens: 4,
@@ -145,6 +146,24 @@ fn dropping_the_stream_ends_the_sequence_within_one_step() {
     drop(permits);
     engine.join().unwrap(); // `run` asserts that no KV slot leaked.
     assert!(runs.load(Ordering::SeqCst) <= 2);
+}
+
+#[test]
+fn prompts_that_are_too_long_together_are_refused_until_one_gets_its_slot() {
+    let (model, permits, _) = FakeModel::default().gated();
+    let config = EngineConfig { max_waiting_tokens: nonzero(10), ..config(1, 100) };
+    let (engine, handle) = Engine::new(&config, model);
+    let submit = |len: usize| handle.submit(request(&vec![5; len], 2));
+    // Longer than the limit, but nothing else waits.
+    let mut first = submit(40).unwrap();
+    assert!(matches!(submit(1).unwrap_err(), EngineError::TooManyTokensWaiting { capacity: 10 }));
+    let engine = thread::spawn(|| engine.run());
+    permits.send(()).unwrap();
+    assert!(matches!(first.blocking_recv(), Some(TokenEvent::Token(_))), "the first one has its slot");
+    let others = [submit(4).unwrap(), submit(6).unwrap()];
+    assert!(matches!(submit(1).unwrap_err(), EngineError::TooManyTokensWaiting { .. }));
+    drop((permits, first, others, handle));
+    engine.join().unwrap();
 }
 
 #[test]

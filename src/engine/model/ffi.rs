@@ -304,6 +304,9 @@ impl<'g, 'd> Run<'g, 'd> {
     pub(super) fn execute(self) -> Result<Vec<Tensor<'static>>> {
         // SAFETY: session and binding are valid and borrowed; null run options mean the defaults.
         unsafe { check((ort::api().RunWithBinding)(self.session.ptr().cast_mut(), ptr::null(), self.binding.ptr()))? };
+        if self.num_new == 0 {
+            return Ok(Vec::new());
+        }
         let allocator = Allocator::default();
         let (mut values, mut count) = (ptr::null_mut(), 0);
         // SAFETY: the out pointers are valid; the runtime allocates the array with the given allocator.
