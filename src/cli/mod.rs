@@ -1,6 +1,7 @@
 //! The command line.
 
 mod inspect;
+mod loader;
 mod serve;
 
 use crate::config::{Config, Origins, Overrides};
@@ -46,21 +47,37 @@ impl ConfigArgs {
     }
 }
 
+/// A command's exit status where nothing is wrong.
+const SUCCESS: u8 = 0;
+/// And where something is, which was told in one sentence.
+const FAILURE: u8 = 1;
+
 /// Runs the command that the arguments name.
-///
-/// # Errors
-/// One sentence for the person at the terminal.
-pub fn run() -> anyhow::Result<ExitCode> {
-    match Cli::parse().command {
+pub fn run() -> ExitCode {
+    ExitCode::from(report(execute(Cli::parse().command)))
+}
+
+fn execute(command: Command) -> anyhow::Result<u8> {
+    match command {
         Command::Serve(args) => serve::run(args.load()?.0),
         Command::Config(args) => {
             for (key, (value, origin)) in args.load()?.1 {
                 print_line(format_args!("{key} = {value}  # {origin}"))?;
             }
-            Ok(ExitCode::SUCCESS)
+            Ok(SUCCESS)
         }
         Command::Inspect { dir } => inspect::run(&dir),
     }
+}
+
+/// Tells the person at the terminal what went wrong; gives the exit status.
+fn report(result: anyhow::Result<u8>) -> u8 {
+    result.unwrap_or_else(|error| {
+        use std::io::Write;
+        // `{:#}` joins the causes into one sentence. Nobody is left to tell if standard error is closed.
+        let _ = writeln!(std::io::stderr(), "ortolan: {error:#}");
+        FAILURE
+    })
 }
 
 /// Writes to standard output; unlike `println!`, a closed pipe is an error and not a panic.

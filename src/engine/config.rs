@@ -22,6 +22,6 @@ pub struct EngineConfig {
     pub spin: bool,
     /// Where to run, most wanted first.
     pub providers: Vec<ProviderConfig>,
-    /// Run on the CPU when a provider cannot be loaded, instead of failing at start.
+    /// Run on the CPU when a provider cannot be loaded, instead of failing to load the model.
     pub fallback: bool,
 }

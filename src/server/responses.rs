@@ -20,10 +20,11 @@ pub(super) async fn create(
         CreateResponse::parse(&body::read_json(&request, payload, &app.config).await?, app.config.unknown_fields())?;
     let streamed = body.stream();
 
-    let chat = app.models.get(body.model())?;
-    generation.set_model(chat.name());
-    let (response, request) = body.begin(chat.name(), chat.default_sampling());
-    let events = responses::encode(response, chat.start(request).await?).inspect(move |event| {
+    let model = app.models.get(body.model())?;
+    generation.set_model(model.name());
+    let lease = model.lease().await?;
+    let (response, request) = body.begin(model.name(), lease.default_sampling());
+    let events = responses::encode(response, lease.start(request).await?).inspect(move |event| {
         if let Some(response) = event.final_response() {
             generation.set_outcome(response);
         }

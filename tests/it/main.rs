@@ -4,8 +4,10 @@
 
 mod cli;
 mod engine;
+mod fake_loader;
 mod fake_model;
 mod golden;
 mod http;
+mod models;
 mod tidy;
 mod tiny_model;
