@@ -162,3 +162,21 @@ fn chat_model(dir: &ModelDir) -> anyhow::Result<ChatModel> {
         prompt_permits: Arc::new(Semaphore::new(thread::available_parallelism().map_or(1, usize::from))),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_alarm_goes_off_when_its_thread_panics_and_not_when_it_ends() {
+        let (alarm, alarms) = watch::channel(false);
+        for panics in [false, true] {
+            let alarm = Alarm(alarm.clone());
+            let thread = thread::spawn(move || {
+                let _alarm = alarm;
+                assert!(!panics, "injected");
+            });
+            assert_eq!((thread.join().is_err(), *alarms.borrow()), (panics, panics));
+        }
+    }
+}

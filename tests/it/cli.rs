@@ -149,9 +149,16 @@ impl Server {
     }
 
     /// Its exit status, and the rest of the log.
-    fn end(mut self) -> (Option<i32>, String) {
-        let log = self.lines.map(Result::unwrap).collect::<Vec<_>>().join("\n");
+    fn end(&mut self) -> (Option<i32>, String) {
+        let log = self.lines.by_ref().map(Result::unwrap).collect::<Vec<_>>().join("\n");
         (self.process.wait().unwrap().code(), log)
+    }
+}
+
+impl Drop for Server {
+    /// A test that fails leaves nothing behind.
+    fn drop(&mut self) {
+        let _ = self.process.kill();
     }
 }
 
@@ -167,7 +174,7 @@ fn a_signal_ends_the_server_with_success() {
 #[test]
 fn what_runs_at_a_signal_gets_a_last_event() {
     let starter = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/starter");
-    let server = Server::start(&mut serve(&[&model(&starter), "server.drain_timeout=0"]));
+    let mut server = Server::start(&mut serve(&[&model(&starter), "server.drain_timeout=0"]));
     // Without its two end tokens the model talks for seconds.
     let mut events = server.post(r#"{"input": "hi", "stream": true, "logit_bias": {"1017": -100, "1015": -100}}"#);
     assert!(events.any(|line| line.contains("response.output_text.delta")));
@@ -191,7 +198,7 @@ fn copy_of(name: &str) -> tempfile::TempDir {
 fn a_signal_while_a_model_loads_ends_the_server_with_success() {
     let dir = copy_of("tiny-gqa");
     let lazy = format!("models=[{{ name = \"lazy\", path = {:?}, load = \"first_use\" }}]", dir.path());
-    let server = Server::start(&mut serve(&[&lazy, "server.drain_timeout=600"]));
+    let mut server = Server::start(&mut serve(&[&lazy, "server.drain_timeout=600"]));
     let config = dir.path().join("config.json");
     fs::remove_file(&config).unwrap();
     assert!(Command::new("mkfifo").arg(&config).status().unwrap().success());
