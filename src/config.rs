@@ -1,7 +1,14 @@
 //! Layers of TOML, the environment and the command line, typed; and where each value came from.
 
-use crate::{engine::EngineConfig, model_dir::ModelConfig, server::ServerConfig, telemetry::LogConfig};
-use ::config::{ConfigError as Cause, File, FileFormat, FileSourceString, Map, Source, Value, ValueKind};
+mod models;
+
+pub use models::{LoadingConfig, ModelConfig};
+
+use crate::{engine::EngineConfig, server::ServerConfig, telemetry::LogConfig};
+use ::config::{
+    ConfigBuilder, ConfigError as Cause, File, FileFormat, FileSourceString, Map, Source, Value, ValueKind,
+    builder::DefaultState,
+};
 use serde::Deserialize;
 use serde_json::Value as Json;
 use std::{
@@ -24,13 +31,15 @@ const ENVIRONMENT_PREFIX: &str = "ORTOLAN__";
 pub struct Config {
     /// `[server]`
     pub server: ServerConfig,
-    /// `[engine]`
+    /// `[engine]`: what an entry of `models` leaves open. An engine is given its own model's, never this.
     pub engine: EngineConfig,
+    /// `[loading]`: what an entry of `models` leaves open.
+    pub loading: LoadingConfig,
     /// `[runtime]`
     pub runtime: RuntimeConfig,
     /// `[log]`
     pub log: LogConfig,
-    /// `[[models]]`
+    /// `[[models]]`, each complete.
     pub models: Vec<ModelConfig>,
 }
 
@@ -126,22 +135,34 @@ impl Config {
         let mut origins = Origins::new();
         let mut builder = ::config::Config::builder();
         for layer in layers(overrides)? {
-            for (key, value) in layer.leaves()? {
+            let table = layer.table()?;
+            for (key, value) in leaves(&table) {
                 if layer.origin != Origin::Default && !origins.contains_key(&key) {
                     let nearest = nearest(&key, origins.keys());
                     return Err(ConfigError::UnknownKey { origin: layer.origin, key, nearest });
                 }
                 origins.insert(key, (value, layer.origin.clone()));
             }
+            if let Some((key, nearest)) = models::unknown_key(&table, &origins) {
+                return Err(ConfigError::UnknownKey { origin: layer.origin, key, nearest });
+            }
             builder = builder.add_source(layer.file);
         }
-        let merged = builder.build().map_err(|cause| invalid(&cause, &origins))?;
-        let config: Self = merged.try_deserialize().map_err(|cause| invalid(&cause, &origins))?;
+        let config = Self::merge(builder).map_err(|cause| invalid(&cause, &origins))?;
         if let Some(message) = config.contradiction() {
             let origin = origins.get("models").map(|(_, origin)| origin.clone());
             return Err(ConfigError::Invalid { message, origin });
         }
         Ok((config, origins))
+    }
+
+    fn merge(layers: ConfigBuilder<DefaultState>) -> Result<Self, Cause> {
+        // The sections first: once every model has a copy, an error would name the copy.
+        let sections = layers.clone().set_override("models", Vec::<Value>::new())?;
+        sections.build()?.try_deserialize::<Self>()?;
+        let mut merged = layers.build()?;
+        models::complete(&mut merged.cache);
+        merged.try_deserialize()
     }
 
     /// What no single value shows.
@@ -175,15 +196,11 @@ impl Layer {
         if is_toml { as_toml } else { Self::new(origin, &format!("{key} = {}", Json::from(value))) }
     }
 
-    /// Dotted keys and values as TOML spells them; a list is one value.
-    fn leaves(&self) -> Result<Vec<(String, String)>, ConfigError> {
-        let unreadable = |cause: Cause| {
+    fn table(&self) -> Result<Map<String, Value>, ConfigError> {
+        self.file.collect().map_err(|cause| {
             let message = cause.to_string().trim_end().to_owned();
             ConfigError::Unreadable { origin: self.origin.clone(), message }
-        };
-        let mut leaves = Vec::new();
-        flatten("", &self.file.collect().map_err(unreadable)?, &mut leaves);
-        Ok(leaves)
+        })
     }
 }
 
@@ -212,6 +229,13 @@ fn layers(overrides: &Overrides) -> Result<Vec<Layer>, ConfigError> {
         layers.push(Layer::setting(Origin::CommandLine, key.trim(), value.trim()));
     }
     Ok(layers)
+}
+
+/// Dotted keys and values as TOML spells them; a list is one value.
+fn leaves(table: &Map<String, Value>) -> Vec<(String, String)> {
+    let mut leaves = Vec::new();
+    flatten("", table, &mut leaves);
+    leaves
 }
 
 fn flatten(prefix: &str, table: &Map<String, Value>, leaves: &mut Vec<(String, String)>) {
@@ -246,24 +270,35 @@ fn print(value: &Value) -> String {
     }
 }
 
-fn nearest<'k>(key: &str, known: impl Iterator<Item = &'k String>) -> String {
+fn nearest<'k>(key: &str, known: impl IntoIterator<Item = &'k String>) -> String {
     let similarity = |known: &&String| strsim::normalized_damerau_levenshtein(key, known);
-    let best = known.max_by(|left, right| similarity(left).total_cmp(&similarity(right)));
+    let best = known.into_iter().max_by(|left, right| similarity(left).total_cmp(&similarity(right)));
     best.cloned().unwrap_or_default()
 }
 
 /// The cause in its own words, and the layer of the key that they name.
 fn invalid(cause: &Cause, origins: &Origins) -> ConfigError {
-    let message = cause.to_string();
+    let message = with_dots(&cause.to_string());
     let named = origins.iter().filter(|(key, _)| message.contains(&format!("`{key}")));
     // `server.port` is named by itself, an element of a list as `models[0].name`.
     let origin = named.max_by_key(|(key, _)| key.len()).map(|(_, (_, origin))| origin.clone());
     ConfigError::Invalid { message, origin }
 }
 
+/// The config crate spells `models[0].name` as `models[0]name`.
+fn with_dots(message: &str) -> String {
+    let mut parts = message.split(']');
+    let first = parts.next().unwrap_or_default().to_owned();
+    parts.fold(first, |whole, part| {
+        let dot = if part.starts_with(|next: char| next.is_ascii_lowercase()) { "." } else { "" };
+        format!("{whole}]{dot}{part}")
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::chat::LoadTime;
     use std::io::Write;
 
     fn load(settings: &[&str]) -> Result<(Config, Origins), ConfigError> {
@@ -310,10 +345,36 @@ mod tests {
         insta::assert_snapshot!(error(&["server.port=many"]), @r#"invalid type: string "many", expected an integer for key `server.port` (set by --set)"#);
         insta::assert_snapshot!(error(&["engine.max_batch_size=0"]), @"invalid value: integer `0`, expected a nonzero u32 for key `engine.max_batch_size` (set by --set)");
         insta::assert_snapshot!(error(&["engine.providers=[\"gpu\"]"]), @"unknown variant `gpu`, expected one of `cpu`, `cuda`, `tensorrt` for key `engine.providers[0]` (set by --set)");
-        insta::assert_snapshot!(error(&["models=[{ name = \"a\", paht = \"b\" }]"]), @"unknown field `paht`, expected `name` or `path` for key `models[0]` (set by --set)");
+        insta::assert_snapshot!(error(&["models=[{ name = \"a\", paht = \"b\" }]"]), @"--set sets `models[0].paht`, which is not a setting; did you mean `models[0].path`?");
         insta::assert_snapshot!(error(&["models=[]"]), @"`models` is empty; name at least one model (set by --set)");
         insta::assert_snapshot!(error(&["models=[{ name = \"a\", path = \"b\" }, { name = \"a\", path = \"c\" }]"]), @"`models` names `a` twice; give each model its own name (set by --set)");
         insta::assert_snapshot!(error(&["server.port"]), @"`--set server.port` has no `=`; write --set server.port=9000");
+    }
+
+    #[test]
+    fn a_model_has_what_it_sets_and_the_rest_from_the_sections() {
+        let (config, _) = load(&[
+            "engine.max_waiting=7",
+            "loading.idle_unload=60",
+            "models=[{ name = \"a\", path = \"a\" }, { name = \"b\", path = \"b\", load = \"first_use\", idle_unload = 5, \
+             engine = { max_batch_size = 3, providers = [{ name = \"cuda\", options = { device_id = 1 } }] } }]",
+        ])
+        .unwrap();
+        let [a, b] = &config.models[..] else { panic!("there are two") };
+        assert_eq!((a.load, a.idle_unload, b.load, b.idle_unload), (LoadTime::Start, 60, LoadTime::FirstUse, 5));
+        assert_eq!((a.engine.max_batch_size.get(), b.engine.max_batch_size.get()), (8, 3));
+        assert_eq!((a.engine.max_waiting.get(), b.engine.max_waiting.get()), (7, 7));
+        insta::assert_compact_debug_snapshot!((&a.engine.providers, &b.engine.providers), @r#"([ProviderConfig { name: Cpu, options: {} }], [ProviderConfig { name: Cuda, options: {"device_id": "1"} }])"#);
+    }
+
+    #[test]
+    fn errors_name_a_models_own_key() {
+        let error = |settings: &str| error(&[&format!("models=[{{ name = \"a\", path = \"b\", {settings} }}]")]);
+        insta::assert_snapshot!(error("idle_unlaod = 5"), @"--set sets `models[0].idle_unlaod`, which is not a setting; did you mean `models[0].idle_unload`?");
+        insta::assert_snapshot!(error("engine = { max_bach_size = 1 }"), @"--set sets `models[0].engine.max_bach_size`, which is not a setting; did you mean `models[0].engine.max_batch_size`?");
+        insta::assert_snapshot!(error("engine = { max_batch_size = 0 }"), @"invalid value: integer `0`, expected a nonzero u32 for key `models[0].engine.max_batch_size` (set by --set)");
+        insta::assert_snapshot!(error("engine = 5"), @"--set sets `models[0].engine`, which is not a setting; did you mean `models[0].engine.spin`?");
+        insta::assert_snapshot!(error("load = \"later\""), @"`later` is no time to load a model; write `start` or `first_use` for key `models[0].load` (set by --set)");
     }
 
     #[test]

@@ -13,6 +13,25 @@ pub enum ChatError {
         /// Names joined by commas.
         served: String,
     },
+    /// The client should retry when the model is there.
+    #[error(
+        "the model `{model}` is being loaded and {capacity} requests wait for it already, which is the limit; try again \
+         later"
+    )]
+    LoadQueueFull {
+        /// Its name.
+        model: String,
+        /// As many as its engine could take.
+        capacity: usize,
+    },
+    /// The operator should look at the log; a later request tries again.
+    #[error("the model `{model}` could not be loaded and the log says why; try again in {retry_seconds} seconds")]
+    LoadFailed {
+        /// Its name.
+        model: String,
+        /// Until a request may try again.
+        retry_seconds: u64,
+    },
     /// The template's own `raise_exception`, or a message it cannot render.
     #[error("the model's chat template rejected the messages: {message}")]
     Template {

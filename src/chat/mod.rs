@@ -2,19 +2,25 @@
 
 mod error;
 mod event;
+mod lease;
+mod loader;
 mod markup;
 mod models;
 mod parser;
 mod python_json;
 mod request;
+mod served_model;
 mod template;
 
 pub use error::ChatError;
 pub use event::{ChatEvent, Delta, Finished, Usage};
+pub use lease::Lease;
+pub use loader::{LoadFailure, LoadTime, Loader, ModelEntry};
 pub use markup::Prompt;
 pub use models::Models;
 pub use parser::{ReplyFormat, ReplyParser};
 pub use request::{ChatRequest, Message, Role, Tool, ToolCall};
+pub use served_model::{ModelState, ServedModel};
 pub use template::{ChatTemplate, TemplateError};
 
 use crate::{
@@ -35,10 +41,6 @@ pub struct Chat {
 /// What a chat needs beside the engine.
 #[derive(Debug)]
 pub struct ChatModel {
-    /// As clients call it.
-    pub name: String,
-    /// Unix seconds.
-    pub created: u64,
     /// Text to tokens and back.
     pub tokenizer: Arc<Tokenizer>,
     /// Messages to prompt.
@@ -59,16 +61,6 @@ impl Chat {
     /// On top of an engine that runs the same model.
     pub fn new(model: ChatModel, engine: EngineHandle) -> Self {
         Self { model: Arc::new(model), engine }
-    }
-
-    /// As clients call it.
-    pub fn name(&self) -> &str {
-        &self.model.name
-    }
-
-    /// Unix seconds.
-    pub fn created(&self) -> u64 {
-        self.model.created
     }
 
     /// Prompt and reply together.

@@ -1,6 +1,6 @@
 //! `ortolan bench DIR`: what a model can do on this machine, and what the engine adds to the runs of its graph.
 
-use super::print_line;
+use super::{SUCCESS, print_line};
 use crate::{
     engine::{
         self, Batch, Engine, EngineConfig, EngineHandle, Logits, Model, ModelSpec, Request, Runtime, SamplingParams,
@@ -13,7 +13,7 @@ use clap::Args;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde::Serialize;
-use std::{num::NonZeroU32, path::PathBuf, process::ExitCode, thread, time::Instant};
+use std::{num::NonZeroU32, path::PathBuf, thread, time::Instant};
 
 #[derive(Args, Debug)]
 pub(super) struct BenchArgs {
@@ -68,7 +68,7 @@ struct Rate {
     outside_runs: f64,
 }
 
-pub(super) fn run(args: &BenchArgs, config: &EngineConfig, runtime: &Runtime) -> anyhow::Result<ExitCode> {
+pub(super) fn run(args: &BenchArgs, config: &EngineConfig, runtime: &Runtime) -> anyhow::Result<u8> {
     let spec = ModelDir::open(&args.dir)?.spec;
     let longest = args.prompt.max(args.context + 2 * args.tokens) as usize + 2;
     if spec.context_tokens < longest || args.tokens == 0 || args.context == 0 || args.prompt == 0 || args.rounds == 0 {
@@ -90,7 +90,7 @@ pub(super) fn run(args: &BenchArgs, config: &EngineConfig, runtime: &Runtime) ->
     } else {
         report.print()?;
     }
-    Ok(ExitCode::SUCCESS)
+    Ok(SUCCESS)
 }
 
 struct Bench<'b> {

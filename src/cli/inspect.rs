@@ -1,14 +1,14 @@
 //! `ortolan inspect DIR`
 
-use super::print_line;
+use super::{SUCCESS, print_line};
 use crate::model_dir::ModelDir;
-use std::{path::Path, process::ExitCode};
+use std::path::Path;
 
-pub(super) fn run(dir: &Path) -> anyhow::Result<ExitCode> {
+pub(super) fn run(dir: &Path) -> anyhow::Result<u8> {
     for (name, value) in describe(&ModelDir::open(dir)?) {
         print_line(format_args!("{name:<18} {value}"))?;
     }
-    Ok(ExitCode::SUCCESS)
+    Ok(SUCCESS)
 }
 
 fn describe(model: &ModelDir) -> Vec<(&'static str, String)> {

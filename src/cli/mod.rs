@@ -2,6 +2,7 @@
 
 mod bench;
 mod inspect;
+mod loader;
 mod serve;
 
 use crate::{
@@ -61,18 +62,24 @@ impl ConfigArgs {
     }
 }
 
+/// A command's exit status where nothing is wrong.
+const SUCCESS: u8 = 0;
+/// And where something is, which was told in one sentence.
+const FAILURE: u8 = 1;
+
 /// Runs the command that the arguments name.
-///
-/// # Errors
-/// One sentence for the person at the terminal.
-pub fn run() -> anyhow::Result<ExitCode> {
-    match Cli::parse().command {
+pub fn run() -> ExitCode {
+    ExitCode::from(report(execute(Cli::parse().command)))
+}
+
+fn execute(command: Command) -> anyhow::Result<u8> {
+    match command {
         Command::Serve(args) => serve::run(args.load()?.0),
         Command::Config(args) => {
             for (key, (value, origin)) in args.load()?.1 {
                 print_line(format_args!("{key} = {value}  # {origin}"))?;
             }
-            Ok(ExitCode::SUCCESS)
+            Ok(SUCCESS)
         }
         Command::Inspect { dir } => inspect::run(&dir),
         Command::Bench { bench, config } => {
@@ -87,6 +94,16 @@ fn runtime(config: &RuntimeConfig) -> Result<Runtime, LoadError> {
     let library = Some(config.library.as_path()).filter(|path| !path.as_os_str().is_empty());
     let from_environment = env::var_os("ORT_DYLIB_PATH").filter(|path| !path.is_empty());
     Runtime::load(library, from_environment.as_deref().map(Path::new))
+}
+
+/// Tells the person at the terminal what went wrong; gives the exit status.
+fn report(result: anyhow::Result<u8>) -> u8 {
+    result.unwrap_or_else(|error| {
+        use std::io::Write;
+        // `{:#}` joins the causes into one sentence. Nobody is left to tell if standard error is closed.
+        let _ = writeln!(std::io::stderr(), "ortolan: {error:#}");
+        FAILURE
+    })
 }
 
 /// Writes to standard output; unlike `println!`, a closed pipe is an error and not a panic.

@@ -28,12 +28,12 @@ pub struct EngineConfig {
     pub graph_edits: GraphEdits,
     /// Threads that ONNX Runtime computes one operator with; 0 takes one for each core that the process may use.
     pub intra_op_threads: usize,
-    /// Cores of each of these threads but the first, as ONNX Runtime spells them; empty leaves them to it.
+    /// Cores of each of these threads but the first, as ONNX Runtime spells them; empty pins none.
     pub intra_op_affinity: String,
     /// Let idle threads spin between operators: faster steps, a busy core.
     pub spin: bool,
     /// Where to run, most wanted first.
     pub providers: Vec<ProviderConfig>,
-    /// Run on the CPU when a provider cannot be loaded, instead of failing at start.
+    /// Run on the CPU when a provider cannot be loaded, instead of failing to load the model.
     pub fallback: bool,
 }

@@ -12,21 +12,10 @@ pub use onnx::OnnxSummary;
 
 use crate::engine::ModelSpec;
 use hf::{HfConfig, TokenizerConfig};
-use serde::Deserialize;
 use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
 };
-
-/// `[[models]]`: one served model.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct ModelConfig {
-    /// As clients call it.
-    pub name: String,
-    /// A folder as exported to Hugging Face, relative to the working directory.
-    pub path: PathBuf,
-}
 
 /// What a model folder holds, checked against itself.
 #[derive(Debug)]

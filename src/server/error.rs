@@ -144,7 +144,9 @@ impl ApiError {
     fn param(&self) -> Option<&str> {
         match self {
             Self::Invalid(error) => error.param.as_deref(),
-            Self::Chat(ChatError::UnknownModel { .. }) => Some("model"),
+            Self::Chat(
+                ChatError::UnknownModel { .. } | ChatError::LoadQueueFull { .. } | ChatError::LoadFailed { .. },
+            ) => Some("model"),
             Self::Chat(ChatError::Template { .. } | ChatError::PromptTooLarge { .. })
             | Self::Chat(ChatError::Tokenizer(_) | ChatError::Engine(EngineError::PromptTooLong { .. })) => {
                 Some("input")
@@ -175,6 +177,10 @@ fn describe_chat(error: &ChatError) -> Description {
     use StatusCode as S;
     match error {
         ChatError::UnknownModel { .. } => refused(S::NOT_FOUND, "model_not_found"),
+        ChatError::LoadQueueFull { .. } => Description { code: "model_loading", ..unavailable() },
+        ChatError::LoadFailed { retry_seconds, .. } => {
+            Description { code: "model_load_failed", retry: Retry::AfterSeconds(*retry_seconds), ..unavailable() }
+        }
         ChatError::Panicked => failed(Retry::Never),
         ChatError::Template { .. } | ChatError::Tokenizer(_) => refused(S::BAD_REQUEST, "invalid_value"),
         ChatError::PromptTooLarge { .. } => refused(S::BAD_REQUEST, "context_length_exceeded"),
@@ -242,6 +248,8 @@ mod tests {
         let errors = [
             describe(invalid),
             describe(ChatError::UnknownModel { requested, served }),
+            describe(ChatError::LoadQueueFull { model: "tiny".to_owned(), capacity: 8 }),
+            describe(ChatError::LoadFailed { model: "tiny".to_owned(), retry_seconds: 3 }),
             describe(ChatError::Template { message: "no".to_owned() }),
             describe(ChatError::PromptTooLarge { bytes: 9, max_bytes: 8 }),
             describe(chat(EngineError::PromptTooLong { prompt_tokens: 9, context_tokens: 8 })),
@@ -266,6 +274,8 @@ mod tests {
         insta::assert_snapshot!(errors.concat(), @r#"
         400 false - {"error":{"message":"bad","type":"invalid_request_error","param":"top_p","code":"invalid_type"}}
         404 false - {"error":{"message":"the model `gpt` is not served here; served: tiny","type":"invalid_request_error","param":"model","code":"model_not_found"}}
+        503 - 5 {"error":{"message":"the model `tiny` is being loaded and 8 requests wait for it already, which is the limit; try again later","type":"service_unavailable","param":"model","code":"model_loading"}}
+        503 - 3 {"error":{"message":"the model `tiny` could not be loaded and the log says why; try again in 3 seconds","type":"service_unavailable","param":"model","code":"model_load_failed"}}
         400 false - {"error":{"message":"the model's chat template rejected the messages: no","type":"invalid_request_error","param":"input","code":"invalid_value"}}
         400 false - {"error":{"message":"the prompt has 9 bytes, more than the 8 that can fit the model's context; shorten the input","type":"invalid_request_error","param":"input","code":"context_length_exceeded"}}
         400 false - {"error":{"message":"the prompt has 9 tokens and the model's context holds 8, the reply included; shorten the input","type":"invalid_request_error","param":"input","code":"context_length_exceeded"}}

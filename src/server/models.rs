@@ -1,7 +1,7 @@
 //! `GET /v1/models` and `GET /v1/models/{id}`
 
 use super::{ApiError, AppState};
-use crate::chat::Chat;
+use crate::chat::ServedModel;
 use actix_web::{HttpResponse, web};
 use serde::Serialize;
 
@@ -22,24 +22,25 @@ struct ModelList<'a> {
     data: Vec<Model<'a>>,
 }
 
-impl<'a> From<&'a Chat> for Model<'a> {
-    fn from(chat: &'a Chat) -> Self {
+impl<'a> From<&'a ServedModel> for Model<'a> {
+    fn from(model: &'a ServedModel) -> Self {
         Self {
-            id: chat.name(),
+            id: model.name(),
             object: "model",
-            created: chat.created(),
+            created: model.created(),
             owned_by: "ortolan",
-            context_length: chat.context_tokens(),
+            context_length: model.context_tokens(),
         }
     }
 }
 
 pub(super) async fn list(app: web::Data<AppState>) -> HttpResponse {
-    HttpResponse::Ok().json(ModelList { object: "list", data: app.models.iter().map(Model::from).collect() })
+    HttpResponse::Ok()
+        .json(ModelList { object: "list", data: app.models.iter().map(|model| Model::from(&**model)).collect() })
 }
 
 /// The id may hold slashes.
 pub(super) async fn retrieve(app: web::Data<AppState>, id: web::Path<String>) -> Result<HttpResponse, ApiError> {
-    let chat = app.models.get(Some(&id))?;
-    Ok(HttpResponse::Ok().json(Model::from(chat)))
+    let model: &ServedModel = app.models.get(Some(&id))?;
+    Ok(HttpResponse::Ok().json(Model::from(model)))
 }

@@ -24,11 +24,12 @@ pub(super) async fn create(
     let streamed = body.stream();
     let cache_salt = app.cache_salt(&request);
 
-    let chat = app.models.get(body.model())?;
-    generation.set_model(chat.name());
-    let (response, request) = body.begin(chat.name(), chat.default_sampling());
+    let model = app.models.get(body.model())?;
+    generation.set_model(model.name());
+    let lease = model.lease().await?;
+    let (response, request) = body.begin(model.name(), lease.default_sampling());
     let request = ChatRequest { cache_salt, ..request };
-    let events = responses::encode(response, chat.start(request).await?).inspect(move |event| {
+    let events = responses::encode(response, lease.start(request).await?).inspect(move |event| {
         if let Some(response) = event.final_response() {
             generation.set_outcome(response);
         }

@@ -65,6 +65,7 @@ async fn drain(mut server: Server, state: &AppState, mut signals: Pin<&mut impl 
     let timeout = state.config.drain_timeout();
     tracing::info!(timeout_seconds = timeout.as_secs(), "draining; a second signal stops at once");
     state.start_draining();
+    state.models.stop_loading();
     drop(server.handle().stop(true));
     tokio::select! {
         stopped = &mut server => return stopped,

@@ -1,12 +1,13 @@
 //! The real binary: what a person sees when something is wrong, and that a signal ends it well.
 
 use crate::tiny_model::fixture;
+use serde_json::Value;
 use std::{
     fs,
-    io::{BufRead, BufReader, Write},
+    io::{BufRead, BufReader, Lines, Write},
     net::{TcpListener, TcpStream},
     path::Path,
-    process::{Command, Stdio},
+    process::{Child, ChildStderr, Command, Stdio},
     time::Duration,
 };
 
@@ -91,46 +92,149 @@ fn a_gpu_provider_on_a_cpu_box_is_one_sentence() {
 }
 
 #[test]
+fn a_model_that_does_not_load_at_start_ends_the_server() {
+    let tiny = model(&fixture("tiny-gqa"));
+    let output = serve(&[&tiny, "engine.providers=[\"cuda\"]", "log.format=json"]).output().unwrap();
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert!(stderr.contains("listening on http://"), "{stderr}");
+    assert_eq!(output.status.code(), Some(1), "{stderr}");
+}
+
+#[test]
+fn a_broken_folder_is_one_sentence_even_if_nobody_asks_for_the_model() {
+    let lazy = "models=[{ name = \"lazy\", path = \"/nowhere\", load = \"first_use\" }]";
+    insta::assert_snapshot!(refusal(&mut serve(&[lazy])), @"the model folder /nowhere does not exist; set `path` of the model to a folder with config.json and onnx/model.onnx");
+}
+
+#[test]
 fn an_address_that_others_can_reach_is_refused() {
     let refused = refusal(&mut serve(&["server.host=0.0.0.0"]));
     assert!(refused.contains("no API keys"), "{refused}");
 }
 
+/// The real server, and what it logs.
+struct Server {
+    process: Child,
+    lines: Lines<BufReader<ChildStderr>>,
+    address: String,
+}
+
+impl Server {
+    fn start(command: &mut Command) -> Self {
+        let mut process = command.stderr(Stdio::piped()).spawn().unwrap();
+        let mut lines = BufReader::new(process.stderr.take().unwrap()).lines();
+        let listening = lines.find(|line| line.as_ref().unwrap().contains("listening on http://")).unwrap().unwrap();
+        let address = listening.rsplit("http://").next().unwrap();
+        let address = address.split(['"', ' ']).next().unwrap().to_owned();
+        Self { process, lines, address }
+    }
+
+    fn wait_for_line(&mut self, text: &str) {
+        assert!(self.lines.any(|line| line.unwrap().contains(text)), "{text} was never logged");
+    }
+
+    /// Posts a body to `/v1/responses`; gives what comes back, line by line.
+    fn post(&self, body: &str) -> impl Iterator<Item = String> + use<> {
+        let mut connection = TcpStream::connect(&self.address).unwrap();
+        connection.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        let length = body.len();
+        let request =
+            "POST /v1/responses HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-type: application/json\r\n";
+        write!(connection, "{request}content-length: {length}\r\n\r\n{body}").unwrap();
+        BufReader::new(connection).lines().map(Result::unwrap)
+    }
+
+    fn signal(&self) {
+        assert!(Command::new("kill").args(["-TERM", &self.process.id().to_string()]).status().unwrap().success());
+    }
+
+    /// Its exit status, and the rest of the log.
+    fn end(&mut self) -> (Option<i32>, String) {
+        let log = self.lines.by_ref().map(Result::unwrap).collect::<Vec<_>>().join("\n");
+        (self.process.wait().unwrap().code(), log)
+    }
+}
+
+impl Drop for Server {
+    /// A test that fails leaves nothing behind.
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+    }
+}
+
 #[test]
 fn a_signal_ends_the_server_with_success() {
-    let mut command = serve(&[&model(&fixture("tiny-concat")), "log.format=json"]);
-    let mut server = command.stderr(Stdio::piped()).spawn().unwrap();
-    let mut lines = BufReader::new(server.stderr.take().unwrap()).lines().map(Result::unwrap);
-    assert!(lines.any(|line| line.contains("listening on http://127.0.0.1:")));
-    let signalled = Command::new("kill").args(["-TERM", &server.id().to_string()]).status().unwrap();
-    assert!(signalled.success());
-    assert!(lines.any(|line| line.contains("draining")));
-    assert_eq!(server.wait().unwrap().code(), Some(0));
+    let mut server = Server::start(&mut serve(&[&model(&fixture("tiny-concat")), "log.format=json"]));
+    server.signal();
+    server.wait_for_line("draining");
+    assert_eq!(server.end().0, Some(0));
 }
 
 /// The engines end with the drain; that is no alarm, so there is time for last events.
 #[test]
 fn what_runs_at_a_signal_gets_a_last_event() {
     let starter = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/starter");
-    let mut command = serve(&[&model(&starter), "server.drain_timeout=0"]);
-    let mut server = command.stderr(Stdio::piped()).spawn().unwrap();
-    let mut lines = BufReader::new(server.stderr.take().unwrap()).lines().map(Result::unwrap);
-    let listening = lines.find(|line| line.contains("listening on http://")).unwrap();
-    let address = listening.rsplit("http://").next().unwrap().trim().to_owned();
-    let mut connection = TcpStream::connect(address).unwrap();
-    connection.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    let mut server = Server::start(&mut serve(&[&model(&starter), "server.drain_timeout=0"]));
     // Without its two end tokens the model talks for seconds.
-    let body = r#"{"input": "hi", "stream": true, "logit_bias": {"1017": -100, "1015": -100}}"#;
-    let length = body.len();
-    let request = "POST /v1/responses HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n";
-    write!(connection, "{request}content-length: {length}\r\n\r\n{body}").unwrap();
-    let mut events = BufReader::new(connection).lines().map(Result::unwrap);
+    let mut events = server.post(r#"{"input": "hi", "stream": true, "logit_bias": {"1017": -100, "1015": -100}}"#);
     assert!(events.any(|line| line.contains("response.output_text.delta")));
-    assert!(Command::new("kill").args(["-TERM", &server.id().to_string()]).status().unwrap().success());
+    server.signal();
     assert!(events.any(|line| line == "event: response.failed"));
     assert!(events.any(|line| line == "data: [DONE]"));
-    assert!(lines.all(|line| !line.contains("an engine has failed")));
-    assert_eq!(server.wait().unwrap().code(), Some(0));
+    let (status, log) = server.end();
+    assert!(!log.contains("an engine has failed"), "{log}");
+    assert_eq!(status, Some(0));
+}
+
+/// A folder with a model that can be loaded, to be broken.
+fn copy_of(name: &str) -> tempfile::TempDir {
+    let copy = tempfile::tempdir().unwrap();
+    assert!(Command::new("cp").arg("-r").arg(fixture(name).join(".")).arg(copy.path()).status().unwrap().success());
+    copy
+}
+
+/// The load reads a pipe that nothing is written to.
+#[test]
+fn a_signal_while_a_model_loads_ends_the_server_with_success() {
+    let dir = copy_of("tiny-gqa");
+    let lazy = format!("models=[{{ name = \"lazy\", path = {:?}, load = \"first_use\" }}]", dir.path());
+    let mut server = Server::start(&mut serve(&[&lazy, "server.drain_timeout=600"]));
+    let config = dir.path().join("config.json");
+    fs::remove_file(&config).unwrap();
+    assert!(Command::new("mkfifo").arg(&config).status().unwrap().success());
+    let mut refused = server.post(r#"{"input": "hi"}"#);
+    // Opening its other end waits until the load reads.
+    let _writer = fs::OpenOptions::new().write(true).open(&config).unwrap();
+    server.signal();
+    assert!(refused.next().unwrap().starts_with("HTTP/1.1 503 "));
+    let (status, log) = server.end();
+    assert_eq!(status, Some(0), "{log}");
+}
+
+/// The visible text of an answer.
+fn text(answer: impl Iterator<Item = String>) -> String {
+    let body = answer.last().unwrap();
+    let response: Value = serde_json::from_str(&body).unwrap();
+    response["output"][0]["content"][0]["text"].as_str().unwrap_or_else(|| panic!("{body}")).to_owned()
+}
+
+#[test]
+fn a_model_that_was_unloaded_says_the_same_again() {
+    let models = format!(
+        "models=[{{ name = \"starter\", path = \"models/starter\" }}, \
+         {{ name = \"tiny\", path = {:?}, load = \"first_use\", idle_unload = 1, engine = {{ max_batch_size = 2 }} }}]",
+        fixture("tiny-gqa")
+    );
+    let mut server = Server::start(&mut serve(&[&models]));
+    let body =
+        |name: &str| format!(r#"{{"model": "{name}", "input": "hi", "temperature": 0, "max_output_tokens": 20}}"#);
+    let first = ["starter", "tiny"].map(|name| text(server.post(&body(name))));
+    assert_ne!(first[0], first[1]);
+    server.wait_for_line("unloaded an idle model");
+    assert_eq!(["starter", "tiny"].map(|name| text(server.post(&body(name)))), first);
+    server.signal();
+    let (status, log) = server.end();
+    assert_eq!((status, log.matches("model is ready").count()), (Some(0), 1), "{log}");
 }
 
 #[test]

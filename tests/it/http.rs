@@ -1,59 +1,27 @@
 //! The server over a fake model: refusals, the stream and its end, disconnects, drain.
 
-use crate::{engine::config, fake_model::FakeModel, tiny_model::fixture};
+use crate::{
+    engine::config,
+    fake_loader::{models, script},
+    fake_model::FakeModel,
+};
 use actix_web::{test as service, web::Bytes};
 use futures::{StreamExt, channel::mpsc as signals};
 use ortolan::{
-    chat::{Chat, ChatModel, ChatTemplate, Models},
+    chat::Models,
     config::{Config, Overrides},
-    engine::{Engine, EngineConfig, SamplingParams, TokenId},
     server::{self, AppState, ServerConfig},
-    text::{Piece, Tokenizer},
 };
 use serde_json::{Value, json};
 use std::{
-    collections::BTreeMap,
-    fs,
     io::{BufRead, BufReader, Read, Write},
     net::{SocketAddr, TcpListener, TcpStream},
-    sync::{Arc, mpsc},
+    sync::mpsc,
     thread,
     time::Duration,
 };
-use tokio::sync::Semaphore;
 
-const STOP: TokenId = TokenId(507);
-
-fn tokenizer() -> Arc<Tokenizer> {
-    Arc::new(Tokenizer::load(&fixture("tiny-gqa").join("tokenizer.json")).unwrap())
-}
-
-/// The tokens of a reply, and the one that ends it.
-fn script(reply: &str) -> Vec<u32> {
-    let tokens = tokenizer().encode(&[Piece::Template(reply)]).unwrap();
-    tokens.into_iter().chain([STOP]).map(|token| token.0).collect()
-}
-
-/// One model called `fake` and its engine thread, which ends with the last handle or at shutdown.
-fn models(model: FakeModel, config: &EngineConfig) -> Models {
-    let (engine, handle) = Engine::new(config, model);
-    thread::spawn(|| engine.run());
-    let template = fs::read_to_string(fixture("tiny-gqa").join("chat_template.jinja")).unwrap();
-    // The markup that a reply may use is read off the template.
-    let template = template + "{# <think> </think> #}";
-    let chat = ChatModel {
-        name: "fake".to_owned(),
-        created: 1,
-        tokenizer: tokenizer(),
-        template: ChatTemplate::new(&template, BTreeMap::new(), tokenizer().added_tokens()).unwrap(),
-        stop_tokens: [STOP].into(),
-        default_sampling: SamplingParams { temperature: 0.0, ..SamplingParams::default() },
-        prompt_permits: Arc::new(Semaphore::new(2)),
-    };
-    Models::new(vec![Chat::new(chat, handle)])
-}
-
-fn server_config(settings: &[&str]) -> ServerConfig {
+pub(crate) fn server_config(settings: &[&str]) -> ServerConfig {
     let settings = settings.iter().map(|setting| (*setting).to_owned()).collect();
     Config::load(&Overrides { settings, ..Overrides::default() }).unwrap().0.server
 }
@@ -168,14 +136,14 @@ async fn refusals_have_four_keys_and_a_status() {
 }
 
 /// A server on a thread of its own, until it is signalled.
-struct Running {
+pub(crate) struct Running {
     address: SocketAddr,
     signals: signals::UnboundedSender<()>,
-    thread: thread::JoinHandle<()>,
+    pub(crate) thread: thread::JoinHandle<()>,
 }
 
 impl Running {
-    fn start(models: Models, settings: &[&str]) -> Self {
+    pub(crate) fn start(models: Models, settings: &[&str]) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let config = server_config(settings);
@@ -185,12 +153,12 @@ impl Running {
         Self { address, signals, thread }
     }
 
-    fn signal(&self) {
+    pub(crate) fn signal(&self) {
         self.signals.unbounded_send(()).unwrap();
     }
 
     /// Sends a request and leaves the connection open.
-    fn send(&self, body: &Value) -> BufReader<TcpStream> {
+    pub(crate) fn send(&self, body: &Value) -> BufReader<TcpStream> {
         let body = body.to_string();
         self.send_raw(&format!(
             "POST /v1/responses HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
@@ -206,7 +174,7 @@ impl Running {
     }
 }
 
-fn read_until(connection: &mut BufReader<TcpStream>, text: &str) -> String {
+pub(crate) fn read_until(connection: &mut BufReader<TcpStream>, text: &str) -> String {
     let mut seen = String::new();
     while !seen.contains(text) {
         let read = connection.read_line(&mut seen).unwrap();
@@ -303,10 +271,13 @@ fn feed(permits: &mpsc::SyncSender<()>) {
     }
 }
 
-/// Status line and body of the answer to a raw request.
-fn exchange(server: &Running, request: &str) -> (String, String) {
-    let mut connection = server.send_raw(request);
-    let head = read_until(&mut connection, "\r\n\r\n");
+/// Head and body of the answer to a raw request.
+pub(crate) fn exchange(server: &Running, request: &str) -> (String, String) {
+    read_answer(&mut server.send_raw(request))
+}
+
+pub(crate) fn read_answer(connection: &mut BufReader<TcpStream>) -> (String, String) {
+    let head = read_until(connection, "\r\n\r\n");
     let mut length = 0;
     for line in head.lines() {
         if let Some(value) = line.strip_prefix("content-length: ") {
@@ -368,7 +339,8 @@ fn models_and_health_are_told() {
     assert_eq!(get("/v1/models"), format!(r#"{{"object":"list","data":[{model}]}}"#));
     assert_eq!(get("/v1/models/fake"), model);
     assert_eq!(get("/health"), r#"{"status":"ok"}"#);
-    assert_eq!(get("/ready"), r#"{"status":"ready"}"#);
+    let ready: Value = serde_json::from_str(&get("/ready")).unwrap();
+    assert_eq!((&ready["status"], &ready["models"][0]["state"]), (&json!("ready"), &json!("ready")));
     server.signal();
     server.thread.join().unwrap();
 }

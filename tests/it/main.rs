@@ -5,9 +5,11 @@
 mod cli;
 mod engine;
 mod equality;
+mod fake_loader;
 mod fake_model;
 mod golden;
 mod http;
+mod models;
 mod simulation;
 mod tidy;
 mod tiny_model;

@@ -239,14 +239,14 @@ pub(super) fn c_name(name: &str) -> CString {
 }
 
 fn session_builder(runtime: &Runtime, config: &EngineConfig) -> ort::Result<SessionBuilder> {
-    let mut builder = Session::builder(&runtime.environment)?;
     let allowed = thread::available_parallelism().map_or(1, usize::from);
-    match config.intra_op_threads {
-        // The runtime would take one for each core of the machine, also where a container may use only some of them.
-        0 if allowed < num_cpus::get_physical() => builder = builder.with_intra_threads(allowed)?,
-        0 => {}
-        threads => builder = builder.with_intra_threads(threads)?,
-    }
+    let threads = match config.intra_op_threads {
+        // Left to itself, the runtime takes one for each core of the machine, also where a container may use only some of
+        // them, and pins each to a core, where it waits when something else runs there.
+        0 => allowed.min(num_cpus::get_physical()),
+        threads => threads,
+    };
+    let mut builder = Session::builder(&runtime.environment)?.with_intra_threads(threads)?;
     if !config.intra_op_affinity.is_empty() {
         builder = builder.with_config_entry(AFFINITY, &config.intra_op_affinity)?;
     }

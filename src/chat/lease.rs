@@ -1,0 +1,42 @@
+//! The right to talk to a loaded model.
+
+use super::{Chat, ChatError, ChatEvent, ChatRequest, ServedModel};
+use crate::engine::SamplingParams;
+use futures::{Stream, StreamExt};
+use std::sync::Arc;
+
+/// A chat whose model is not unloaded while this, or the reply that it became, lives.
+#[derive(Debug)]
+pub struct Lease {
+    chat: Chat,
+    model: Arc<ServedModel>,
+}
+
+impl Lease {
+    /// The model counts it.
+    pub(super) fn new(chat: Chat, model: Arc<ServedModel>) -> Self {
+        Self { chat, model }
+    }
+
+    /// What applies where a request says nothing.
+    pub fn default_sampling(&self) -> &SamplingParams {
+        self.chat.default_sampling()
+    }
+
+    /// See [`Chat::start`].
+    ///
+    /// # Errors
+    /// Before the first byte of the reply is sent.
+    pub async fn start(self, request: ChatRequest) -> Result<impl Stream<Item = ChatEvent> + Unpin + use<>, ChatError> {
+        let events = self.chat.start(request).await?;
+        Ok(events.inspect(move |_| {
+            let _held_while_it_talks = &self;
+        }))
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        self.model.end_lease();
+    }
+}
