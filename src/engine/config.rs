@@ -18,7 +18,8 @@ pub struct EngineConfig {
     pub max_context_tokens: NonZeroU32,
     /// Tokens computed in one step by all sequences together; longer prompts are computed in chunks.
     pub max_step_tokens: NonZeroU32,
-    /// What a run of the graph costs beside its tokens, as a number of tokens: decides which rows share a run.
+    /// What a run of the graph costs beside its tokens, as a number of tokens: decides which rows share a run. 0 leaves it
+    /// to the provider.
     pub run_overhead_tokens: usize,
     /// Whether a request goes on from what earlier ones with the same beginning have computed.
     pub prefix_cache: bool,

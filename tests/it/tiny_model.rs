@@ -94,7 +94,7 @@ fn no_edit_of_the_graph_and_no_sharing_of_runs_changes_what_is_said() {
         let expected = alone(name);
         for query_seqlens in [false, true] {
             for logits_indices in [false, true] {
-                for run_overhead_tokens in [0, 1000] {
+                for run_overhead_tokens in [1, 1000] {
                     let graph_edits = GraphEdits { query_seqlens, logits_indices, accuracy_level: false };
                     let config = EngineConfig { graph_edits, run_overhead_tokens, ..config(4, 30) };
                     assert_eq!(together(name, &config), expected, "{name} with {config:?}");

@@ -24,6 +24,8 @@ def without_identity(response):
         del value[key]
     for item in value["output"]:
         del item["id"]
+    if value["usage"]:
+        del value["usage"]["input_tokens_details"]["cached_tokens"]
     return value
 
 
@@ -153,6 +155,29 @@ def test_usage_adds_up(ask):
     assert usage.total_tokens == usage.input_tokens + usage.output_tokens
     assert 0 <= usage.input_tokens_details.cached_tokens <= usage.input_tokens
     assert 0 <= usage.output_tokens_details.reasoning_tokens <= usage.output_tokens
+
+
+def test_a_second_turn_goes_on_from_the_first(ask, client):
+    story = [{"role": "user", "content": f"Remember the code word. It is {'very ' * 40}secret: lantern."}]
+    first = ask(story)
+    turns = [*story, *first.output, {"role": "user", "content": "What is the code word?"}]
+    second = ask(turns)
+    cached = second.usage.input_tokens_details.cached_tokens
+    assert first.usage.input_tokens // 2 < cached < second.usage.input_tokens
+    again = ask(turns)
+    assert again.output_text == second.output_text
+    assert again.usage.input_tokens_details.cached_tokens == again.usage.input_tokens - 1
+    # Another key sees nothing of it.
+    stranger = client.with_options(api_key="another")
+    unknown = stranger.responses.create(model="starter", input=[*story, {"role": "user", "content": "?"}])
+    assert unknown.usage.input_tokens_details.cached_tokens == 0
+
+
+@pytest.mark.parametrize("tier", ["priority", "default", "flex"])
+def test_every_service_tier_says_the_same(ask, tier):
+    response = ask(service_tier=tier, extra_body={"max_draft_tokens": 4})
+    assert response.service_tier == tier
+    assert response.output_text == ask().output_text
 
 
 def test_settings_are_echoed(ask):

@@ -23,6 +23,11 @@ pub(super) struct GqaModel {
     occupants: Vec<Option<usize>>,
 }
 
+/// What a run costs beside its tokens where the config leaves it open. On a CPU, a run of one token takes as long as four
+/// or five more in the same run; on a GPU, tokens are all but free until there are hundreds.
+const CPU_RUN_OVERHEAD_TOKENS: usize = 4;
+const GPU_RUN_OVERHEAD_TOKENS: usize = 256;
+
 struct Slab {
     past: CString,
     present: CString,
@@ -60,6 +65,11 @@ impl Slab {
 
 impl GqaModel {
     pub(super) fn new(graph: Graph, num_slots: usize, run_overhead_tokens: usize) -> Result<Self, LoadError> {
+        let run_overhead_tokens = match run_overhead_tokens {
+            0 if graph.is_on_host() => CPU_RUN_OVERHEAD_TOKENS,
+            0 => GPU_RUN_OVERHEAD_TOKENS,
+            set => set,
+        };
         let context_tokens = graph.limits().context_tokens;
         let num_bytes = graph.spec().kv_bytes_per_token().saturating_mul(context_tokens).saturating_mul(num_slots);
         if isize::try_from(num_bytes).is_err() {
