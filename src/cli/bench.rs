@@ -23,21 +23,24 @@ pub(super) struct BenchArgs {
     #[arg(long, value_delimiter = ',', default_values_t = [1, 4, 8].map(|rows| NonZeroU32::new(rows).expect("not zero")))]
     rows: Vec<NonZeroU32>,
     /// Tokens that each sequence has before it decodes.
-    #[arg(long, default_value_t = 128)]
+    #[arg(long, default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..=MAX_TOKENS))]
     context: u32,
     /// Tokens that are timed in each sequence.
-    #[arg(long, default_value_t = 48)]
+    #[arg(long, default_value_t = 48, value_parser = clap::value_parser!(u32).range(1..=MAX_TOKENS))]
     tokens: u32,
     /// Tokens of the prompt whose prefill is timed.
-    #[arg(long, default_value_t = 512)]
+    #[arg(long, default_value_t = 512, value_parser = clap::value_parser!(u32).range(1..=MAX_TOKENS))]
     prompt: u32,
     /// Measurements of everything; the medians are printed.
-    #[arg(long, default_value_t = 3)]
-    rounds: usize,
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    rounds: u32,
     /// Print one JSON object instead of a table.
     #[arg(long)]
     json: bool,
 }
+
+/// More than any model's context.
+const MAX_TOKENS: i64 = 10_000_000;
 
 /// All that is measured.
 #[derive(Debug, Serialize)]
@@ -70,11 +73,15 @@ struct Rate {
 
 pub(super) fn run(args: &BenchArgs, config: &EngineConfig, runtime: &Runtime) -> anyhow::Result<u8> {
     let spec = ModelDir::open(&args.dir)?.spec;
-    let longest = args.prompt.max(args.context + 2 * args.tokens) as usize + 2;
-    if spec.context_tokens < longest || args.tokens == 0 || args.context == 0 || args.prompt == 0 || args.rounds == 0 {
-        bail!("the numbers must not be 0, and the model takes at most {} tokens; ask for fewer", spec.context_tokens);
+    let most_rows = args.rows.iter().map(|rows| rows.get()).max().unwrap_or(1);
+    // While the last prompts are computed, the first sequences decode already.
+    let num_chunks = args.context.div_ceil(config.max_step_tokens.get().saturating_sub(most_rows).max(1));
+    let max_output_tokens = most_rows.saturating_mul(num_chunks + 1).saturating_add(2 * args.tokens);
+    let num_tokens = args.prompt.max(max_output_tokens.saturating_add(args.context)).saturating_add(2);
+    if spec.context_tokens < num_tokens as usize {
+        bail!("this takes {num_tokens} tokens of context, and the model has {}; ask for fewer", spec.context_tokens);
     }
-    let bench = Bench { args, config, runtime, spec, num_tokens: u32::try_from(longest)? };
+    let bench = Bench { args, config, runtime, spec, num_tokens, max_output_tokens };
     let mut decode = Vec::new();
     for rows in &args.rows {
         decode.push(bench.decode(*rows)?);
@@ -100,6 +107,8 @@ struct Bench<'b> {
     spec: ModelSpec,
     /// Context that every slot needs.
     num_tokens: u32,
+    /// Enough for every sequence to go on until the time is taken.
+    max_output_tokens: u32,
 }
 
 impl Bench<'_> {
@@ -118,7 +127,7 @@ impl Bench<'_> {
         let mut floors = vec![self.floor(&mut *model, rows)?];
         let running = Running::start(model, &config)?;
         let (mut greedy, mut sampled) = (Vec::new(), Vec::new());
-        for round in 0..self.args.rounds as u64 {
+        for round in 0..u64::from(self.args.rounds) {
             greedy.push(self.rate(
                 &running.handle,
                 rows,
@@ -139,11 +148,11 @@ impl Bench<'_> {
         })
     }
 
-    /// Runs of the graph alone, at the middle of the lengths that the engine is timed at.
+    /// Runs of the graph alone, over the lengths that the engine is timed at.
     fn floor(&self, model: &mut dyn Model, rows: NonZeroU32) -> anyhow::Result<f64> {
         let limits = model.limits();
         let (mut batch, mut logits) = (Batch::default(), Logits::new(limits.vocab_size));
-        let position = (self.args.context + self.args.tokens / 2) as usize;
+        let position = self.args.context as usize;
         for slot_index in 0..rows.get() as usize {
             let prompt = self.tokens(position, slot_index as u64);
             for (chunk, start) in prompt.chunks(64).zip((0..).step_by(64)) {
@@ -152,12 +161,12 @@ impl Bench<'_> {
                 model.forward(&batch, &mut logits)?;
             }
         }
-        batch.clear();
-        for slot_index in 0..rows.get() as usize {
-            batch.push(slot_index, position, &[TokenId(1)], Some(&[]));
-        }
         let mut times = Vec::new();
-        for _ in 0..self.args.tokens {
+        for position in (position..).take(self.args.tokens as usize) {
+            batch.clear();
+            for slot_index in 0..rows.get() as usize {
+                batch.push(slot_index, position, &[TokenId(1)], Some(&[]));
+            }
             logits.clear();
             let before = model.time_in_runs();
             model.forward(&batch, &mut logits)?;
@@ -177,7 +186,7 @@ impl Bench<'_> {
         let mut streams = Vec::new();
         for row in 0..rows.get() {
             let prompt = self.tokens(self.args.context as usize, 1000 * (1 + round) + u64::from(row));
-            streams.push(handle.submit(self.request(prompt, 2 * self.args.tokens, sampling.clone()))?);
+            streams.push(handle.submit(self.request(prompt, self.max_output_tokens, sampling.clone()))?);
         }
         for stream in &mut streams {
             next_token(stream)?;
@@ -189,6 +198,9 @@ impl Bench<'_> {
             next_token(streams.last_mut().expect("at least one row"))?;
         }
         let (elapsed, Stats { busy, running, generated_tokens, .. }) = (began.elapsed(), handle.stats().since(&before));
+        if generated_tokens < u64::from(rows.get() * (self.args.tokens - 1)) {
+            bail!("a sequence ended while the others were timed");
+        }
         Ok(Rate {
             tokens_per_second: generated_tokens as f64 / elapsed.as_secs_f64(),
             outside_runs: 1.0 - running.as_secs_f64() / busy.as_secs_f64(),
@@ -199,7 +211,7 @@ impl Bench<'_> {
         let (model, config) = self.load(NonZeroU32::MIN)?;
         let running = Running::start(model, &config)?;
         let mut rates = Vec::new();
-        for round in 0..self.args.rounds as u64 {
+        for round in 0..u64::from(self.args.rounds) {
             let prompt = self.tokens(self.args.prompt as usize, round);
             let began = Instant::now();
             next_token(&mut running.handle.submit(self.request(prompt, 1, SamplingParams::default()))?)?;

@@ -20,7 +20,7 @@ pub struct EngineConfig {
     pub max_step_tokens: NonZeroU32,
     /// What a run of the graph costs beside its tokens, as a number of tokens: decides which rows share a run. 0 leaves it
     /// to the provider.
-    pub run_overhead_tokens: usize,
+    pub run_overhead_tokens: u32,
     /// Whether a request goes on from what earlier ones with the same beginning have computed.
     pub prefix_cache: bool,
     /// Tokens guessed ahead in one step where the reply repeats what was said before; 0 guesses none.

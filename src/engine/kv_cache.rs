@@ -141,26 +141,13 @@ impl KvCache {
 
     /// Gives a running sequence the first free row between `first` and its own, if there is one, so that no run spans a
     /// row with nothing to do. `num_tokens` is what the sequence's row holds.
-    ///
-    /// # Errors
-    /// When the backend fails: then neither row holds anything of use.
-    pub fn close_gap(
-        &mut self,
-        first: usize,
-        slot: &mut Slot,
-        num_tokens: usize,
-        model: &mut impl Model,
-    ) -> Result<(), ModelError> {
-        if !self.can_move_slots {
-            return Ok(());
+    pub fn close_gap(&mut self, first: usize, slot: &mut Slot, num_tokens: usize, model: &mut impl Model) {
+        let between = |free: &&mut FreeSlot| first < free.slot.0 && free.slot.0 < slot.0;
+        if let Some(gap) = self.free.iter_mut().filter(|_| self.can_move_slots).find(between) {
+            model.swap_slots(gap.slot.0, slot.0, num_tokens.max(gap.tokens.len()));
+            std::mem::swap(&mut gap.slot, slot);
+            self.free.sort_unstable_by_key(|free| free.slot.0);
         }
-        let Some(gap) = self.free.iter_mut().find(|free| first < free.slot.0 && free.slot.0 < slot.0) else {
-            return Ok(());
-        };
-        model.swap_slots(gap.slot.0, slot.0, num_tokens.max(gap.tokens.len()))?;
-        std::mem::swap(&mut gap.slot, slot);
-        self.free.sort_unstable_by_key(|free| free.slot.0);
-        Ok(())
     }
 
     /// Asserts that no row leaked.
@@ -200,7 +187,7 @@ impl KvCache {
                 if position != 0 {
                     let [first, chosen] = self.free.get_disjoint_mut([0, position]).expect("two free rows");
                     let longer = first.tokens.len().max(num_tokens);
-                    model.swap_slots(first.slot.0, chosen.slot.0, longer)?;
+                    model.swap_slots(first.slot.0, chosen.slot.0, longer);
                     std::mem::swap(&mut first.slot, &mut chosen.slot);
                     self.free.swap(0, position);
                 }
@@ -233,10 +220,15 @@ impl KvCache {
     /// Without moving anything: the row with the prefix, unless most of what it holds would be lost and another row is
     /// missed less.
     fn choose_in_place(&self, source: Option<(Source, usize)>) -> (usize, usize) {
-        if let Some((Source::Free(position), num_tokens)) = source {
-            return (position, num_tokens);
+        let missed_least = self.least_recently_used(None).unwrap_or(0);
+        match source {
+            Some((Source::Free(position), num_tokens))
+                if position == missed_least || self.free[position].tokens.len() <= 2 * num_tokens =>
+            {
+                (position, num_tokens)
+            }
+            _ => (missed_least, 0),
         }
-        (self.least_recently_used(None).unwrap_or(0), 0)
     }
 }
 
@@ -251,7 +243,6 @@ mod tests {
     struct Memory {
         rows: Vec<Vec<TokenId>>,
         limits: ModelLimits,
-        num_moved: usize,
     }
 
     impl Memory {
@@ -263,7 +254,7 @@ mod tests {
                 can_verify_drafts: false,
                 can_move_slots,
             };
-            Self { rows: vec![Vec::new(); num_rows], limits, num_moved: 0 }
+            Self { rows: vec![Vec::new(); num_rows], limits }
         }
     }
 
@@ -282,16 +273,13 @@ mod tests {
 
         fn copy_slot(&mut self, from: usize, to: usize, num_tokens: usize) -> Result<(), ModelError> {
             self.rows[to] = self.rows[from][..num_tokens].to_vec();
-            self.num_moved += num_tokens;
             Ok(())
         }
 
-        fn swap_slots(&mut self, one: usize, other: usize, num_tokens: usize) -> Result<(), ModelError> {
+        fn swap_slots(&mut self, one: usize, other: usize, num_tokens: usize) {
             self.rows.swap(one, other);
             self.rows[one].truncate(num_tokens);
             self.rows[other].truncate(num_tokens);
-            self.num_moved += num_tokens;
-            Ok(())
         }
     }
 
@@ -349,6 +337,19 @@ mod tests {
     }
 
     #[test]
+    fn where_nothing_moves_a_short_prefix_does_not_cost_a_long_conversation() {
+        let (mut cache, mut memory) = cache(2, false);
+        let (slot, _) = compute(&mut cache, &mut memory, &tokens(0, 90));
+        cache.release(slot, tokens(0, 90), 0);
+        let mut other = tokens(0, 20);
+        other.extend(tokens(500, 5));
+        let (slot, num_reused) = compute(&mut cache, &mut memory, &other);
+        assert_eq!((slot.index(), num_reused, held(&cache)), (1, 0, vec![90]));
+        cache.release(slot, other, 0);
+        assert_eq!(compute(&mut cache, &mut memory, &tokens(0, 90)).1, 89);
+    }
+
+    #[test]
     fn a_prefix_that_is_being_used_is_copied() {
         let (mut cache, mut memory) = cache(2, true);
         let prompt = tokens(0, 40);
@@ -367,7 +368,7 @@ mod tests {
             (0..4).map(|row| compute(&mut cache, &mut memory, &tokens(row * 100, 20)).0).collect();
         let mut last = slots.pop().unwrap();
         cache.release(slots.remove(1), tokens(100, 20), 0);
-        cache.close_gap(0, &mut last, 20, &mut memory).unwrap();
+        cache.close_gap(0, &mut last, 20, &mut memory);
         assert_eq!((last.index(), memory.rows[1].clone()), (1, tokens(300, 20)));
         // The row that was freed has moved, with what it holds.
         assert_eq!((held(&cache), memory.rows[3].clone()), (vec![20], tokens(100, 20)));
@@ -401,7 +402,7 @@ mod tests {
                 running.push((slot, prompt, salt));
                 let first = running.iter().map(|(slot, ..)| slot.index()).min().unwrap();
                 let (last, tokens, _) = running.iter_mut().max_by_key(|(slot, ..)| slot.index()).unwrap();
-                cache.close_gap(first, last, tokens.len(), &mut memory).unwrap();
+                cache.close_gap(first, last, tokens.len(), &mut memory);
                 for (slot, tokens, _) in &running {
                     prop_assert_eq!(&memory.rows[slot.index()], tokens);
                 }

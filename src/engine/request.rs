@@ -48,7 +48,7 @@ pub enum ServiceClass {
 }
 
 impl ServiceClass {
-    /// How many requests that come later are served first, at most: so that nobody waits for ever.
+    /// Fewer requests than this that come later are served first: so that nobody waits for ever.
     fn patience(self) -> u64 {
         match self {
             Self::Priority => 0,

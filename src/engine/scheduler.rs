@@ -1,15 +1,13 @@
 //! Which sequences run in the next step, and how far.
 
-use super::{
-    Batch, FinishReason, KvCache, Model, Prefix, Sequence, ServiceClass, request::Submission, stats::Counters,
-};
+use super::{Batch, FinishReason, KvCache, Model, Prefix, Sequence, request::Submission, stats::Counters};
 
 /// Decides what each step computes.
 #[derive(Debug)]
 pub struct Scheduler {
     /// In the order in which they will be admitted.
     waiting: Vec<Waiting>,
-    /// In the order of admission.
+    /// In the order of their turns.
     running: Vec<Sequence>,
     max_step_tokens: usize,
     num_arrived: u64,
@@ -41,7 +39,7 @@ impl Scheduler {
     }
 
     /// Admits waiting requests while slots last, then fills the batch: every sequence that decodes gets its one token
-    /// first, then prompts share what is left of the step, oldest first, then guesses. So a long prompt never holds up a
+    /// first, then prompts share what is left of the step, in the order of their turns, then guesses. So a long prompt never holds up a
     /// running reply for more than one step.
     ///
     /// The first unfinished prompt always advances by at least one token, so that many decoding sequences cannot
@@ -69,27 +67,25 @@ impl Scheduler {
             sequence.push_row(batch, 1, max_draft_tokens);
         }
         let mut budget = left.max(1);
-        for class in [ServiceClass::Priority, ServiceClass::Default, ServiceClass::Flex] {
-            let prompts = self.running.iter_mut().filter(|sequence| 1 < sequence.num_missing_tokens());
-            for sequence in prompts.filter(|sequence| sequence.service_class() == class) {
-                let num_tokens = sequence.num_missing_tokens().min(budget);
-                if num_tokens == 0 {
-                    return;
-                }
-                sequence.push_row(batch, num_tokens, 0);
-                budget -= num_tokens;
+        for sequence in self.running.iter_mut().filter(|sequence| 1 < sequence.num_missing_tokens()) {
+            let num_tokens = sequence.num_missing_tokens().min(budget);
+            if num_tokens == 0 {
+                break;
             }
+            sequence.push_row(batch, num_tokens, 0);
+            budget -= num_tokens;
         }
     }
 
     fn admit(&mut self, kv_cache: &mut KvCache, model: &mut impl Model, counters: &Counters) {
         while kv_cache.has_room() && !self.waiting.is_empty() {
-            let Waiting { submission, .. } = self.waiting.remove(0);
+            let Waiting { turn, submission } = self.waiting.remove(0);
             let prompt = Prefix { tokens: &submission.prompt, salt: submission.cache_salt };
             let running = self.running.iter().map(|sequence| (sequence.slot_index(), sequence.prefix()));
             let (slot, num_cached_tokens) = kv_cache.allocate(prompt, running, model).expect("there is room");
             counters.count_admission(submission.prompt.len(), num_cached_tokens);
-            self.running.push(Sequence::new(submission, slot, num_cached_tokens));
+            let position = self.running.partition_point(|sequence| sequence.turn() <= turn);
+            self.running.insert(position, Sequence::new(submission, turn, slot, num_cached_tokens));
         }
     }
 
@@ -98,10 +94,7 @@ impl Scheduler {
         let Some(first) = self.running.iter().map(Sequence::slot_index).min() else { return };
         let last = self.running.iter_mut().max_by_key(|sequence| sequence.slot_index()).expect("there is a first one");
         let num_tokens = last.prefix().tokens.len();
-        if let Err(error) = kv_cache.close_gap(first, last.slot_mut(), num_tokens, model) {
-            tracing::error!(%error, "keys and values could not be moved");
-            last.fail();
-        }
+        kv_cache.close_gap(first, last.slot_mut(), num_tokens, model);
     }
 
     /// The sequence that owns a KV row.

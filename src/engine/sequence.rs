@@ -1,7 +1,7 @@
 //! A request that owns a slot.
 
 use super::{
-    Batch, FinishReason, Prefix, Row, Sampler, ServiceClass, Slot, TokenEvent, TokenId, draft,
+    Batch, FinishReason, Prefix, Row, Sampler, Slot, TokenEvent, TokenId, draft,
     request::Submission,
     sampler::{History, SamplingParams},
 };
@@ -21,7 +21,7 @@ pub struct Sequence {
     stop_tokens: Arc<[TokenId]>,
     sampling: SamplingParams,
     history: History,
-    service_class: ServiceClass,
+    turn: u64,
     cache_salt: u64,
     drafting: Drafting,
     events: mpsc::Sender<TokenEvent>,
@@ -53,7 +53,7 @@ const PAUSE_STEPS: u32 = 16;
 
 impl Sequence {
     /// Its slot holds the first `num_cached_tokens` of its prompt.
-    pub(super) fn new(submission: Submission, slot: Slot, num_cached_tokens: usize) -> Self {
+    pub(super) fn new(submission: Submission, turn: u64, slot: Slot, num_cached_tokens: usize) -> Self {
         let Submission { prompt, sampling, stop_tokens, max_output_tokens, events, permit, .. } = submission;
         assert!(num_cached_tokens < prompt.len(), "the last token is computed for its scores");
         Self {
@@ -65,7 +65,7 @@ impl Sequence {
             max_output_tokens,
             stop_tokens,
             sampling,
-            service_class: submission.service_class,
+            turn,
             cache_salt: submission.cache_salt,
             drafting: Drafting {
                 max_tokens: submission.max_draft_tokens,
@@ -103,8 +103,9 @@ impl Sequence {
         self.tokens.len() - self.num_computed_tokens
     }
 
-    pub(super) fn service_class(&self) -> ServiceClass {
-        self.service_class
+    /// Of two sequences, the one with the lower turn goes first.
+    pub(super) fn turn(&self) -> u64 {
+        self.turn
     }
 
     /// Adds the next `num_tokens` missing tokens to the batch; behind the last of them a guess of at most

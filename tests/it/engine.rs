@@ -148,6 +148,47 @@ fn dropping_the_stream_ends_the_sequence_within_one_step() {
     assert!(runs.load(Ordering::SeqCst) <= 2);
 }
 
+/// In the order in which one slot serves them, while one request runs already.
+fn served(classes: &[ServiceClass]) -> Vec<usize> {
+    let (model, permits, _) = FakeModel::default().gated();
+    let (engine, handle) = Engine::new(&config(1, 100), model);
+    let engine = thread::spawn(|| engine.run());
+    let mut running = handle.submit(request(&[5], 2)).unwrap();
+    permits.send(()).unwrap();
+    assert!(matches!(running.blocking_recv(), Some(TokenEvent::Token(_))), "the slot is taken");
+    let submit = |service_class| handle.submit(Request { service_class, ..request(&[5], 1) }).unwrap();
+    let mut waiting: Vec<(usize, TokenStream)> = classes.iter().map(|class| submit(*class)).enumerate().collect();
+    permits.send(()).unwrap();
+    drain(running);
+    let mut order = Vec::new();
+    while !waiting.is_empty() {
+        permits.send(()).unwrap();
+        // Each reply is one token, so each run serves one request.
+        let served = loop {
+            let ready = waiting.iter_mut().position(|(_, stream)| stream.try_recv().is_ok());
+            if let Some(position) = ready {
+                break position;
+            }
+            thread::yield_now();
+        };
+        order.push(waiting.remove(served).0);
+    }
+    drop((permits, handle));
+    engine.join().unwrap();
+    order
+}
+
+#[test]
+fn priority_goes_before_and_flex_behind_but_nobody_waits_for_ever() {
+    use ServiceClass::{Default, Flex, Priority};
+    assert_eq!(served(&[Flex, Default, Priority, Flex, Default, Priority]), [2, 5, 1, 4, 0, 3]);
+    // A patience of 64: the default request that came first goes before the 64th priority request.
+    let mut classes = vec![Default];
+    classes.extend([Priority; 80]);
+    let order = served(&classes);
+    assert_eq!(order.iter().position(|index| *index == 0), Some(63));
+}
+
 #[test]
 fn prompts_that_are_too_long_together_are_refused_until_one_gets_its_slot() {
     let (model, permits, _) = FakeModel::default().gated();

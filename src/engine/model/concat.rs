@@ -101,26 +101,40 @@ impl ConcatModel {
         for (slot_index, _) in wanted {
             self.forget(*slot_index);
         }
+        self.break_up()?;
         Ok(group)
+    }
+
+    /// Gives what is left of groups that lost a member tensors of its own: those of the group are as large as ever.
+    fn break_up(&mut self) -> Result<(), ModelError> {
+        let is_broken = |group: &Group| group.members.iter().any(|member| member.slot_index.is_none());
+        let mut left = Vec::new();
+        for member in self.groups.iter().filter(|group| is_broken(group)).flat_map(|group| &group.members) {
+            if let Some(slot_index) = member.slot_index {
+                left.push(self.put_together(&[(slot_index, member.num_tokens())])?);
+            }
+        }
+        self.groups.retain(|group| !is_broken(group));
+        self.groups.append(&mut left);
+        Ok(())
     }
 
     /// A copy of the first tokens of these slots, of each as many as are told.
     fn put_together(&self, wanted: &[(usize, usize)]) -> Result<Group, ModelError> {
         let num_columns = wanted.iter().map(|(_, num_tokens)| *num_tokens).max().unwrap_or(0);
-        let allocator = self.graph.device_allocator()?;
         let mut kv = Vec::with_capacity(self.kv.len());
         for (number, layer) in self.kv.iter().enumerate() {
             let KvTensor { num_heads, head_size, element_type, .. } = layer.spec;
             let shape = [wanted.len(), num_heads, num_columns, head_size].map(signed);
             if num_columns == 0 {
-                kv.push(Tensor::empty(&allocator, &shape, element_type)?);
+                kv.push(Tensor::empty(self.graph.device_allocator()?.memory_info(), &shape, element_type)?);
                 continue;
             }
             if !self.graph.is_on_host() {
                 return Err(ModelError::new("keys and values on this device cannot be put together on the host"));
             }
             // Zeros, since a masked column that is not a number would still spoil the sum.
-            let mut tensor = Tensor::zeros(&allocator, &shape, element_type)?;
+            let mut tensor = Tensor::zeros(&shape, element_type)?;
             let token_bytes = head_size * element_type.num_bytes();
             let heads = tensor.host_bytes_mut()?.chunks_exact_mut(num_columns * token_bytes);
             for (place, head) in heads.enumerate() {
@@ -161,7 +175,6 @@ impl ConcatModel {
                 member.slot_index = None;
             }
         }
-        self.groups.retain(|group| group.members.iter().any(|member| member.slot_index.is_some()));
     }
 }
 
@@ -210,12 +223,13 @@ impl Model for ConcatModel {
     fn copy_slot(&mut self, from: usize, to: usize, num_tokens: usize) -> Result<(), ModelError> {
         let mut copy = self.put_together(&[(from, num_tokens)])?;
         self.forget(to);
+        self.break_up()?;
         copy.members[0].slot_index = Some(to);
         self.groups.push(copy);
         Ok(())
     }
 
-    fn swap_slots(&mut self, one: usize, other: usize, _num_tokens: usize) -> Result<(), ModelError> {
+    fn swap_slots(&mut self, one: usize, other: usize, _num_tokens: usize) {
         for member in self.groups.iter_mut().flat_map(|group| &mut group.members) {
             member.slot_index = match member.slot_index {
                 Some(slot) if slot == one => Some(other),
@@ -223,6 +237,5 @@ impl Model for ConcatModel {
                 unchanged => unchanged,
             };
         }
-        Ok(())
     }
 }

@@ -265,7 +265,7 @@ impl<'m> Surface<'m> {
             scores.insert(name.to_owned());
             match node.op_type.as_str() {
                 "MatMul" | "MatMulNBits" | "FusedMatMul" => {
-                    let gathered = producers.get(node.input[0].as_str());
+                    let gathered = producers.get(node.input.first()?.as_str());
                     let is_pruned = gathered.is_some_and(|index| is_selection(&self.nodes[*index].op_type));
                     let is_free = !is_pruned && !self.inputs.contains(LOGITS_INDICES);
                     return is_free.then_some(Head { node: index, scores });

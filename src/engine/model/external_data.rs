@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    path::{Path, PathBuf},
+    path::{Component, Path, PathBuf},
 };
 
 /// Where a graph's data files are. The runtime looks in one folder and follows no link out of it, but the Hugging Face
@@ -29,6 +29,11 @@ impl ExternalData {
         let folder = real(beside)?;
         let mut places = Vec::new();
         for file in files {
+            if !Path::new(file).components().all(|part| matches!(part, Component::Normal(_) | Component::CurDir)) {
+                return Err(format!(
+                    "it names the data file {file}, which is not in its own folder; take another export"
+                ));
+            }
             places.push((file, real(&beside.join(file))?));
         }
         if places.iter().all(|(file, place)| *place == folder.join(file)) {
@@ -95,9 +100,14 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_is_missing_is_named() {
+    fn a_file_that_is_missing_or_elsewhere_is_named() {
         let dir = tempfile::tempdir().unwrap();
-        let error = ExternalData::find(&dir.path().join("model.onnx"), &files(&["gone"])).unwrap_err();
+        let graph = dir.path().join("model.onnx");
+        for outside in ["../secret", "/etc/passwd", "a/../../b"] {
+            let error = ExternalData::find(&graph, &files(&[outside])).unwrap_err();
+            assert!(error.contains("is not in its own folder"), "{error}");
+        }
+        let error = ExternalData::find(&graph, &files(&["gone"])).unwrap_err();
         assert!(error.contains("/gone cannot be found") && error.contains("download the whole folder"), "{error}");
     }
 }

@@ -88,6 +88,8 @@ impl Drop for Buffer {
 /// A tensor that ONNX Runtime can read or write, over data that lives for `'d`.
 pub(super) struct Tensor<'d> {
     value: NonNull<sys::OrtValue>,
+    /// Whether a run may write it.
+    is_writable: bool,
     data: PhantomData<&'d ()>,
 }
 
@@ -135,8 +137,11 @@ impl<'d> Tensor<'d> {
     /// A tensor to read.
     pub(super) fn from_slice<T: Element>(memory: &MemoryInfo<'_>, data: &'d [T], shape: &[i64]) -> Result<Self> {
         assert_eq!(num_elements(shape), data.len());
-        // SAFETY: the data lives for 'd, is as large as the shape says, and inputs are never written.
-        unsafe { Self::over(memory, data.as_ptr().cast_mut().cast(), size_of_val(data), shape, T::TYPE) }
+        // SAFETY: the data lives for 'd, is as large as the shape says, and only a writable tensor can be an output.
+        let mut tensor =
+            unsafe { Self::over(memory, data.as_ptr().cast_mut().cast(), size_of_val(data), shape, T::TYPE)? };
+        tensor.is_writable = false;
+        Ok(tensor)
     }
 
     /// A tensor to write.
@@ -189,29 +194,36 @@ impl<'d> Tensor<'d> {
                 &raw mut value,
             ))?;
         };
-        Ok(Self { value: NonNull::new(value).expect("a created value is not null"), data: PhantomData })
+        Ok(Self {
+            value: NonNull::new(value).expect("a created value is not null"),
+            is_writable: true,
+            data: PhantomData,
+        })
     }
 }
 
 impl Tensor<'static> {
-    /// A tensor with no elements, which owns its (no) data.
-    pub(super) fn empty(allocator: &Allocator, shape: &[i64], element_type: ElementType) -> Result<Self> {
+    /// A tensor with no elements, and so with no data that anybody would have to free.
+    pub(super) fn empty(memory: &MemoryInfo<'_>, shape: &[i64], element_type: ElementType) -> Result<Self> {
         assert_eq!(num_elements(shape), 0);
-        Self::uninitialized(allocator, shape, element_type)
+        // SAFETY: no bytes lie anywhere and live for ever.
+        unsafe { Self::over(memory, NonNull::<u64>::dangling().as_ptr().cast(), 0, shape, element_type.raw()) }
     }
 
     /// A tensor that owns its data, on the host.
-    pub(super) fn zeros(allocator: &Allocator, shape: &[i64], element_type: ElementType) -> Result<Self> {
-        let tensor = Self::uninitialized(allocator, shape, element_type)?;
+    pub(super) fn zeros(shape: &[i64], element_type: ElementType) -> Result<Self> {
+        let tensor = Self::uninitialized(shape, element_type)?;
         let (data, num_bytes) = tensor.host_data()?;
         // SAFETY: the data is as large, on the host, and nobody else has it; zero bytes are a number in every type.
         unsafe { data.write_bytes(0, num_bytes) };
         Ok(tensor)
     }
 
-    fn uninitialized(allocator: &Allocator, shape: &[i64], element_type: ElementType) -> Result<Self> {
+    fn uninitialized(shape: &[i64], element_type: ElementType) -> Result<Self> {
+        // The runtime's own, which is never freed: the value frees its data with it.
+        let allocator = Allocator::default();
         let mut value = ptr::null_mut();
-        // SAFETY: the allocator is valid and the runtime copies the shape.
+        // SAFETY: the allocator is valid for as long as the process runs, and the runtime copies the shape.
         unsafe {
             check((ort::api().CreateTensorAsOrtValue)(
                 allocator.ptr().cast_mut(),
@@ -221,7 +233,11 @@ impl Tensor<'static> {
                 &raw mut value,
             ))?;
         };
-        Ok(Self { value: NonNull::new(value).expect("a created value is not null"), data: PhantomData })
+        Ok(Self {
+            value: NonNull::new(value).expect("a created value is not null"),
+            is_writable: true,
+            data: PhantomData,
+        })
     }
 
     /// The data of a tensor on the host that a run has written or that was made here.
@@ -287,6 +303,7 @@ impl<'g, 'd> Run<'g, 'd> {
 
     /// Writes `tensor`. To be called before any [`bind_new_output`](Self::bind_new_output).
     pub(super) fn bind_output(&mut self, name: &CStr, tensor: &Tensor<'d>) -> Result<()> {
+        assert!(tensor.is_writable, "outputs are borrowed to be written");
         assert_eq!(self.num_new, 0, "outputs of ours are bound first");
         self.num_own += 1;
         // SAFETY: as above.
@@ -322,6 +339,7 @@ impl<'g, 'd> Run<'g, 'd> {
         let outputs = unsafe { slice::from_raw_parts(values, count) };
         let own = |value: &*mut sys::OrtValue| Tensor {
             value: NonNull::new(*value).expect("an output of a successful run is not null"),
+            is_writable: true,
             data: PhantomData,
         };
         let mut tensors: Vec<Tensor<'static>> = outputs.iter().map(own).collect();

@@ -64,11 +64,11 @@ impl Slab {
 }
 
 impl GqaModel {
-    pub(super) fn new(graph: Graph, num_slots: usize, run_overhead_tokens: usize) -> Result<Self, LoadError> {
+    pub(super) fn new(graph: Graph, num_slots: usize, run_overhead_tokens: u32) -> Result<Self, LoadError> {
         let run_overhead_tokens = match run_overhead_tokens {
             0 if graph.is_on_host() => CPU_RUN_OVERHEAD_TOKENS,
             0 => GPU_RUN_OVERHEAD_TOKENS,
-            set => set,
+            set => set as usize,
         };
         let context_tokens = graph.limits().context_tokens;
         let num_bytes = graph.spec().kv_bytes_per_token().saturating_mul(context_tokens).saturating_mul(num_slots);
@@ -169,12 +169,11 @@ impl Model for GqaModel {
         Ok(())
     }
 
-    fn swap_slots(&mut self, one: usize, other: usize, num_tokens: usize) -> Result<(), ModelError> {
+    fn swap_slots(&mut self, one: usize, other: usize, num_tokens: usize) {
         for slab in &mut self.kv {
             for (one, other) in slab.heads(one, other) {
                 slab.buffer.swap(one, other, num_tokens * slab.token_bytes);
             }
         }
-        Ok(())
     }
 }

@@ -193,27 +193,32 @@ fn open_edited(
         return Ok((session, wanted));
     }
     let unreadable = |message: String| LoadError::Session { path: spec.path.clone(), message };
-    let model = fs::read(&spec.path).map_err(|error| unreadable(error.to_string()))?;
-    let files = edit::external_files(&model).map_err(|error| unreadable(error.to_string()))?;
+    let read = || fs::read(&spec.path).map_err(|error| unreadable(error.to_string()));
+    let files = edit::external_files(&read()?).map_err(|error| unreadable(error.to_string()))?;
     let data = ExternalData::find(&spec.path, &files).map_err(unreadable)?;
     let mut builder = builder
         .with_config_entry(DATA_FOLDER, data.folder.to_string_lossy())
         .map_err(|error| failed(spec, &error.into()))?;
-    let mut open = |wanted| -> Result<(Session, GraphEdits), LoadError> {
-        let Edited { model, made } =
-            edit::edit(&model, wanted, |file| data.name(file)).map_err(|error| unreadable(error.to_string()))?;
-        let session = builder.commit_from_memory(&model).map_err(|error| failed(spec, &error))?;
-        Ok((session, made))
+    // The file is read anew for each try, and only its edited copy kept: with its weights inside, it may be large.
+    let edited =
+        |wanted| edit::edit(&read()?, wanted, |file| data.name(file)).map_err(|error| unreadable(error.to_string()));
+    let Edited { model, made } = edited(wanted)?;
+    let error = match builder.commit_from_memory(&model) {
+        Ok(session) => return Ok((session, made)),
+        Err(error) => error,
     };
-    match open(wanted) {
-        // A runtime before 1.32 refuses the input: its operator has no such one.
-        Err(error) if wanted.query_seqlens => {
-            let (session, made) = open(GraphEdits { query_seqlens: false, ..wanted })?;
-            tracing::warn!(%error, "this ONNX Runtime does not take `query_seqlens`; rows of different lengths run one by one");
-            Ok((session, made))
-        }
-        opened => opened,
+    drop(model);
+    if !made.query_seqlens {
+        return Err(failed(spec, &error));
     }
+    // A runtime before 1.32 refuses the input: its operator has no such one.
+    let Edited { model, made } = edited(GraphEdits { query_seqlens: false, ..wanted })?;
+    let session = builder.commit_from_memory(&model).map_err(|error| failed(spec, &error))?;
+    tracing::warn!(
+        error = words(&error),
+        "without `query_seqlens` the graph loads; rows of different lengths run one by one"
+    );
+    Ok((session, made))
 }
 
 /// Session option: where the files named by the graph lie.

@@ -51,10 +51,7 @@ pub trait Model: Send {
 
     /// Exchanges what two slots hold, of which the longer one is `num_tokens`. Only where
     /// [`can_move_slots`](ModelLimits::can_move_slots).
-    ///
-    /// # Errors
-    /// When the backend fails; both slots then hold nothing of use.
-    fn swap_slots(&mut self, one: usize, other: usize, num_tokens: usize) -> Result<(), ModelError>;
+    fn swap_slots(&mut self, one: usize, other: usize, num_tokens: usize);
 }
 
 impl Model for Box<dyn Model> {
@@ -74,8 +71,8 @@ impl Model for Box<dyn Model> {
         (**self).copy_slot(from, to, num_tokens)
     }
 
-    fn swap_slots(&mut self, one: usize, other: usize, num_tokens: usize) -> Result<(), ModelError> {
-        (**self).swap_slots(one, other, num_tokens)
+    fn swap_slots(&mut self, one: usize, other: usize, num_tokens: usize) {
+        (**self).swap_slots(one, other, num_tokens);
     }
 }
 
