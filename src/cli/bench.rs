@@ -75,7 +75,7 @@ pub(super) fn run(args: &BenchArgs, config: &EngineConfig, runtime: &Runtime) ->
     let spec = ModelDir::open(&args.dir)?.spec;
     let most_rows = args.rows.iter().map(|rows| rows.get()).max().unwrap_or(1);
     // While the last prompts are computed, the first sequences decode already.
-    let num_chunks = args.context.div_ceil(config.max_step_tokens.get().saturating_sub(most_rows).max(1));
+    let num_chunks = args.context.div_ceil(config.max_step_tokens.checked_sub(most_rows).unwrap_or(32).max(1));
     let max_output_tokens = most_rows.saturating_mul(num_chunks + 1).saturating_add(2 * args.tokens);
     let num_tokens = args.prompt.max(max_output_tokens.saturating_add(args.context)).saturating_add(2);
     if spec.context_tokens < num_tokens as usize {

@@ -16,8 +16,9 @@ pub struct EngineConfig {
     pub max_waiting_tokens: NonZeroU32,
     /// Prompt and reply together, at most what the model itself allows.
     pub max_context_tokens: NonZeroU32,
-    /// Tokens computed in one step by all sequences together; longer prompts are computed in chunks.
-    pub max_step_tokens: NonZeroU32,
+    /// Tokens computed in one step by all sequences together; longer prompts are computed in chunks. 0 leaves it to the
+    /// provider.
+    pub max_step_tokens: u32,
     /// What a run of the graph costs beside its tokens, as a number of tokens: decides which rows share a run. 0 leaves it
     /// to the provider.
     pub run_overhead_tokens: u32,

@@ -250,6 +250,7 @@ mod tests {
             let limits = ModelLimits {
                 vocab_size: 8,
                 context_tokens: 100,
+                chunk_tokens: 32,
                 can_rewind: true,
                 can_verify_drafts: false,
                 can_move_slots,

@@ -64,7 +64,10 @@ impl<M: Model> Engine<M> {
         let engine = Self {
             commands,
             stopping,
-            scheduler: Scheduler::new(config.max_step_tokens.get() as usize),
+            scheduler: Scheduler::new(match config.max_step_tokens {
+                0 => config.max_batch_size.get() as usize + limits.chunk_tokens,
+                set => set as usize,
+            }),
             kv_cache: KvCache::new(config.max_batch_size, config.prefix_cache, &model),
             model,
             sampler: Sampler::default(),

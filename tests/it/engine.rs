@@ -18,7 +18,7 @@ pub(crate) fn config(max_batch_size: u32, max_step_tokens: u32) -> EngineConfig 
         max_waiting: nonzero(256),
         max_waiting_tokens: nonzero(100_000),
         max_context_tokens: nonzero(8192),
-        max_step_tokens: nonzero(max_step_tokens),
+        max_step_tokens,
         run_overhead_tokens: 4,
         prefix_cache: true,
         max_draft_tokens: 0,

@@ -82,6 +82,7 @@ impl Model for FakeModel {
         ModelLimits {
             vocab_size: VOCAB_SIZE,
             context_tokens: CONTEXT_TOKENS,
+            chunk_tokens: 32,
             can_rewind: !self.is_rigid,
             can_verify_drafts: !self.is_rigid,
             can_move_slots: !self.is_rigid,

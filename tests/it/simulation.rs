@@ -124,7 +124,7 @@ fn ten_thousand_requests_say_what_each_would_say_alone() {
 
 #[test]
 fn nothing_changes_with_few_slots_tiny_steps_or_a_model_that_only_appends() {
-    for (seed, max_batch_size, max_step_tokens) in [(2, 1, 1), (3, 2, 7), (4, 9, 300)] {
+    for (seed, max_batch_size, max_step_tokens) in [(2, 1, 1), (3, 2, 7), (4, 9, 300), (6, 3, 0)] {
         for model in [FakeModel::default(), FakeModel::rigid()] {
             simulate(model, &config(max_batch_size, max_step_tokens), seed, 400, 12);
         }

@@ -66,6 +66,7 @@ impl Graph {
             limits: ModelLimits {
                 vocab_size: spec.vocab_size,
                 context_tokens,
+                chunk_tokens: if device.name == ProviderName::Cpu { CPU_CHUNK_TOKENS } else { GPU_CHUNK_TOKENS },
                 can_rewind: false,
                 can_verify_drafts: false,
                 can_move_slots: false,
@@ -172,6 +173,10 @@ impl Graph {
         Ok(outputs)
     }
 }
+
+/// More are computed no faster on a CPU; a GPU is not busy with fewer.
+const CPU_CHUNK_TOKENS: usize = 32;
+const GPU_CHUNK_TOKENS: usize = 2048;
 
 /// The first elements of a scratch vector, which never shrinks: what they hold does not matter.
 fn resized<'v, T: Clone + Default>(scratch: &'v mut Vec<T>, shape: &[i64]) -> &'v mut [T] {

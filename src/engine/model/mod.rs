@@ -83,6 +83,8 @@ pub struct ModelLimits {
     pub vocab_size: usize,
     /// Prompt and reply together.
     pub context_tokens: usize,
+    /// Tokens of prompts that a step had best compute: enough to use the device well, and no more, since replies wait.
+    pub chunk_tokens: usize,
     /// Whether a row may start before the end of what its slot holds.
     pub can_rewind: bool,
     /// Whether rows of a few tokens, all of them scored, run with those of one token, and rewinding costs nothing.
