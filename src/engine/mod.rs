@@ -20,6 +20,7 @@ pub use config::EngineConfig;
 pub use error::EngineError;
 pub use handle::{EngineHandle, TokenStream};
 pub use kv_cache::{KvCache, Prefix, Slot};
+pub(crate) use model::proto;
 pub use model::{
     ElementType, GraphEdits, GraphFamily, KvTensor, LoadError, Logits, Model, ModelError, ModelLimits, ModelSpec,
     ProviderConfig, ProviderName, Runtime, load,

@@ -3,6 +3,7 @@
 //! Field numbers are those of `onnx.proto3` of the ONNX project.
 
 use super::ModelDirError;
+use crate::engine::proto::{DimensionProto, ValueInfoProto};
 use prost::Message;
 use std::{collections::BTreeMap, fs, path::Path};
 
@@ -30,40 +31,6 @@ struct GraphProto {
 struct NodeProto {
     #[prost(string, tag = "4")]
     op_type: String,
-}
-
-#[derive(Message)]
-struct ValueInfoProto {
-    #[prost(string, tag = "1")]
-    name: String,
-    #[prost(message, optional, tag = "2")]
-    r#type: Option<TypeProto>,
-}
-
-#[derive(Message)]
-struct TypeProto {
-    #[prost(message, optional, tag = "1")]
-    tensor_type: Option<TensorTypeProto>,
-}
-
-#[derive(Message)]
-struct TensorTypeProto {
-    #[prost(int32, tag = "1")]
-    elem_type: i32,
-    #[prost(message, optional, tag = "2")]
-    shape: Option<TensorShapeProto>,
-}
-
-#[derive(Message)]
-struct TensorShapeProto {
-    #[prost(message, repeated, tag = "1")]
-    dim: Vec<DimensionProto>,
-}
-
-#[derive(Message)]
-struct DimensionProto {
-    #[prost(int64, optional, tag = "1")]
-    dim_value: Option<i64>,
 }
 
 /// What a graph says of itself.

@@ -3,6 +3,7 @@
 //! A graph is spliced, not decoded and encoded again: bytes that no edit names, weights above all, go through as they
 //! are. Field numbers are those of `onnx.proto3` of the ONNX project.
 
+use super::proto::{DimensionProto, TensorShapeProto, TensorTypeProto, TypeProto, ValueInfoProto};
 use prost::{DecodeError, Message, decode_length_delimiter, encode_length_delimiter};
 use serde::Deserialize;
 use std::{
@@ -79,42 +80,6 @@ struct AttributeProto {
     /// `AttributeType`; 2 is an integer.
     #[prost(int32, tag = "20")]
     r#type: i32,
-}
-
-#[derive(Message)]
-struct ValueInfoProto {
-    #[prost(string, tag = "1")]
-    name: String,
-    #[prost(message, optional, tag = "2")]
-    r#type: Option<TypeProto>,
-}
-
-#[derive(Message)]
-struct TypeProto {
-    #[prost(message, optional, tag = "1")]
-    tensor_type: Option<TensorTypeProto>,
-}
-
-#[derive(Message)]
-struct TensorTypeProto {
-    #[prost(int32, tag = "1")]
-    elem_type: i32,
-    #[prost(message, optional, tag = "2")]
-    shape: Option<TensorShapeProto>,
-}
-
-#[derive(Message)]
-struct TensorShapeProto {
-    #[prost(message, repeated, tag = "1")]
-    dim: Vec<DimensionProto>,
-}
-
-#[derive(Message)]
-struct DimensionProto {
-    #[prost(int64, optional, tag = "1")]
-    dim_value: Option<i64>,
-    #[prost(string, optional, tag = "2")]
-    dim_param: Option<String>,
 }
 
 #[derive(Message)]

@@ -9,6 +9,7 @@ mod gqa;
 mod graph;
 mod inputs;
 mod plan;
+pub(crate) mod proto;
 mod provider;
 mod runtime;
 mod spec;
