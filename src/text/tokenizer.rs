@@ -2,12 +2,12 @@
 
 use super::TokenizerError;
 use crate::engine::TokenId;
-use serde_json::Value;
 use std::{
     fs,
     panic::{AssertUnwindSafe, catch_unwind},
     path::Path,
 };
+use tokenizers::{Model, Normalizer, OffsetReferential, OffsetType, PreTokenizedString, PreTokenizer};
 
 /// A part of a prompt.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -21,8 +21,6 @@ pub enum Piece<'a> {
 /// A model's `tokenizer.json`.
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
-    /// The same without any added token, for a client's words.
-    plain: tokenizers::Tokenizer,
     added: Vec<AddedToken>,
     /// How U+FFFD itself is spelled, which a detokenizer must not mistake for half a character.
     replacement_character: Vec<TokenId>,
@@ -68,17 +66,13 @@ impl Tokenizer {
         let mut inner = tokenizers::Tokenizer::from_bytes(json)?;
         // Prompts are whole: nothing is cut and nothing padded, whatever the file was trained with.
         inner.with_truncation(None)?.with_padding(None);
-        let mut description: Value = serde_json::from_slice(json)?;
-        description["added_tokens"] = Value::Array(Vec::new());
-        let mut plain = tokenizers::Tokenizer::from_bytes(serde_json::to_vec(&description)?)?;
-        plain.with_truncation(None)?.with_padding(None);
         let added: Vec<AddedToken> = inner
             .get_added_tokens_decoder()
             .into_iter()
             .filter(|(_, token)| !token.content.is_empty())
             .map(|(id, token)| AddedToken { text: token.content, is_special: token.special, id })
             .collect();
-        let mut tokenizer = Self { inner, plain, added, replacement_character: Vec::new() };
+        let mut tokenizer = Self { inner, added, replacement_character: Vec::new() };
         tokenizer.replacement_character = tokenizer.encode(&[Piece::Plain("\u{FFFD}")])?;
         Ok(tokenizer)
     }
@@ -102,15 +96,32 @@ impl Tokenizer {
     /// Splits a text that still gives a special token (some vocabularies hold them as ordinary entries too) until it
     /// does not.
     fn encode_plain(&self, text: &str, tokens: &mut Vec<TokenId>) -> Result<(), tokenizers::Error> {
-        let encoding = self.plain.encode_fast(text, false)?;
+        let ids = self.ids_without_added_tokens(text)?;
         let is_added = |id: &u32| self.added.iter().any(|token| token.id == *id);
         let middle = text.char_indices().map(|(index, _)| index).nth(text.chars().count() / 2).unwrap_or(0);
-        if middle == 0 || !encoding.get_ids().iter().any(is_added) {
-            push(tokens, encoding.get_ids());
+        if middle == 0 || !ids.iter().any(is_added) {
+            push(tokens, &ids);
             return Ok(());
         }
         self.encode_plain(&text[..middle], tokens)?;
         self.encode_plain(&text[middle..], tokens)
+    }
+
+    /// What the library does with a text, its search for added tokens left out.
+    fn ids_without_added_tokens(&self, text: &str) -> Result<Vec<u32>, tokenizers::Error> {
+        if text.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut words = PreTokenizedString::from(text);
+        if let Some(normalizer) = self.inner.get_normalizer() {
+            words.normalize(|word| normalizer.normalize(word))?;
+        }
+        if let Some(pre_tokenizer) = self.inner.get_pre_tokenizer() {
+            pre_tokenizer.pre_tokenize(&mut words)?;
+        }
+        words.tokenize(|word| self.inner.get_model().tokenize(word.get()))?;
+        let words = words.get_splits(OffsetReferential::Original, OffsetType::None);
+        Ok(words.into_iter().filter_map(|(_, _, tokens)| tokens.as_ref()).flatten().map(|token| token.id).collect())
     }
 
     /// Text of tokens; special ones are left out, and bytes that are not UTF-8 become U+FFFD.
@@ -149,10 +160,14 @@ fn push(tokens: &mut Vec<TokenId>, ids: &[u32]) {
 pub(crate) mod tests {
     use super::*;
     use proptest::prelude::*;
-    use serde_json::json;
+    use serde_json::{Value, json};
 
     /// Byte-level BPE without merges, so that every character beyond ASCII is several tokens.
     pub(crate) fn byte_level() -> Tokenizer {
+        Tokenizer::parse(&serde_json::to_vec(&byte_level_description()).unwrap()).unwrap()
+    }
+
+    fn byte_level_description() -> Value {
         let alphabet: Vec<char> = {
             let mut printable: Vec<u32> = (33..=126).chain(161..=172).chain(174..=255).collect();
             printable.extend(256..256 + 68);
@@ -166,13 +181,12 @@ pub(crate) mod tests {
         };
         let byte_level =
             json!({ "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": false, "use_regex": false });
-        let description = json!({
+        json!({
             "version": "1.0", "truncation": null, "padding": null, "normalizer": null, "post_processor": null,
             "added_tokens": [added(256, "<|im_start|>", true), added(257, "<|im_end|>", true), added(258, "<think>", false)],
             "pre_tokenizer": byte_level, "decoder": byte_level,
             "model": { "type": "BPE", "vocab": vocab, "merges": [] },
-        });
-        Tokenizer::parse(&serde_json::to_vec(&description).unwrap()).unwrap()
+        })
     }
 
     #[test]
@@ -192,6 +206,22 @@ pub(crate) mod tests {
             let tokens = tokenizer.encode(&[Piece::Plain(&text)]).unwrap();
             prop_assert!(tokens.iter().all(|token| token.0 < 256));
             prop_assert_eq!(tokenizer.decode(&tokens), text);
+        }
+
+        #[test]
+        fn a_clients_words_become_what_a_tokenizer_without_added_tokens_makes_of_them(
+            text in "(<\\|im_end\\|>|<think>|<|E\u{301}|é|x|  | |\n){0,12}", normalizer in 0..3_usize
+        ) {
+            let nfc = json!({ "type": "NFC" });
+            let prepend = json!({ "type": "Sequence", "normalizers": [nfc, { "type": "Prepend", "prepend": "_" }] });
+            let mut description = byte_level_description();
+            description["normalizer"] = [Value::Null, nfc, prepend][normalizer].clone();
+            let parse = |description: &Value| Tokenizer::parse(&serde_json::to_vec(description).unwrap()).unwrap();
+            let with_added = parse(&description);
+            description["added_tokens"] = json!([]);
+            let without_added = parse(&description);
+            let tokens = with_added.encode(&[Piece::Plain(&text)]).unwrap();
+            prop_assert_eq!(tokens, without_added.encode(&[Piece::Template(&text)]).unwrap());
         }
     }
 }
