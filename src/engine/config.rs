@@ -34,6 +34,9 @@ pub struct EngineConfig {
     pub intra_op_affinity: String,
     /// Let idle threads spin between operators: faster steps, a busy core.
     pub spin: bool,
+    /// Threads that draw the tokens of many sequences at once; 0 takes one for each core that the process may use, at most 8;
+    /// 1 never starts any.
+    pub sampling_threads: usize,
     /// Where to run, most wanted first.
     pub providers: Vec<ProviderConfig>,
     /// Run on the CPU when a provider cannot be loaded, instead of failing to load the model.

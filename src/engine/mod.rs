@@ -11,6 +11,7 @@ mod kv_cache;
 mod model;
 mod request;
 mod sampler;
+mod sampling_threads;
 mod scheduler;
 mod sequence;
 mod stats;
@@ -32,6 +33,7 @@ pub use sequence::Sequence;
 pub use stats::Stats;
 
 use handle::Command;
+use sampling_threads::SamplingThreads;
 use stats::Counters;
 use std::{
     sync::{
@@ -50,7 +52,7 @@ pub struct Engine<M> {
     scheduler: Scheduler,
     kv_cache: KvCache,
     model: M,
-    sampler: Sampler,
+    sampling_threads: SamplingThreads,
     batch: Batch,
     logits: Logits,
     counters: Arc<Counters>,
@@ -71,7 +73,7 @@ impl<M: Model> Engine<M> {
             }),
             kv_cache: KvCache::new(config.max_batch_size, config.prefix_cache, &model),
             model,
-            sampler: Sampler::default(),
+            sampling_threads: SamplingThreads::new(config.sampling_threads, limits.vocab_size),
             batch: Batch::default(),
             logits: Logits::new(limits.vocab_size),
             counters,
@@ -113,19 +115,22 @@ impl<M: Model> Engine<M> {
 
     /// Returns how many tokens were sampled.
     fn sample(&mut self) -> u64 {
-        for row in self.batch.rows() {
+        let (rows, vocab_size) = (self.batch.rows(), self.model.limits().vocab_size);
+        for row in rows {
             self.scheduler.running_mut(row.slot_index).advance(row);
         }
-        let (mut num_scored, mut num_generated) = (0, 0);
-        for (row, scores) in self.logits.rows_mut() {
-            let row = &self.batch.rows()[row];
-            num_generated +=
-                u64::from(self.scheduler.running_mut(row.slot_index).take_scores(scores, &mut self.sampler));
-            num_scored += 1;
-        }
-        let num_wanted: usize = self.batch.rows().iter().map(|row| row.num_logits).sum();
-        assert_eq!(num_scored, num_wanted, "the model scores what rows want");
-        for row in self.batch.rows().iter().filter(|row| 1 < row.num_logits) {
+        let num_wanted: usize = rows.iter().map(|row| row.num_logits).sum();
+        assert_eq!(self.logits.num_rows(), num_wanted, "the model scores what rows want");
+        let scores = self.logits.by_batch_row_mut().map(|(row, scores)| (rows[row].slot_index, scores));
+        let drawn = rows.iter().filter(|row| !self.scheduler.running_mut(row.slot_index).is_greedy());
+        let num_drawn = drawn.map(|row| row.num_logits).sum();
+        let num_generated = if self.sampling_threads.pay(num_drawn) {
+            self.sampling_threads.take_scores(self.scheduler.running_with(scores))
+        } else {
+            let take = |(slot_index, scores)| self.scheduler.running_mut(slot_index).take_scores(scores, vocab_size);
+            scores.map(take).sum()
+        };
+        for row in rows.iter().filter(|row| 1 < row.num_logits) {
             let num_accepted = self.scheduler.running_mut(row.slot_index).num_accepted();
             self.counters.count_guess(row.num_logits - 1, num_accepted);
         }

@@ -49,42 +49,22 @@ impl Default for SamplingParams {
     }
 }
 
-/// What the draws of one sequence depend on: its random numbers and, for penalties, what was said before.
-#[derive(Debug)]
-pub struct History {
-    random: ChaCha8Rng,
-    /// How often the output holds each token of prompt and output; none without penalties.
-    counts: Option<HashMap<TokenId, u32>>,
-}
-
-impl History {
-    /// Before the first draw.
-    pub fn new(params: &SamplingParams, prompt: &[TokenId]) -> Self {
-        let seed = params.seed.unwrap_or_else(rand::random);
-        let counts = params.has_penalties().then(|| prompt.iter().map(|token| (*token, 0)).collect());
-        Self { random: ChaCha8Rng::seed_from_u64(seed), counts }
-    }
-
-    /// Notes a token of the output.
-    pub fn push(&mut self, token: TokenId) {
-        if let Some(counts) = &mut self.counts {
-            *counts.entry(token).or_default() += 1;
-        }
-    }
-}
-
 impl SamplingParams {
     fn has_penalties(&self) -> bool {
         self.repetition_penalty != 1.0 || self.presence_penalty != 0.0 || self.frequency_penalty != 0.0
     }
 }
 
-/// Picks the next token. Holds only scratch memory, so one serves every sequence.
+/// Picks the tokens of one sequence.
 ///
 /// A vocabulary has 150,000 scores and more, so it is only read in passes that compile to vector instructions, and never
 /// copied or sorted as a whole.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Sampler {
+    params: SamplingParams,
+    random: ChaCha8Rng,
+    /// How often the output holds each token of prompt and output; none without penalties.
+    counts: Option<HashMap<TokenId, u32>>,
     candidates: Vec<Candidate>,
     /// Sums of weights, one for each block of scores.
     block_sums: Vec<f64>,
@@ -108,37 +88,74 @@ const BLOCK: usize = 1024;
 const LANES: usize = 16;
 
 impl Sampler {
+    /// Before the first token behind `prompt`.
+    pub fn new(params: SamplingParams, prompt: &[TokenId]) -> Self {
+        let seed = params.seed.unwrap_or_else(rand::random);
+        let counts = params.has_penalties().then(|| prompt.iter().map(|token| (*token, 0)).collect());
+        let random = ChaCha8Rng::seed_from_u64(seed);
+        Self { params, random, counts, candidates: Vec::new(), block_sums: Vec::new() }
+    }
+
+    /// Notes a token of the output.
+    pub fn push(&mut self, token: TokenId) {
+        if let Some(counts) = &mut self.counts {
+            *counts.entry(token).or_default() += 1;
+        }
+    }
+
+    /// Whether it takes the best token and never draws.
+    pub fn is_greedy(&self) -> bool {
+        self.params.temperature == 0.0
+    }
+
     /// Picks the token that follows, given the score of every token; penalties and biases are applied to `scores`.
     /// None when no score is a number.
-    pub fn sample(&mut self, scores: &mut [f32], params: &SamplingParams, history: &mut History) -> Option<TokenId> {
-        adjust(scores, params, history);
+    pub fn sample(&mut self, scores: &mut [f32]) -> Option<TokenId> {
+        self.adjust(scores);
+        let SamplingParams { temperature, top_k, top_p, min_p, .. } = self.params;
         let best = best_score(scores)?;
-        if params.temperature == 0.0 {
+        if self.is_greedy() {
             return scores.iter().zip(0..).find(|(score, _)| **score == best).map(|(_, index)| TokenId(index));
         }
-        let scale = Scale { best: best.min(f32::MAX), temperature: params.temperature };
-        let top_k = params.top_k as usize;
+        let scale = Scale { best: best.min(f32::MAX), temperature };
+        let top_k = top_k as usize;
         if 0 < top_k && top_k < scores.len() {
             self.collect_best(scores, top_k);
             for candidate in &mut self.candidates {
                 candidate.weight = scale.weight(candidate.weight);
             }
             let total = self.candidates.iter().map(|candidate| f64::from(candidate.weight)).sum();
-            self.keep_nucleus(params.top_p, total);
-        } else if params.top_p < 1.0 {
+            self.keep_nucleus(top_p, total);
+        } else if top_p < 1.0 {
             self.sum_blocks(scores, scale);
             let total = self.block_sums.iter().sum();
-            self.collect_nucleus(scores, scale, params.top_p, total);
-            self.keep_nucleus(params.top_p, total);
-        } else if 0.0 < params.min_p {
-            self.collect_weights(scores, scale, params.min_p.min(1.0));
+            self.collect_nucleus(scores, scale, top_p, total);
+            self.keep_nucleus(top_p, total);
+        } else if 0.0 < min_p {
+            self.collect_weights(scores, scale, min_p.min(1.0));
         } else {
             self.sum_blocks(scores, scale);
-            return Some(self.draw_from_all(scores, scale, &mut history.random));
+            return Some(self.draw_from_all(scores, scale));
         }
-        let min_weight = params.min_p.min(1.0); // The best one's weight is 1.
+        let min_weight = min_p.min(1.0); // The best one's weight is 1.
         self.candidates.retain(|candidate| min_weight <= candidate.weight);
-        Some(self.draw(&mut history.random))
+        Some(self.draw())
+    }
+
+    fn adjust(&self, scores: &mut [f32]) {
+        let SamplingParams { repetition_penalty, presence_penalty, frequency_penalty, .. } = self.params;
+        if let Some(counts) = &self.counts {
+            for (token, count) in counts {
+                let score = &mut scores[token.index()];
+                *score = if *score < 0.0 { *score * repetition_penalty } else { *score / repetition_penalty };
+                if 0 < *count {
+                    *score -= presence_penalty + frequency_penalty * *count as f32;
+                }
+            }
+        }
+        for (token, bias) in &self.params.logit_bias {
+            scores[token.index()] += bias;
+        }
     }
 
     /// The `top_k` best tokens with their scores, in no order. Scores that cannot be among them any more are passed over.
@@ -217,9 +234,9 @@ impl Sampler {
         }
     }
 
-    fn draw(&self, random: &mut ChaCha8Rng) -> TokenId {
+    fn draw(&mut self) -> TokenId {
         let total: f64 = self.candidates.iter().map(|candidate| f64::from(candidate.weight)).sum();
-        let mut left = uniform(random) * total;
+        let mut left = uniform(&mut self.random) * total;
         for candidate in &self.candidates {
             left -= f64::from(candidate.weight);
             if left < 0.0 {
@@ -235,8 +252,8 @@ impl Sampler {
     }
 
     /// From the whole distribution, by the sums of its blocks.
-    fn draw_from_all(&self, scores: &[f32], scale: Scale, random: &mut ChaCha8Rng) -> TokenId {
-        let mut left = uniform(random) * self.block_sums.iter().sum::<f64>();
+    fn draw_from_all(&mut self, scores: &[f32], scale: Scale) -> TokenId {
+        let mut left = uniform(&mut self.random) * self.block_sums.iter().sum::<f64>();
         let mut last = TokenId(0);
         let blocks = scores.chunks(BLOCK).zip((0..).step_by(BLOCK));
         for ((block, first), sum) in blocks.zip(&self.block_sums) {
@@ -346,21 +363,6 @@ fn exp(x: f32) -> f32 {
     if MIN <= x { power } else { 0.0 }
 }
 
-fn adjust(scores: &mut [f32], params: &SamplingParams, history: &History) {
-    if let Some(counts) = &history.counts {
-        for (token, count) in counts {
-            let score = &mut scores[token.index()];
-            *score = if *score < 0.0 { *score * params.repetition_penalty } else { *score / params.repetition_penalty };
-            if 0 < *count {
-                *score -= params.presence_penalty + params.frequency_penalty * *count as f32;
-            }
-        }
-    }
-    for (token, bias) in &params.logit_bias {
-        scores[token.index()] += bias;
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -372,9 +374,9 @@ mod tests {
     fn frequencies(params: &SamplingParams) -> Vec<f64> {
         let draws = 20_000;
         let mut counts = vec![0_u32; SCORES.len()];
-        let (mut sampler, mut history) = (Sampler::default(), History::new(params, &[]));
+        let mut sampler = Sampler::new(params.clone(), &[]);
         for _ in 0..draws {
-            counts[sampler.sample(&mut SCORES.clone(), params, &mut history).unwrap().index()] += 1;
+            counts[sampler.sample(&mut SCORES.clone()).unwrap().index()] += 1;
         }
         counts.iter().map(|count| f64::from(*count) / f64::from(draws)).collect()
     }
@@ -428,11 +430,11 @@ mod tests {
             logit_bias: vec![(TokenId(4), 10.0)],
             ..SamplingParams::default()
         };
-        let mut history = History::new(&params, &[TokenId(1), TokenId(2)]);
-        history.push(TokenId(3));
-        history.push(TokenId(3));
+        let mut sampler = Sampler::new(params, &[TokenId(1), TokenId(2)]);
+        sampler.push(TokenId(3));
+        sampler.push(TokenId(3));
         let mut scores = SCORES;
-        let token = Sampler::default().sample(&mut scores, &params, &mut history);
+        let token = sampler.sample(&mut scores);
         assert_eq!(token, Some(TokenId(4)));
         assert_eq!(scores, [0.5, 1.5, -2.0, 0.0, 11.0, f32::NEG_INFINITY]);
     }
@@ -440,15 +442,14 @@ mod tests {
     #[test]
     fn a_tie_goes_to_the_lower_token_and_what_is_not_a_number_never_wins() {
         let greedy = SamplingParams { temperature: 0.0, ..SamplingParams::default() };
-        let pick =
-            |mut scores: Vec<f32>| Sampler::default().sample(&mut scores, &greedy, &mut History::new(&greedy, &[]));
+        let pick = |mut scores: Vec<f32>| Sampler::new(greedy.clone(), &[]).sample(&mut scores);
         assert_eq!(pick(vec![1.0, 2.0, 2.0]), Some(TokenId(1)));
         assert_eq!(pick(vec![f32::NAN, -5.0]), Some(TokenId(1)));
         assert_eq!(pick(vec![f32::NAN, f32::NEG_INFINITY]), None);
         for (top_k, top_p, min_p) in [(0, 1.0, 0.0), (2, 1.0, 0.0), (0, 0.9, 0.0), (0, 1.0, 0.1)] {
             let params = SamplingParams { top_k, top_p, min_p, ..SamplingParams::default() };
             let mut scores = [f32::NAN, -5.0, f32::NEG_INFINITY];
-            let token = Sampler::default().sample(&mut scores, &params, &mut History::new(&params, &[]));
+            let token = Sampler::new(params, &[]).sample(&mut scores);
             assert_eq!(token, Some(TokenId(1)));
         }
     }
@@ -466,8 +467,7 @@ mod tests {
             let params = SamplingParams {
                 temperature, repetition_penalty, top_k, top_p, min_p, seed: Some(1), ..SamplingParams::default()
             };
-            let mut history = History::new(&params, &[TokenId(0)]);
-            let token = Sampler::default().sample(&mut scores.clone(), &params, &mut history);
+            let token = Sampler::new(params, &[TokenId(0)]).sample(&mut scores.clone());
             prop_assert!(token.is_none_or(|token| token.index() < scores.len()));
         }
 
@@ -483,10 +483,7 @@ mod tests {
             let params = SamplingParams {
                 temperature, top_k, top_p, min_p, seed: Some(seed), ..SamplingParams::default()
             };
-            let draw = || {
-                let mut history = History::new(&params, &[]);
-                Sampler::default().sample(&mut scores.clone(), &params, &mut history).unwrap()
-            };
+            let draw = || Sampler::new(params.clone(), &[]).sample(&mut scores.clone()).unwrap();
             let token = draw();
             prop_assert_eq!(token, draw(), "a seed repeats");
             let score = scores[token.index()];

@@ -103,6 +103,16 @@ impl Scheduler {
         owner.expect("a batch holds running slots only")
     }
 
+    /// Running sequences, each with what belongs to its KV row.
+    pub(super) fn running_with<T>(&mut self, owned: impl Iterator<Item = (usize, T)>) -> Vec<(&mut Sequence, T)> {
+        let mut owned: Vec<(usize, T)> = owned.collect();
+        let with = self.running.iter_mut().filter_map(|sequence| {
+            let place = owned.iter().position(|(slot_index, _)| *slot_index == sequence.slot_index())?;
+            Some((sequence, owned.swap_remove(place).1))
+        });
+        with.collect()
+    }
+
     /// Frees the slots of finished sequences.
     pub(super) fn retire_finished(&mut self, kv_cache: &mut KvCache) {
         self.retire(kv_cache, Sequence::is_finished);

@@ -1,10 +1,6 @@
 //! A request that owns a slot.
 
-use super::{
-    Batch, FinishReason, Prefix, Row, Sampler, Slot, TokenEvent, TokenId, draft,
-    request::Submission,
-    sampler::{History, SamplingParams},
-};
+use super::{Batch, FinishReason, Prefix, Row, Sampler, Slot, TokenEvent, TokenId, draft, request::Submission};
 use std::{ops::Range, sync::Arc};
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
@@ -19,8 +15,7 @@ pub struct Sequence {
     num_cached_tokens: usize,
     max_output_tokens: usize,
     stop_tokens: Arc<[TokenId]>,
-    sampling: SamplingParams,
-    history: History,
+    sampler: Sampler,
     turn: u64,
     cache_salt: u64,
     drafting: Drafting,
@@ -57,14 +52,13 @@ impl Sequence {
         let Submission { prompt, sampling, stop_tokens, max_output_tokens, events, permit, .. } = submission;
         assert!(num_cached_tokens < prompt.len(), "the last token is computed for its scores");
         Self {
-            history: History::new(&sampling, &prompt),
+            sampler: Sampler::new(sampling, &prompt),
             num_prompt_tokens: prompt.len(),
             tokens: prompt,
             num_computed_tokens: num_cached_tokens,
             num_cached_tokens,
             max_output_tokens,
             stop_tokens,
-            sampling,
             turn,
             cache_salt: submission.cache_salt,
             drafting: Drafting {
@@ -129,26 +123,31 @@ impl Sequence {
         assert!(self.num_computed_tokens <= self.tokens.len());
     }
 
-    /// Picks the token that follows the last one, or, while the guess has proved right, the one after that. Returns
-    /// whether one was picked.
-    pub(super) fn take_scores(&mut self, scores: &mut [f32], sampler: &mut Sampler) -> bool {
-        if self.finished || !self.drafting.is_on_course {
-            return false;
-        }
-        match sampler.sample(scores, &self.sampling, &mut self.history) {
-            Some(token) => {
-                self.push(token);
-                if !self.finished && self.drafting.confirms(&self.tokens, token) {
-                    self.num_computed_tokens += 1;
-                }
-                true
+    /// Whether no token of it is drawn.
+    pub(super) fn is_greedy(&self) -> bool {
+        self.sampler.is_greedy()
+    }
+
+    /// Picks the token that follows the last one, and, while the guess proves right, those after it: there is a row of scores
+    /// for each token that may come. Returns how many were picked.
+    pub(super) fn take_scores(&mut self, scores: &mut [f32], vocab_size: usize) -> u64 {
+        let mut num_picked = 0;
+        for scores in scores.chunks_exact_mut(vocab_size) {
+            if self.finished || !self.drafting.is_on_course {
+                break;
             }
-            None => {
+            let Some(token) = self.sampler.sample(scores) else {
                 tracing::error!("the model's scores are not numbers");
                 self.fail();
-                false
+                break;
+            };
+            self.push(token);
+            num_picked += 1;
+            if !self.finished && self.drafting.confirms(&self.tokens, token) {
+                self.num_computed_tokens += 1;
             }
         }
+        num_picked
     }
 
     /// Tokens of the last guess that were right.
@@ -163,7 +162,7 @@ impl Sequence {
             return self.finish(FinishReason::Stop);
         }
         self.tokens.push(token);
-        self.history.push(token);
+        self.sampler.push(token);
         self.emit(TokenEvent::Token(token));
         if self.tokens.len() - self.num_prompt_tokens == self.max_output_tokens {
             self.finish(FinishReason::Length);

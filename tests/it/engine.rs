@@ -26,6 +26,7 @@ pub(crate) fn config(max_batch_size: u32, max_step_tokens: u32) -> EngineConfig 
         intra_op_threads: 1,
         intra_op_affinity: String::new(),
         spin: false,
+        sampling_threads: 1,
         providers: vec![],
         fallback: false,
     }
@@ -277,4 +278,24 @@ fn tokens_that_the_model_does_not_have_are_refused() {
     for request in [request(&[unknown], 1), biased] {
         assert!(matches!(handle.submit(request), Err(EngineError::UnknownToken { vocab_size: VOCAB_SIZE, .. })));
     }
+}
+
+#[test]
+fn what_is_drawn_does_not_depend_on_the_threads_that_draw() {
+    let replies = |sampling_threads| {
+        let config = EngineConfig { sampling_threads, ..config(3, 64) };
+        let (engine, handle) = Engine::new(&config, FakeModel::default().with_vocab_size(1 << 20));
+        let requests = (0..7_u32).map(|number| Request {
+            sampling: SamplingParams { temperature: 0.1, seed: Some(number.into()), ..SamplingParams::default() },
+            ..request(&[number], 4)
+        });
+        let streams: Vec<TokenStream> = requests.map(|request| handle.submit(request).unwrap()).collect();
+        drop(handle);
+        engine.run();
+        streams.into_iter().map(drain).collect::<Vec<_>>()
+    };
+    let alone = replies(1);
+    assert!(alone.iter().all(|reply| reply.len() == 5), "four tokens and `Finished`");
+    assert_ne!(alone[0][..4], alone[1][..4], "draws differ");
+    assert_eq!(alone, replies(3));
 }

@@ -17,6 +17,7 @@ pub(crate) const CONTEXT_TOKENS: usize = 512;
 /// A row that reads another row's cache, or skips a position, changes the output.
 #[derive(Debug)]
 pub(crate) struct FakeModel {
+    vocab_size: usize,
     /// How many different tokens it says: few repeat themselves, and can be guessed.
     num_said: usize,
     /// Can only append.
@@ -32,6 +33,7 @@ pub(crate) struct FakeModel {
 impl Default for FakeModel {
     fn default() -> Self {
         Self {
+            vocab_size: VOCAB_SIZE,
             num_said: 64,
             is_rigid: false,
             first_failing_run: None,
@@ -58,6 +60,11 @@ impl FakeModel {
         Self { is_rigid: true, ..Self::default() }
     }
 
+    /// Scores so many tokens, nearly all of them alike.
+    pub(crate) fn with_vocab_size(self, vocab_size: usize) -> Self {
+        Self { vocab_size, ..self }
+    }
+
     /// Says only so many different tokens.
     pub(crate) fn saying_few(self, num_said: usize) -> Self {
         Self { num_said, ..self }
@@ -80,7 +87,7 @@ impl FakeModel {
 impl Model for FakeModel {
     fn limits(&self) -> ModelLimits {
         ModelLimits {
-            vocab_size: VOCAB_SIZE,
+            vocab_size: self.vocab_size,
             context_tokens: CONTEXT_TOKENS,
             chunk_tokens: 32,
             can_rewind: !self.is_rigid,

@@ -127,9 +127,20 @@ impl Logits {
         &mut self.scores[begin..end]
     }
 
-    /// Each row of scores with the number of its row in the batch.
-    pub fn rows_mut(&mut self) -> impl Iterator<Item = (usize, &mut [f32])> {
-        self.rows.iter().copied().zip(self.scores.chunks_exact_mut(self.vocab_size))
+    /// How many rows of scores there are.
+    pub fn num_rows(&self) -> usize {
+        self.rows.len()
+    }
+
+    /// For each row of the batch that has scores, its number and all of its rows of scores, one behind the other.
+    pub fn by_batch_row_mut(&mut self) -> impl Iterator<Item = (usize, &mut [f32])> {
+        let Self { scores, rows, vocab_size } = self;
+        let mut scores = &mut scores[..];
+        rows.chunk_by(|one, next| one == next).map(move |rows| {
+            let (of_row, rest) = std::mem::take(&mut scores).split_at_mut(rows.len() * *vocab_size);
+            scores = rest;
+            (rows[0], of_row)
+        })
     }
 }
 
