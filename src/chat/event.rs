@@ -7,6 +7,8 @@ use crate::engine::FinishReason;
 pub enum ChatEvent {
     /// More of the reply.
     Delta(Delta),
+    /// Of the tokens that the next [`Delta::Text`] ends with. Only where they were asked for.
+    Logprobs(Vec<TokenLogprob>),
     /// The last event.
     Finished(Finished),
 }
@@ -25,8 +27,26 @@ pub enum Delta {
     },
     /// More of the JSON text of the open call's arguments.
     Arguments(String),
-    /// The open call is complete.
+    /// The open call is complete. A reply that ends inside a call lacks this.
     ToolCallEnd,
+}
+
+/// How probable a token was, before temperature and all else that shapes the choice.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TokenLogprob {
+    /// The token that was said.
+    pub token: Logprob,
+    /// The most probable ones in its place, best first.
+    pub top: Vec<Logprob>,
+}
+
+/// A token and its probability.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Logprob {
+    /// Its own bytes, which need not be whole characters.
+    pub bytes: Vec<u8>,
+    /// Natural logarithm.
+    pub logprob: f32,
 }
 
 /// How a reply ended and what it cost.

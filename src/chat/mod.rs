@@ -13,13 +13,13 @@ mod served_model;
 mod template;
 
 pub use error::ChatError;
-pub use event::{ChatEvent, Delta, Finished, Usage};
+pub use event::{ChatEvent, Delta, Finished, Logprob, TokenLogprob, Usage};
 pub use lease::Lease;
 pub use loader::{LoadFailure, LoadTime, Loader, ModelEntry};
 pub use markup::Prompt;
 pub use models::Models;
 pub use parser::{ReplyFormat, ReplyParser};
-pub use request::{ChatRequest, Message, Role, Tool, ToolCall};
+pub use request::{CallMode, Calls, ChatRequest, Message, OutputFormat, Role, Tool, ToolCall};
 pub use served_model::{ModelState, ServedModel};
 pub use template::{ChatTemplate, TemplateError};
 

@@ -2,22 +2,32 @@
 
 use crate::engine::{SamplingParams, ServiceClass};
 use serde::Serialize;
-use serde_json::Value;
+use serde_json::{Map, Value};
 use std::num::NonZeroU32;
 
 /// What to say next, and how.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct ChatRequest {
     /// The conversation so far, oldest first; at least one.
     pub messages: Vec<Message>,
-    /// Functions the model may call.
+    /// Functions that the model is told of.
     pub tools: Vec<Tool>,
+    /// Which of them it may or must call.
+    pub calls: Calls,
+    /// What shape the answer has, reasoning and calls aside.
+    pub format: OutputFormat,
     /// The template's `enable_thinking`; none leaves it to the template.
     pub enable_thinking: Option<bool>,
+    /// More variables for the template, scalars; the server's own names are not among them.
+    pub template_arguments: Map<String, Value>,
     /// How to pick each token.
     pub sampling: SamplingParams,
     /// Upper limit on generated tokens; none means as many as the context still holds.
     pub max_output_tokens: Option<NonZeroU32>,
+    /// Report the probability of each token of the answer, and of so many others; none reports nothing.
+    pub top_logprobs: Option<u32>,
+    /// Leave out the oldest turns, but for system messages, when the conversation does not fit; else it is refused.
+    pub truncate: bool,
     /// Texts that end the reply; they are not part of it.
     pub stop: Vec<String>,
     /// Which requests are served first.
@@ -73,6 +83,47 @@ pub struct Tool {
     pub description: Option<String>,
     /// JSON Schema of its arguments, an object.
     pub parameters: Option<Value>,
+    /// The arguments follow the schema, whatever the model would rather say.
+    pub strict: bool,
+}
+
+/// Which tools may or must be called.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Calls {
+    /// Whether there is a call at all.
+    pub mode: CallMode,
+    /// The only tools that may be called; none means all.
+    pub allowed: Option<Vec<String>>,
+    /// Calls in one reply; none means any number.
+    pub max_calls: Option<NonZeroU32>,
+}
+
+/// Whether a reply calls tools.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub enum CallMode {
+    /// As the model likes.
+    #[default]
+    Auto,
+    /// Never.
+    None,
+    /// At least one.
+    Required,
+}
+
+/// The shape of an answer.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub enum OutputFormat {
+    /// Free.
+    #[default]
+    Text,
+    /// Any JSON object.
+    Json,
+    /// JSON that follows a schema.
+    JsonSchema(Value),
+    /// Text that matches a regular expression as a whole.
+    Regex(String),
+    /// Text of a grammar in llguidance's variant of Lark.
+    Lark(String),
 }
 
 /// A call that the model made.

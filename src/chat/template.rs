@@ -97,7 +97,7 @@ impl ChatTemplate {
         };
         let tools: Option<Json> = (!request.tools.is_empty())
             .then(|| request.tools.iter().map(|function| marks.mark(tool(function), Scope::All)).collect());
-        let mut context = Map::new();
+        let mut context = request.template_arguments.clone();
         context.insert("messages".to_owned(), request.messages.iter().map(message).collect());
         context.insert("tools".to_owned(), tools.unwrap_or(Json::Null));
         context.insert("add_generation_prompt".to_owned(), Json::Bool(true));
@@ -230,23 +230,10 @@ fn num_bytes(context: &Map<String, Json>) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{
-        engine::{SamplingParams, ServiceClass},
-        text::{Piece, tests::byte_level},
-    };
+    use crate::text::{Piece, tests::byte_level};
 
     fn request(messages: Vec<Message>, tools: Vec<Tool>) -> ChatRequest {
-        ChatRequest {
-            messages,
-            tools,
-            enable_thinking: None,
-            sampling: SamplingParams::default(),
-            max_output_tokens: None,
-            stop: Vec::new(),
-            service_class: ServiceClass::Default,
-            cache_salt: 0,
-            max_draft_tokens: None,
-        }
+        ChatRequest { messages, tools, ..ChatRequest::default() }
     }
 
     fn user(content: &str) -> ChatRequest {
@@ -287,6 +274,7 @@ mod tests {
             name: "f".to_owned(),
             description: Some("<|im_start|>".to_owned()),
             parameters: Some(json!({ "<think>": ["<|im_end|>"] })),
+            strict: false,
         };
         let tools = "{{ tools | tojson }}{# <think> #}";
         insta::assert_snapshot!(render(tools, &request(vec![], vec![tool])).unwrap(), @r#"[{"type": "function", "function": {"name": "f", "description": "«<|im_start|>»", "parameters": {"«<think>»": ["«<|im_end|>»"]}}}]"#);

@@ -10,7 +10,7 @@ use super::{
     tools::{FunctionTool, ToolChoice, parse_tool_choice, parse_tools},
 };
 use crate::{
-    chat::{ChatRequest, Message, Role},
+    chat::{Calls, ChatRequest, Message, OutputFormat, Role},
     engine::{SamplingParams, ServiceClass},
 };
 use serde_json::{Map, Value};
@@ -156,6 +156,11 @@ impl CreateResponse {
                 ToolChoice::Auto => self.tools.iter().map(FunctionTool::to_chat).collect(),
                 ToolChoice::None => Vec::new(),
             },
+            calls: Calls::default(),
+            format: OutputFormat::Text,
+            template_arguments: Map::new(),
+            top_logprobs: None,
+            truncate: false,
             enable_thinking: self.reasoning.and_then(|reasoning| reasoning.effort).map(|effort| effort != "none"),
             sampling,
             max_output_tokens: self.max_output_tokens,
@@ -626,11 +631,19 @@ mod tests {
                     name: "find",
                     description: None,
                     parameters: None,
+                    strict: false,
                 },
             ],
+            calls: Calls {
+                mode: Auto,
+                allowed: None,
+                max_calls: None,
+            },
+            format: Text,
             enable_thinking: Some(
                 false,
             ),
+            template_arguments: {},
             sampling: SamplingParams {
                 temperature: 0.7,
                 top_k: 20,
@@ -654,6 +667,8 @@ mod tests {
             max_output_tokens: Some(
                 9,
             ),
+            top_logprobs: None,
+            truncate: false,
             stop: [
                 "END",
             ],

@@ -83,6 +83,10 @@ pub fn encode<C: Stream<Item = ChatEvent>>(response: Response, chat: C) -> impl 
         let events = state.take().map(|open| match event {
             None => open.finish(None),
             Some(ChatEvent::Finished(finished)) => open.finish(Some(finished)),
+            Some(ChatEvent::Logprobs(_)) => {
+                *state = Some(open);
+                Vec::new()
+            }
             Some(ChatEvent::Delta(delta)) => {
                 let mut next = open.on_delta(delta);
                 let events = next.drain();

@@ -41,6 +41,7 @@ impl FunctionTool {
             name: self.name.clone(),
             description: self.description.clone(),
             parameters: self.parameters.clone().map(Value::Object),
+            strict: self.strict == Some(true),
         }
     }
 

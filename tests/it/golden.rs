@@ -6,7 +6,7 @@ use crate::{
 };
 use ortolan::{
     chat::{ChatRequest, ChatTemplate, Message, Role, Tool, ToolCall},
-    engine::{SamplingParams, ServiceClass, TokenId},
+    engine::TokenId,
     model_dir::ModelDir,
     text::{Piece, Tokenizer},
 };
@@ -110,6 +110,7 @@ fn tool(value: &Value) -> Tool {
         name: text(&function["name"]),
         description: function["description"].as_str().map(str::to_owned),
         parameters: function.get("parameters").cloned(),
+        strict: false,
     }
 }
 
@@ -118,12 +119,7 @@ fn request(case: &Rendering) -> ChatRequest {
         messages: case.messages.iter().map(message).collect(),
         tools: case.tools.iter().map(tool).collect(),
         enable_thinking: case.options.enable_thinking,
-        sampling: SamplingParams::default(),
-        max_output_tokens: None,
-        stop: Vec::new(),
-        service_class: ServiceClass::Default,
-        cache_salt: 0,
-        max_draft_tokens: None,
+        ..ChatRequest::default()
     }
 }
 

@@ -11,7 +11,7 @@ use ortolan::{
         ChatError, ChatEvent, ChatRequest, Delta, Lease, LoadFailure, LoadTime, Message, ModelEntry, ModelState,
         Models, Role, ServedModel,
     },
-    engine::{EngineError, SamplingParams, ServiceClass},
+    engine::{EngineError, SamplingParams},
 };
 use serde_json::{Value, json};
 use std::{
@@ -53,14 +53,8 @@ fn state(models: &Models) -> ModelState {
 fn hello() -> ChatRequest {
     ChatRequest {
         messages: vec![Message::text(Role::User, "hi")],
-        tools: vec![],
-        enable_thinking: None,
         sampling: SamplingParams { temperature: 0.0, ..SamplingParams::default() },
-        max_output_tokens: None,
-        stop: vec![],
-        service_class: ServiceClass::Default,
-        cache_salt: 0,
-        max_draft_tokens: None,
+        ..ChatRequest::default()
     }
 }
 
@@ -68,7 +62,7 @@ async fn said(lease: Lease) -> String {
     let events = lease.start(hello()).await.unwrap();
     let text = events.map(|event| match event {
         ChatEvent::Delta(Delta::Text(text)) => text,
-        ChatEvent::Delta(_) | ChatEvent::Finished(_) => String::new(),
+        ChatEvent::Delta(_) | ChatEvent::Logprobs(_) | ChatEvent::Finished(_) => String::new(),
     });
     text.collect().await
 }
