@@ -1,6 +1,6 @@
 //! What the model said, told apart.
 
-use crate::engine::FinishReason;
+use crate::{engine::FinishReason, text::TokenLogprob};
 
 /// Pieces of the reply, then exactly one `Finished`.
 #[derive(Clone, Debug, PartialEq)]
@@ -29,24 +29,6 @@ pub enum Delta {
     Arguments(String),
     /// The open call is complete. A reply that ends inside a call lacks this.
     ToolCallEnd,
-}
-
-/// How probable a token was, before temperature and all else that shapes the choice.
-#[derive(Clone, Debug, PartialEq)]
-pub struct TokenLogprob {
-    /// The token that was said.
-    pub token: Logprob,
-    /// The most probable ones in its place, best first.
-    pub top: Vec<Logprob>,
-}
-
-/// A token and its probability.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Logprob {
-    /// Its own bytes, which need not be whole characters.
-    pub bytes: Vec<u8>,
-    /// Natural logarithm.
-    pub logprob: f32,
 }
 
 /// How a reply ended and what it cost.

@@ -12,8 +12,9 @@ mod request;
 mod served_model;
 mod template;
 
+pub use crate::text::{Logprob, TokenLogprob};
 pub use error::ChatError;
-pub use event::{ChatEvent, Delta, Finished, Logprob, TokenLogprob, Usage};
+pub use event::{ChatEvent, Delta, Finished, Usage};
 pub use lease::Lease;
 pub use loader::{LoadFailure, LoadTime, Loader, ModelEntry};
 pub use markup::Prompt;
@@ -105,12 +106,22 @@ impl Chat {
         let (request, prompt) = rendered.await.map_err(|_| ChatError::Panicked)?;
         let Start { tokens, parser } = prompt?;
         let usage = Usage { input_tokens: tokens.len(), ..Usage::default() };
-        let ChatRequest { sampling, max_output_tokens, stop, service_class, cache_salt, max_draft_tokens, .. } =
-            request;
+        let ChatRequest {
+            sampling,
+            top_logprobs,
+            max_output_tokens,
+            stop,
+            service_class,
+            cache_salt,
+            max_draft_tokens,
+            ..
+        } = request;
         let stop_tokens = Arc::clone(&self.model.stop_tokens);
         let request = Request {
             prompt: tokens,
             sampling,
+            constraint: None,
+            top_logprobs,
             stop_tokens,
             max_output_tokens,
             service_class,
@@ -164,7 +175,7 @@ impl<T: Stream<Item = TextEvent> + Unpin> Reply<T> {
     /// What one text event says and, unless it is the last, what follows. Dropping the rest cancels the request.
     async fn next(mut self) -> Option<(Vec<ChatEvent>, Option<Self>)> {
         let (deltas, end) = match self.text.next().await? {
-            TextEvent::Text { text, num_tokens } => {
+            TextEvent::Text { text, num_tokens, logprobs: _ } => {
                 self.usage.count(num_tokens, self.parser.is_reasoning());
                 (self.parser.push(&text), None)
             }

@@ -232,6 +232,8 @@ impl Bench<'_> {
         Request {
             prompt,
             sampling,
+            constraint: None,
+            top_logprobs: None,
             stop_tokens: [].into(),
             max_output_tokens: NonZeroU32::new(max_output_tokens),
             service_class: ServiceClass::Default,
@@ -265,7 +267,7 @@ impl Running {
 
 fn next_token(stream: &mut TokenStream) -> anyhow::Result<()> {
     match stream.blocking_recv() {
-        Some(TokenEvent::Token(_)) => Ok(()),
+        Some(TokenEvent::Token(_) | TokenEvent::Logprobs(_)) => Ok(()),
         Some(TokenEvent::Finished { reason, .. }) => bail!("a sequence ended early ({reason:?})"),
         None => bail!("the engine has failed"),
     }

@@ -13,7 +13,7 @@ use tokio::sync::{Semaphore, mpsc};
 /// What the engine thread is told.
 #[derive(Debug)]
 pub(super) enum Command {
-    Submit(Submission),
+    Submit(Box<Submission>),
     /// Look at the stop flag.
     Wake,
 }
@@ -120,11 +120,14 @@ impl EngineHandle {
             return Err(EngineError::TooManyTokensWaiting { capacity: self.max_waiting_tokens });
         };
         // Room for every token and for `Finished`: the engine's send never blocks, whatever the client does.
-        let (events, stream) = mpsc::channel(max_output_tokens + 1);
+        let events_per_token = if request.top_logprobs.is_some() { 2 } else { 1 };
+        let (events, stream) = mpsc::channel(events_per_token * max_output_tokens + 1);
         let max_draft_tokens = request.max_draft_tokens.unwrap_or(self.max_draft_tokens).min(MAX_DRAFT_TOKENS);
-        let submission = Submission {
+        let submission = Box::new(Submission {
             prompt,
             sampling,
+            constraint: request.constraint,
+            top_logprobs: request.top_logprobs,
             stop_tokens,
             max_output_tokens,
             service_class: request.service_class,
@@ -133,7 +136,7 @@ impl EngineHandle {
             events,
             permit,
             _token_permit: token_permit,
-        };
+        });
         match self.commands.try_send(Command::Submit(submission)) {
             Ok(()) => Ok(stream),
             Err(mpsc::error::TrySendError::Full(_)) => Err(full), // Wake-ups took the room.

@@ -4,6 +4,7 @@
 
 mod batch;
 mod config;
+mod constraint;
 mod draft;
 mod error;
 mod handle;
@@ -18,6 +19,7 @@ mod stats;
 
 pub use batch::{Batch, Row};
 pub use config::EngineConfig;
+pub use constraint::{Constraint, ConstraintError};
 pub use error::EngineError;
 pub use handle::{EngineHandle, TokenStream};
 pub use kv_cache::{KvCache, Prefix, Slot};
@@ -27,7 +29,7 @@ pub use model::{
     ProviderConfig, ProviderName, Runtime, load,
 };
 pub use request::{FinishReason, Request, ServiceClass, TokenEvent, TokenId};
-pub use sampler::{Sampler, SamplingParams};
+pub use sampler::{Picked, SampleError, Sampler, SamplingParams};
 pub use scheduler::Scheduler;
 pub use sequence::Sequence;
 pub use stats::Stats;
@@ -142,14 +144,14 @@ impl<M: Model> Engine<M> {
     fn receive(&mut self) -> bool {
         if self.scheduler.is_idle() {
             match self.commands.blocking_recv() {
-                Some(Command::Submit(submission)) => self.scheduler.add(submission),
+                Some(Command::Submit(submission)) => self.scheduler.add(*submission),
                 Some(Command::Wake) => {}
                 None => return false,
             }
         }
         while let Ok(command) = self.commands.try_recv() {
             match command {
-                Command::Submit(submission) => self.scheduler.add(submission),
+                Command::Submit(submission) => self.scheduler.add(*submission),
                 Command::Wake => {}
             }
         }

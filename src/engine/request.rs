@@ -1,6 +1,6 @@
 //! What a caller asks of the engine and what it gets back.
 
-use super::SamplingParams;
+use super::{Constraint, SamplingParams};
 use std::{num::NonZeroU32, sync::Arc};
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
@@ -22,6 +22,10 @@ pub struct Request {
     pub prompt: Vec<TokenId>,
     /// How to pick each token.
     pub sampling: SamplingParams,
+    /// What the sequence has to follow; none leaves it free.
+    pub constraint: Option<Box<dyn Constraint>>,
+    /// Report how probable each token was, and so many others; none reports nothing.
+    pub top_logprobs: Option<u32>,
     /// Tokens that end the sequence; they are not reported.
     pub stop_tokens: Arc<[TokenId]>,
     /// Upper limit on generated tokens; none means as many as the context still holds.
@@ -63,6 +67,8 @@ impl ServiceClass {
 pub(crate) struct Submission {
     pub(crate) prompt: Vec<TokenId>,
     pub(crate) sampling: SamplingParams,
+    pub(crate) constraint: Option<Box<dyn Constraint>>,
+    pub(crate) top_logprobs: Option<u32>,
     pub(crate) stop_tokens: Arc<[TokenId]>,
     pub(crate) max_output_tokens: usize,
     pub(crate) service_class: ServiceClass,
@@ -89,8 +95,10 @@ impl Submission {
 }
 
 /// What the engine says about one sequence: tokens, then exactly one `Finished`.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum TokenEvent {
+    /// Of the token that follows, then of the most probable ones in its place, best first. Only where they were asked for.
+    Logprobs(Vec<(TokenId, f32)>),
     /// One generated token.
     Token(TokenId),
     /// The last event.

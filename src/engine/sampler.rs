@@ -1,6 +1,6 @@
 //! Scores to token.
 
-use super::TokenId;
+use super::{Constraint, ConstraintError, TokenId};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use std::collections::HashMap;
@@ -65,6 +65,9 @@ pub struct Sampler {
     random: ChaCha8Rng,
     /// How often the output holds each token of prompt and output; none without penalties.
     counts: Option<HashMap<TokenId, u32>>,
+    constraint: Option<Box<dyn Constraint>>,
+    /// The scores as the model gave them, where probabilities are reported.
+    raw: Vec<f32>,
     candidates: Vec<Candidate>,
     /// Sums of weights, one for each block of scores.
     block_sums: Vec<f64>,
@@ -77,6 +80,28 @@ struct Candidate {
     weight: f32,
 }
 
+/// A token, and what was asked about it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Picked {
+    /// What follows.
+    pub token: TokenId,
+    /// Its own, then those of the most probable ones, best first.
+    pub logprobs: Option<Vec<(TokenId, f32)>>,
+}
+
+/// No token can be picked.
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+pub enum SampleError {
+    /// The model is broken.
+    #[error("the model's scores are not numbers")]
+    NotNumbers,
+    /// The rules and the vocabulary do not go together.
+    #[error(transparent)]
+    Constraint(#[from] ConstraintError),
+}
+
+/// Stands for an impossible token, as OpenAI's service reports it.
+const MIN_LOGPROB: f32 = -9999.0;
 /// The first guess of how many tokens hold `top_p` of the probability.
 const FIRST_NUCLEUS: usize = 64;
 /// The first guess of the least weight among them, and how much smaller the next guess is.
@@ -89,18 +114,22 @@ const LANES: usize = 16;
 
 impl Sampler {
     /// Before the first token behind `prompt`.
-    pub fn new(params: SamplingParams, prompt: &[TokenId]) -> Self {
+    pub fn new(params: SamplingParams, constraint: Option<Box<dyn Constraint>>, prompt: &[TokenId]) -> Self {
         let seed = params.seed.unwrap_or_else(rand::random);
         let counts = params.has_penalties().then(|| prompt.iter().map(|token| (*token, 0)).collect());
         let random = ChaCha8Rng::seed_from_u64(seed);
-        Self { params, random, counts, candidates: Vec::new(), block_sums: Vec::new() }
+        Self { params, random, counts, constraint, raw: Vec::new(), candidates: Vec::new(), block_sums: Vec::new() }
     }
 
     /// Notes a token of the output.
-    pub fn push(&mut self, token: TokenId) {
+    ///
+    /// # Errors
+    /// When the constraint does not allow it.
+    pub fn push(&mut self, token: TokenId) -> Result<(), SampleError> {
         if let Some(counts) = &mut self.counts {
             *counts.entry(token).or_default() += 1;
         }
+        self.constraint.as_mut().map_or(Ok(()), |constraint| constraint.push(token)).map_err(SampleError::from)
     }
 
     /// Whether it takes the best token and never draws.
@@ -108,10 +137,48 @@ impl Sampler {
         self.params.temperature == 0.0
     }
 
-    /// Picks the token that follows, given the score of every token; penalties and biases are applied to `scores`.
-    /// None when no score is a number.
-    pub fn sample(&mut self, scores: &mut [f32]) -> Option<TokenId> {
+    /// Picks the token that follows, given the score of every token; penalties, biases and the constraint are applied to
+    /// `scores`. Reports how probable it was, and so many of the most probable ones, before all that, where it is asked to.
+    ///
+    /// # Errors
+    /// When no score is a number, or the constraint cannot be followed.
+    pub fn sample(&mut self, scores: &mut [f32], top_logprobs: Option<u32>) -> Result<Picked, SampleError> {
+        if top_logprobs.is_some() {
+            self.raw.clear();
+            self.raw.extend_from_slice(scores);
+        }
         self.adjust(scores);
+        if let Some(constraint) = &mut self.constraint {
+            constraint.restrict(scores)?;
+        }
+        let token = self.pick(scores).ok_or(SampleError::NotNumbers)?;
+        let logprobs = top_logprobs.map(|num_top| self.logprobs(token, num_top as usize));
+        Ok(Picked { token, logprobs })
+    }
+
+    /// Natural logarithms of the probabilities that the model itself gave to `token` and to the `num_top` best.
+    fn logprobs(&mut self, token: TokenId, num_top: usize) -> Vec<(TokenId, f32)> {
+        let raw = std::mem::take(&mut self.raw);
+        let best = best_score(&raw).unwrap_or(0.0).min(f32::MAX);
+        let scale = Scale { best, temperature: 1.0 };
+        self.sum_blocks(&raw, scale);
+        #[expect(clippy::cast_possible_truncation, reason = "a logarithm of a sum of 32-bit numbers fits")]
+        let log_total = self.block_sums.iter().sum::<f64>().ln() as f32;
+        // What is not a number, or infinite, must not reach JSON.
+        let logprob = |score: f32| (score - best - log_total).clamp(MIN_LOGPROB, 0.0);
+        self.candidates.clear();
+        if 0 < num_top {
+            self.collect_best(&raw, num_top);
+            self.candidates.sort_unstable_by(by_weight);
+        }
+        let top = self.candidates.iter().map(|candidate| (candidate.token, logprob(candidate.weight)));
+        let logprobs = std::iter::once((token, logprob(raw[token.index()]))).chain(top).collect();
+        self.raw = raw;
+        logprobs
+    }
+
+    /// None when no score is a number.
+    fn pick(&mut self, scores: &[f32]) -> Option<TokenId> {
         let SamplingParams { temperature, top_k, top_p, min_p, .. } = self.params;
         let best = best_score(scores)?;
         if self.is_greedy() {
@@ -374,9 +441,9 @@ mod tests {
     fn frequencies(params: &SamplingParams) -> Vec<f64> {
         let draws = 20_000;
         let mut counts = vec![0_u32; SCORES.len()];
-        let mut sampler = Sampler::new(params.clone(), &[]);
+        let mut sampler = Sampler::new(params.clone(), None, &[]);
         for _ in 0..draws {
-            counts[sampler.sample(&mut SCORES.clone()).unwrap().index()] += 1;
+            counts[sampler.sample(&mut SCORES.clone(), None).unwrap().token.index()] += 1;
         }
         counts.iter().map(|count| f64::from(*count) / f64::from(draws)).collect()
     }
@@ -430,26 +497,37 @@ mod tests {
             logit_bias: vec![(TokenId(4), 10.0)],
             ..SamplingParams::default()
         };
-        let mut sampler = Sampler::new(params, &[TokenId(1), TokenId(2)]);
-        sampler.push(TokenId(3));
-        sampler.push(TokenId(3));
+        let mut sampler = Sampler::new(params, None, &[TokenId(1), TokenId(2)]);
+        sampler.push(TokenId(3)).unwrap();
+        sampler.push(TokenId(3)).unwrap();
         let mut scores = SCORES;
-        let token = sampler.sample(&mut scores);
-        assert_eq!(token, Some(TokenId(4)));
+        assert_eq!(sampler.sample(&mut scores, None).unwrap().token, TokenId(4));
         assert_eq!(scores, [0.5, 1.5, -2.0, 0.0, 11.0, f32::NEG_INFINITY]);
+    }
+
+    #[test]
+    fn logprobs_are_those_of_the_model_itself() {
+        let params =
+            SamplingParams { temperature: 0.0, logit_bias: vec![(TokenId(2), 50.0)], ..SamplingParams::default() };
+        let picked = Sampler::new(params, None, &[]).sample(&mut SCORES.clone(), Some(2)).unwrap();
+        let (logprobs, expected) = (picked.logprobs.unwrap(), expected(1.0, &[0, 1, 2, 3, 4]));
+        assert_eq!(logprobs.iter().map(|(token, _)| token.0).collect::<Vec<_>>(), [2, 1, 3]);
+        for (token, logprob) in logprobs {
+            assert!((f64::from(logprob) - expected[token.index()].ln()).abs() < 1e-5, "{token:?}");
+        }
     }
 
     #[test]
     fn a_tie_goes_to_the_lower_token_and_what_is_not_a_number_never_wins() {
         let greedy = SamplingParams { temperature: 0.0, ..SamplingParams::default() };
-        let pick = |mut scores: Vec<f32>| Sampler::new(greedy.clone(), &[]).sample(&mut scores);
+        let pick = |scores: Vec<f32>| Sampler::new(greedy.clone(), None, &[]).pick(&scores);
         assert_eq!(pick(vec![1.0, 2.0, 2.0]), Some(TokenId(1)));
         assert_eq!(pick(vec![f32::NAN, -5.0]), Some(TokenId(1)));
         assert_eq!(pick(vec![f32::NAN, f32::NEG_INFINITY]), None);
         for (top_k, top_p, min_p) in [(0, 1.0, 0.0), (2, 1.0, 0.0), (0, 0.9, 0.0), (0, 1.0, 0.1)] {
             let params = SamplingParams { top_k, top_p, min_p, ..SamplingParams::default() };
-            let mut scores = [f32::NAN, -5.0, f32::NEG_INFINITY];
-            let token = Sampler::new(params, &[]).sample(&mut scores);
+            let scores = [f32::NAN, -5.0, f32::NEG_INFINITY];
+            let token = Sampler::new(params, None, &[]).pick(&scores);
             assert_eq!(token, Some(TokenId(1)));
         }
     }
@@ -467,8 +545,11 @@ mod tests {
             let params = SamplingParams {
                 temperature, repetition_penalty, top_k, top_p, min_p, seed: Some(1), ..SamplingParams::default()
             };
-            let token = Sampler::new(params, &[TokenId(0)]).sample(&mut scores.clone());
-            prop_assert!(token.is_none_or(|token| token.index() < scores.len()));
+            let token = Sampler::new(params, None, &[TokenId(0)]).sample(&mut scores.clone(), Some(2));
+            if let Ok(Picked { token, logprobs }) = token {
+                prop_assert!(token.index() < scores.len());
+                prop_assert!(logprobs.unwrap().iter().all(|(_, logprob)| logprob.is_finite() && *logprob <= 0.0));
+            }
         }
 
         #[test]
@@ -483,7 +564,7 @@ mod tests {
             let params = SamplingParams {
                 temperature, top_k, top_p, min_p, seed: Some(seed), ..SamplingParams::default()
             };
-            let draw = || Sampler::new(params.clone(), &[]).sample(&mut scores.clone()).unwrap();
+            let draw = || Sampler::new(params.clone(), None, &[]).pick(&scores).unwrap();
             let token = draw();
             prop_assert_eq!(token, draw(), "a seed repeats");
             let score = scores[token.index()];

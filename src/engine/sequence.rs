@@ -1,6 +1,8 @@
 //! A request that owns a slot.
 
-use super::{Batch, FinishReason, Prefix, Row, Sampler, Slot, TokenEvent, TokenId, draft, request::Submission};
+use super::{
+    Batch, FinishReason, Prefix, Row, SampleError, Sampler, Slot, TokenEvent, TokenId, draft, request::Submission,
+};
 use std::{ops::Range, sync::Arc};
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
@@ -16,6 +18,7 @@ pub struct Sequence {
     max_output_tokens: usize,
     stop_tokens: Arc<[TokenId]>,
     sampler: Sampler,
+    top_logprobs: Option<u32>,
     turn: u64,
     cache_salt: u64,
     drafting: Drafting,
@@ -49,10 +52,12 @@ const PAUSE_STEPS: u32 = 16;
 impl Sequence {
     /// Its slot holds the first `num_cached_tokens` of its prompt.
     pub(super) fn new(submission: Submission, turn: u64, slot: Slot, num_cached_tokens: usize) -> Self {
-        let Submission { prompt, sampling, stop_tokens, max_output_tokens, events, permit, .. } = submission;
+        let Submission { prompt, sampling, constraint, stop_tokens, max_output_tokens, events, permit, .. } =
+            submission;
         assert!(num_cached_tokens < prompt.len(), "the last token is computed for its scores");
         Self {
-            sampler: Sampler::new(sampling, &prompt),
+            sampler: Sampler::new(sampling, constraint, &prompt),
+            top_logprobs: submission.top_logprobs,
             num_prompt_tokens: prompt.len(),
             tokens: prompt,
             num_computed_tokens: num_cached_tokens,
@@ -136,18 +141,31 @@ impl Sequence {
             if self.finished || !self.drafting.is_on_course {
                 break;
             }
-            let Some(token) = self.sampler.sample(scores) else {
-                tracing::error!("the model's scores are not numbers");
+            if let Err(error) = self.take_row(scores) {
+                tracing::error!(%error, "no token can be picked");
                 self.fail();
                 break;
-            };
-            self.push(token);
-            num_picked += 1;
-            if !self.finished && self.drafting.confirms(&self.tokens, token) {
-                self.num_computed_tokens += 1;
             }
+            num_picked += 1;
         }
         num_picked
+    }
+
+    fn take_row(&mut self, scores: &mut [f32]) -> Result<(), SampleError> {
+        let picked = self.sampler.sample(scores, self.top_logprobs)?;
+        if self.stop_tokens.contains(&picked.token) {
+            self.finish(FinishReason::Stop);
+            return Ok(());
+        }
+        self.sampler.push(picked.token)?;
+        if let Some(logprobs) = picked.logprobs {
+            self.emit(TokenEvent::Logprobs(logprobs));
+        }
+        self.push(picked.token);
+        if !self.finished && self.drafting.confirms(&self.tokens, picked.token) {
+            self.num_computed_tokens += 1;
+        }
+        Ok(())
     }
 
     /// Tokens of the last guess that were right.
@@ -158,11 +176,7 @@ impl Sequence {
     /// Appends a sampled token, tells the listener, and finishes when a limit is met.
     fn push(&mut self, token: TokenId) {
         debug_assert_eq!(self.num_missing_tokens(), 0, "sampling follows the last known token");
-        if self.stop_tokens.contains(&token) {
-            return self.finish(FinishReason::Stop);
-        }
         self.tokens.push(token);
-        self.sampler.push(token);
         self.emit(TokenEvent::Token(token));
         if self.tokens.len() - self.num_prompt_tokens == self.max_output_tokens {
             self.finish(FinishReason::Length);

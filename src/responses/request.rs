@@ -598,6 +598,7 @@ mod tests {
     }
 
     #[test]
+    #[expect(clippy::too_many_lines, reason = "most of it is one snapshot")]
     fn settings_reach_the_chat_and_come_back() {
         let (response, chat) = begin(&with(json!({
             "temperature": 0.7, "seed": -1, "logit_bias": { "15": -100 }, "stop": "END", "max_output_tokens": 9,

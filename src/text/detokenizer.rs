@@ -25,6 +25,11 @@ impl Detokenizer {
         Self { tokenizer, window: Vec::new(), num_given: 0 }
     }
 
+    /// Whose tokens they are.
+    pub(super) fn tokenizer(&self) -> &Tokenizer {
+        &self.tokenizer
+    }
+
     /// The text that became whole with this token; may be empty.
     pub fn push(&mut self, token: TokenId) -> String {
         self.window.push(token);

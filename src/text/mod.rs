@@ -2,23 +2,26 @@
 
 mod detokenizer;
 mod error;
+mod grammar;
 mod stop;
 mod tokenizer;
+mod vocabulary;
 
 pub use detokenizer::Detokenizer;
 pub use error::TokenizerError;
+pub use grammar::{GrammarCompiler, GrammarError};
 pub use stop::StopStrings;
 pub use tokenizer::{AddedToken, Piece, Tokenizer};
 
 #[cfg(test)]
 pub(crate) use tokenizer::tests;
 
-use crate::engine::{EngineError, EngineHandle, FinishReason, Request, TokenEvent, TokenStream};
+use crate::engine::{EngineError, EngineHandle, FinishReason, Request, TokenEvent, TokenId, TokenStream};
 use futures::{Stream, stream};
 use std::sync::Arc;
 
 /// Whole characters of the reply, then exactly one `Finished`.
-#[derive(Clone, Debug, Eq, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum TextEvent {
     /// More text.
     Text {
@@ -26,6 +29,8 @@ pub enum TextEvent {
         text: String,
         /// Tokens since the event before.
         num_tokens: usize,
+        /// Of each of these tokens, where they were asked for.
+        logprobs: Vec<TokenLogprob>,
     },
     /// The last event.
     Finished {
@@ -36,6 +41,24 @@ pub enum TextEvent {
         /// Tokens since the event before.
         num_tokens: usize,
     },
+}
+
+/// How probable a token was, before temperature and all else that shapes the choice.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TokenLogprob {
+    /// The token that was said.
+    pub token: Logprob,
+    /// The most probable ones in its place, best first.
+    pub top: Vec<Logprob>,
+}
+
+/// A token and its probability.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Logprob {
+    /// Its own bytes, which need not be whole characters.
+    pub bytes: Vec<u8>,
+    /// Natural logarithm.
+    pub logprob: f32,
 }
 
 /// Runs a request and turns its tokens into text. Dropping the stream cancels the request. A stream that ends without
@@ -49,7 +72,8 @@ pub fn generate(
     request: Request,
 ) -> Result<impl Stream<Item = TextEvent> + Send + Unpin + use<>, EngineError> {
     let tokens = engine.submit(request)?;
-    let reply = Reply { tokens, detokenizer: Detokenizer::new(tokenizer), num_tokens: 0, end: None };
+    let reply =
+        Reply { tokens, detokenizer: Detokenizer::new(tokenizer), num_tokens: 0, logprobs: Vec::new(), end: None };
     Ok(Box::pin(stream::unfold(Some(reply), |reply| async { reply?.next().await })))
 }
 
@@ -59,6 +83,7 @@ struct Reply {
     detokenizer: Detokenizer,
     /// Tokens since the last event.
     num_tokens: usize,
+    logprobs: Vec<TokenLogprob>,
     /// How it ended and how many tokens of the prompt were cached, once all tokens are there.
     end: Option<(FinishReason, usize)>,
 }
@@ -72,6 +97,10 @@ impl Reply {
                     self.num_tokens += 1;
                     self.detokenizer.push(token)
                 }
+                TokenEvent::Logprobs(logprobs) => {
+                    self.logprobs.extend(token_logprob(self.detokenizer.tokenizer(), &logprobs));
+                    continue;
+                }
                 TokenEvent::Finished { reason, num_cached_tokens } => {
                     self.end = Some((reason, num_cached_tokens));
                     self.detokenizer.finish()
@@ -79,10 +108,22 @@ impl Reply {
             };
             if !text.is_empty() {
                 let num_tokens = std::mem::take(&mut self.num_tokens);
-                return Some((TextEvent::Text { text, num_tokens }, Some(self)));
+                let logprobs = std::mem::take(&mut self.logprobs);
+                return Some((TextEvent::Text { text, num_tokens, logprobs }, Some(self)));
             }
         }
         let (reason, num_cached_tokens) = self.end.expect("the loop ended");
         Some((TextEvent::Finished { reason, num_cached_tokens, num_tokens: self.num_tokens }, None))
     }
+}
+
+/// None for an empty list, which the engine never sends.
+fn token_logprob(tokenizer: &Tokenizer, logprobs: &[(TokenId, f32)]) -> Option<TokenLogprob> {
+    let logprob = |(token, logprob): &(TokenId, f32)| {
+        // Where tokens are not bytes, they are at least text.
+        let bytes = tokenizer.token_bytes().and_then(|bytes| bytes.get(token.index()).cloned());
+        Logprob { bytes: bytes.unwrap_or_else(|| tokenizer.decode(&[*token]).into_bytes()), logprob: *logprob }
+    };
+    let (token, top) = logprobs.split_first()?;
+    Some(TokenLogprob { token: logprob(token), top: top.iter().map(logprob).collect() })
 }

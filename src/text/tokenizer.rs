@@ -1,11 +1,12 @@
 //! Text to tokens, with special tokens only where the template wrote them.
 
-use super::TokenizerError;
+use super::{TokenizerError, vocabulary};
 use crate::engine::TokenId;
 use std::{
     fs,
     panic::{AssertUnwindSafe, catch_unwind},
     path::Path,
+    sync::OnceLock,
 };
 use tokenizers::{Model, Normalizer, OffsetReferential, OffsetType, PreTokenizedString, PreTokenizer};
 
@@ -22,6 +23,8 @@ pub enum Piece<'a> {
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
     added: Vec<AddedToken>,
+    /// What each token stands for, once somebody has asked.
+    token_bytes: OnceLock<Option<Vec<Vec<u8>>>>,
     /// How U+FFFD itself is spelled, which a detokenizer must not mistake for half a character.
     replacement_character: Vec<TokenId>,
 }
@@ -72,7 +75,7 @@ impl Tokenizer {
             .filter(|(_, token)| !token.content.is_empty())
             .map(|(id, token)| AddedToken { text: token.content, is_special: token.special, id })
             .collect();
-        let mut tokenizer = Self { inner, added, replacement_character: Vec::new() };
+        let mut tokenizer = Self { inner, added, token_bytes: OnceLock::new(), replacement_character: Vec::new() };
         tokenizer.replacement_character = tokenizer.encode(&[Piece::Plain("\u{FFFD}")])?;
         Ok(tokenizer)
     }
@@ -146,6 +149,11 @@ impl Tokenizer {
         self.inner.token_to_id(text).map(TokenId)
     }
 
+    /// The bytes that each token stands for, by its id; none where tokens are not bytes.
+    pub(super) fn token_bytes(&self) -> Option<&[Vec<u8>]> {
+        self.token_bytes.get_or_init(|| vocabulary::token_bytes(&self.inner)).as_deref()
+    }
+
     /// Tokens, the added ones among them.
     pub fn vocab_size(&self) -> usize {
         self.inner.get_vocab_size(true)
@@ -167,7 +175,7 @@ pub(crate) mod tests {
         Tokenizer::parse(&serde_json::to_vec(&byte_level_description()).unwrap()).unwrap()
     }
 
-    fn byte_level_description() -> Value {
+    pub(crate) fn byte_level_description() -> Value {
         let alphabet: Vec<char> = {
             let mut printable: Vec<u32> = (33..=126).chain(161..=172).chain(174..=255).collect();
             printable.extend(256..256 + 68);

@@ -37,6 +37,8 @@ pub(crate) fn request(prompt: &[u32], max_output_tokens: u32) -> Request {
     Request {
         prompt: prompt.iter().copied().map(TokenId).collect(),
         sampling: SamplingParams { temperature: 0.0, ..SamplingParams::default() },
+        constraint: None,
+        top_logprobs: None,
         stop_tokens: [TokenId(3)].into(),
         max_output_tokens: NonZeroU32::new(max_output_tokens),
         service_class: ServiceClass::Default,
@@ -262,7 +264,7 @@ fn the_context_limits_the_reply_and_what_cannot_fit_is_refused() {
     let almost_full = vec![1; CONTEXT_TOKENS - 2];
     let events = drain(handle.submit(request(&almost_full, 100)).unwrap());
     let token = TokenEvent::Token(TokenId(7));
-    assert_eq!(events, [token, token, finished(FinishReason::Length)]);
+    assert_eq!(events, [token.clone(), token, finished(FinishReason::Length)]);
     let refused = handle.submit(request(&[1; CONTEXT_TOKENS], 1));
     assert!(matches!(refused, Err(EngineError::PromptTooLong { prompt_tokens: CONTEXT_TOKENS, .. })));
     drop(handle);

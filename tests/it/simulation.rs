@@ -66,6 +66,7 @@ fn check(mut stream: TokenStream, case: &Case) -> usize {
     while said.len() < case.num_read {
         match stream.blocking_recv().expect("a stream ends with `Finished`") {
             TokenEvent::Token(token) => said.push(token),
+            TokenEvent::Logprobs(_) => panic!("nobody asked for them"),
             TokenEvent::Finished { reason, num_cached_tokens } => {
                 assert_eq!((said, reason), (case.expected.clone(), FinishReason::Length));
                 assert!(stream.blocking_recv().is_none(), "`Finished` is the last event");
