@@ -1,5 +1,6 @@
 //! What text means: prompts are rendered from messages, replies are told apart into reasoning, text and tool calls.
 
+mod call;
 mod error;
 mod event;
 mod lease;

@@ -1,8 +1,9 @@
 //! A reply's text, told apart into reasoning, text and tool calls, whatever way the text is cut.
 
-use super::Delta;
-use serde::Deserialize;
-use serde_json::value::RawValue;
+use super::{
+    Delta,
+    call::{CALL_BEGIN, CallReader, Outcome},
+};
 
 /// How a model marks what is not plain text.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
@@ -18,18 +19,21 @@ impl ReplyFormat {
     pub fn of_template(source: &str) -> Self {
         Self { think: source.contains(THINK_END), tool_call: source.contains(CALL_BEGIN) }
     }
+
+    /// Whether a prompt that ends in these words has begun the reasoning.
+    pub fn begins_reasoning(self, last_words: &str) -> bool {
+        self.think && last_words.trim_end().ends_with(THINK_BEGIN)
+    }
 }
 
 const THINK_BEGIN: &str = "<think>";
 const THINK_END: &str = "</think>";
-const CALL_BEGIN: &str = "<tool_call>";
-const CALL_END: &str = "</tool_call>";
 
 /// Reads one reply as it comes.
 ///
 /// White space around the marks is the format's, not the reply's: it is dropped at the beginning of a part and before
-/// a mark. Reasoning comes before everything else, so a later `<think>` is text. What looks like a call but is not a JSON
-/// object that names one of the tools is text.
+/// a mark. Reasoning comes before everything else, so a later `<think>` is text. What looks like a call but does not name
+/// one of the tools is text.
 #[derive(Debug)]
 pub struct ReplyParser {
     format: ReplyFormat,
@@ -37,8 +41,6 @@ pub struct ReplyParser {
     part: Part,
     /// Text that cannot be told apart yet.
     held: String,
-    /// How much of it holds no whole mark, so that a long call is not searched again for each token.
-    num_searched: usize,
     /// Whether the open part has said anything.
     has_begun: bool,
     /// Whether the reply has said anything that is not reasoning.
@@ -47,25 +49,32 @@ pub struct ReplyParser {
     before_call: (String, bool),
 }
 
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[derive(Debug)]
 enum Part {
     Text,
     Reasoning,
+    Call(CallReader),
+}
+
+/// What a mark begins.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Mark {
+    Reasoning,
+    Text,
     Call,
 }
 
 impl Part {
-    /// The marks that end this part and what follows them.
-    fn marks(self, format: ReplyFormat) -> &'static [(&'static str, Part)] {
+    /// The marks that end this part.
+    fn marks(&self, format: ReplyFormat) -> &'static [(&'static str, Mark)] {
         match (self, format) {
             (Self::Text, ReplyFormat { think: true, tool_call: true }) => {
-                &[(THINK_BEGIN, Part::Reasoning), (CALL_BEGIN, Part::Call)]
+                &[(THINK_BEGIN, Mark::Reasoning), (CALL_BEGIN, Mark::Call)]
             }
-            (Self::Text, ReplyFormat { think: true, tool_call: false }) => &[(THINK_BEGIN, Part::Reasoning)],
-            (Self::Text, ReplyFormat { think: false, tool_call: true }) => &[(CALL_BEGIN, Part::Call)],
-            (Self::Text, ReplyFormat { think: false, tool_call: false }) => &[],
-            (Self::Reasoning, _) => &[(THINK_END, Part::Text)],
-            (Self::Call, _) => &[(CALL_END, Part::Text)],
+            (Self::Text, ReplyFormat { think: true, tool_call: false }) => &[(THINK_BEGIN, Mark::Reasoning)],
+            (Self::Text, ReplyFormat { think: false, tool_call: true }) => &[(CALL_BEGIN, Mark::Call)],
+            (Self::Reasoning, _) => &[(THINK_END, Mark::Text)],
+            (Self::Text, ReplyFormat { think: false, tool_call: false }) | (Self::Call(_), _) => &[],
         }
     }
 }
@@ -75,13 +84,11 @@ impl ReplyParser {
     /// Only calls of `tools` are calls.
     pub fn new(format: ReplyFormat, last_words: &str, tools: Vec<String>) -> Self {
         let format = ReplyFormat { tool_call: format.tool_call && !tools.is_empty(), ..format };
-        let is_reasoning = format.think && last_words.trim_end().ends_with(THINK_BEGIN);
         Self {
             format,
             tools,
-            part: if is_reasoning { Part::Reasoning } else { Part::Text },
+            part: if format.begins_reasoning(last_words) { Part::Reasoning } else { Part::Text },
             held: String::new(),
-            num_searched: 0,
             has_begun: false,
             has_spoken: false,
             before_call: (String::new(), false),
@@ -90,34 +97,48 @@ impl ReplyParser {
 
     /// Whether the reply is inside its reasoning.
     pub fn is_reasoning(&self) -> bool {
-        self.part == Part::Reasoning
+        matches!(self.part, Part::Reasoning)
     }
 
     /// Takes more text and gives out what can be told apart.
     pub fn push(&mut self, text: &str) -> Vec<Delta> {
-        self.held.push_str(text);
         let mut deltas = Vec::new();
-        while self.close_part(&mut deltas) {}
-        if self.part != Part::Call {
-            let keep_from = self.first_undecided();
-            let rest = self.held.split_off(keep_from);
-            let decided = std::mem::replace(&mut self.held, rest);
-            self.say(decided, &mut deltas);
+        let mut more = text.to_owned();
+        loop {
+            if let Part::Call(call) = &mut self.part {
+                match call.push(&more, &self.tools, &mut deltas) {
+                    Outcome::Open => return deltas,
+                    Outcome::Closed(rest) => {
+                        self.has_spoken = true;
+                        self.open_part(Part::Text, rest);
+                    }
+                    Outcome::NoCall(text) => self.reopen_text(text, &mut deltas),
+                }
+                more = String::new();
+            }
+            self.held.push_str(&std::mem::take(&mut more));
+            if !self.close_part(&mut deltas) {
+                break;
+            }
+            if let Part::Call(_) = self.part {
+                more = std::mem::take(&mut self.held);
+            }
         }
+        let keep_from = self.first_undecided();
+        let rest = self.held.split_off(keep_from);
+        let decided = std::mem::replace(&mut self.held, rest);
+        self.say(decided, &mut deltas);
         deltas
     }
 
-    /// What is left when no more text comes. A call that lacks only its closing mark is one; a call that was cut is the
-    /// text it is.
+    /// What is left when no more text comes. A call that lacks only its closing mark is one; a call that was cut stays open;
+    /// what never named a tool is the text it is.
     pub fn finish(&mut self) -> Vec<Delta> {
         let mut deltas = Vec::new();
-        if self.part == Part::Call {
-            match self.parse_call(&self.held) {
-                Call::Complete { name, arguments } => {
-                    push_call(name, arguments, &mut deltas);
-                    self.held.clear();
-                }
-                Call::Cut | Call::Not => self.reopen_text(&mut deltas),
+        if let Part::Call(call) = std::mem::replace(&mut self.part, Part::Text) {
+            match call.finish(&mut deltas) {
+                None => return deltas,
+                Some(text) => self.reopen_text(text, &mut deltas),
             }
         }
         let rest = std::mem::take(&mut self.held);
@@ -125,69 +146,42 @@ impl ReplyParser {
         deltas
     }
 
-    /// Ends the open part if the held text does.
+    /// Ends the open part, which is no call, if the held text does.
     fn close_part(&mut self, deltas: &mut Vec<Delta>) -> bool {
-        if self.part == Part::Call {
-            return self.close_call(deltas);
-        }
-        let Some((start, mark, next)) = self.first_mark() else { return false };
-        let rest = self.held.split_off(start + mark.len());
+        let Some((start, text, mark)) = self.first_mark() else { return false };
+        let rest = self.held.split_off(start + text.len());
         self.held.truncate(start);
         let part = std::mem::take(&mut self.held);
         let words = part.trim_end();
         self.say(words.to_owned(), deltas);
         self.before_call = (part[words.len()..].to_owned(), self.has_begun);
+        let next = match mark {
+            Mark::Text => Part::Text,
+            Mark::Reasoning => Part::Reasoning,
+            Mark::Call => Part::Call(CallReader::default()),
+        };
         self.open_part(next, rest);
         true
-    }
-
-    fn close_call(&mut self, deltas: &mut Vec<Delta>) -> bool {
-        if self.held.trim_start().starts_with(|first| first != '{') {
-            self.reopen_text(deltas);
-            return true;
-        }
-        while let Some(start) = self.held[self.num_searched..].find(CALL_END) {
-            let start = self.num_searched + start;
-            match self.parse_call(&self.held[..start]) {
-                Call::Complete { name, arguments } => {
-                    push_call(name, arguments, deltas);
-                    self.has_spoken = true;
-                    let rest = self.held.split_off(start + CALL_END.len());
-                    self.open_part(Part::Text, rest);
-                    return true;
-                }
-                Call::Not => {
-                    self.reopen_text(deltas);
-                    return true;
-                }
-                // The mark stands inside a string of the JSON.
-                Call::Cut => self.num_searched = start + CALL_END.len(),
-            }
-        }
-        let tail = self.held.floor_char_boundary(self.held.len().saturating_sub(CALL_END.len()));
-        self.num_searched = self.num_searched.max(tail);
-        false
     }
 
     fn open_part(&mut self, part: Part, held: String) {
         self.part = part;
         self.held = held;
-        self.num_searched = 0;
         self.has_begun = false;
     }
 
     /// What looked like a call is text: it goes on where the text before it ended.
-    fn reopen_text(&mut self, deltas: &mut Vec<Delta>) {
+    fn reopen_text(&mut self, text: String, deltas: &mut Vec<Delta>) {
         let (space, has_begun) = std::mem::take(&mut self.before_call);
-        self.part = Part::Text;
+        self.open_part(Part::Text, text);
         self.has_begun = has_begun;
         self.say(space + CALL_BEGIN, deltas);
     }
 
-    fn first_mark(&self) -> Option<(usize, &'static str, Part)> {
-        let find = |(mark, next): &(&'static str, Part)| self.held.find(mark).map(|start| (start, *mark, *next));
-        let is_mark = |(start, _, next): &(usize, &str, Part)| {
-            *next != Part::Reasoning || (!self.has_spoken && self.held[..*start].trim().is_empty())
+    fn first_mark(&self) -> Option<(usize, &'static str, Mark)> {
+        let find = |(text, mark): &(&'static str, Mark)| self.held.find(text).map(|start| (start, *text, *mark));
+        let is_mark = |(start, _, mark): &(usize, &str, Mark)| {
+            *mark != Mark::Reasoning || (!self.has_spoken && self.held[..*start].trim().is_empty())
         };
         let marks = self.part.marks(self.format).iter();
         marks.filter_map(find).filter(is_mark).min_by_key(|(start, ..)| *start)
@@ -200,7 +194,7 @@ impl ReplyParser {
             return;
         }
         self.has_begun = true;
-        if self.part == Part::Reasoning {
+        if self.is_reasoning() {
             deltas.push(Delta::Reasoning(text));
         } else {
             self.has_spoken = true;
@@ -221,45 +215,6 @@ impl ReplyParser {
             false => self.held[..decided].trim_end().len(),
         }
     }
-
-    /// A JSON object with the name of a tool and its arguments, which are kept as the model wrote them.
-    fn parse_call(&self, text: &str) -> Call {
-        #[derive(Deserialize)]
-        struct Object<'a> {
-            name: String,
-            #[serde(borrow, alias = "parameters")]
-            arguments: Option<&'a RawValue>,
-        }
-
-        let object: Object<'_> = match serde_json::from_str(text.trim()) {
-            Ok(object) => object,
-            Err(error) if error.is_eof() => return Call::Cut,
-            Err(_) => return Call::Not,
-        };
-        if !self.tools.contains(&object.name) {
-            return Call::Not;
-        }
-        let arguments = object.arguments.map_or("{}", RawValue::get);
-        // Some models wrap the object in a string.
-        let unwrapped = serde_json::from_str::<String>(arguments);
-        Call::Complete { name: object.name, arguments: unwrapped.unwrap_or_else(|_| arguments.to_owned()) }
-    }
-}
-
-/// What the text of a call may turn out to be.
-enum Call {
-    Complete {
-        name: String,
-        arguments: String,
-    },
-    /// The beginning of JSON.
-    Cut,
-    /// Neither a call nor the beginning of one.
-    Not,
-}
-
-fn push_call(name: String, arguments: String, deltas: &mut Vec<Delta>) {
-    deltas.extend([Delta::ToolCall { name }, Delta::Arguments(arguments), Delta::ToolCallEnd]);
 }
 
 #[cfg(test)]
@@ -278,6 +233,7 @@ mod tests {
         for delta in deltas {
             match (joined.last_mut(), delta) {
                 (Some(Delta::Text(text)), Delta::Text(more))
+                | (Some(Delta::Arguments(text)), Delta::Arguments(more))
                 | (Some(Delta::Reasoning(text)), Delta::Reasoning(more)) => {
                     text.push_str(&more);
                 }
@@ -328,7 +284,8 @@ mod tests {
         let texts = [
             "<tool_call>oops</tool_call>",
             "a <tool_call>oops</tool_call> b",
-            "<tool_call>\n{\"name\": \"f\"",
+            "<tool_call>\n{\"name\": \"f",
+            "<tool_call>{\"arguments\": {}}</tool_call>",
             "<tool_call>{\"name\": \"unknown\", \"arguments\": {}}</tool_call>",
             "<tool_call>{\"name\": 1}</tool_call>",
             "1 < 2 <tool",
@@ -352,6 +309,47 @@ mod tests {
     }
 
     #[test]
+    fn arguments_come_as_they_are_written() {
+        let mut parser = ReplyParser::new(BOTH, "", vec!["f".to_owned()]);
+        let delta = |text: &str| Delta::Arguments(text.to_owned());
+        assert_eq!(parser.push("<tool_call>\n{\"name\": \"f\""), [Delta::ToolCall { name: "f".to_owned() }]);
+        assert_eq!(parser.push(", \"arguments\": {\"a\""), [delta("{\"a\"")]);
+        assert_eq!(parser.push(": [1, \"</tool"), [delta(": [1, \"</tool")]);
+        assert_eq!(parser.push("_call>\"]"), [delta("_call>\"]")]);
+        assert_eq!(parser.push("}}\n</tool"), [delta("}")]);
+        assert_eq!(parser.push("_call>\nDone."), [Delta::ToolCallEnd, Delta::Text("Done.".to_owned())]);
+    }
+
+    #[test]
+    fn a_call_may_be_spelled_in_other_ways() {
+        let says = |text: &str| match &parse("", &[text])[..] {
+            [Delta::ToolCall { name }, Delta::Arguments(arguments), rest @ ..] => {
+                format!("{name}{arguments}{}", rest.len())
+            }
+            other => format!("{other:?}"),
+        };
+        let calls = [
+            "<tool_call>{\"arguments\": {\"a\": \"}\"}, \"name\": \"f\"}</tool_call>",
+            "<tool_call>{\"name\": \"f\", \"parameters\": {\"a\": \"}\"}}</tool_call>",
+            "<tool_call>{\"id\": [1, {}], \"name\": \"f\", \"x\": null, \"arguments\": \"{\\\"a\\\": \\\"}\\\"}\"}</tool_call>",
+        ];
+        for call in calls {
+            assert_eq!(says(call), "f{\"a\": \"}\"}1");
+        }
+        for call in ["<tool_call>{\"name\": \"g\"}</tool_call>", "<tool_call>{\"name\": \"g\", \"arguments\": null}"] {
+            assert_eq!(says(call), "g{}1");
+        }
+    }
+
+    #[test]
+    fn a_call_that_is_cut_or_broken_off_stays_what_it_is() {
+        let begun = || vec![Delta::ToolCall { name: "f".to_owned() }, Delta::Arguments("{\"a\": ".to_owned())];
+        assert_eq!(parse("", &["<tool_call>{\"name\": \"f\", \"arguments\": {\"a\": "]), begun());
+        let broken_off = parse("", &["<tool_call>{\"name\": \"f\", \"arguments\": {\"a\": </tool_call>b"]);
+        assert_eq!(broken_off, [begun(), vec![Delta::ToolCallEnd, Delta::Text("b".to_owned())]].concat());
+    }
+
+    #[test]
     fn what_cannot_be_a_call_is_not_held_back() {
         let mut parser = ReplyParser::new(BOTH, "", vec!["f".to_owned()]);
         let said = ["<tool_call>", " is"].map(|text| Delta::Text(text.to_owned()));
@@ -371,7 +369,7 @@ mod tests {
         fn any_cut_of_the_text_gives_the_same(
             parts in prop::collection::vec(prop::sample::select(vec![
                 "<think>", "</think>", "<tool_call>", "</tool_call>", "{\"name\": \"f\", \"arguments\": {\"é\": \"</\"}}",
-                "text", " ", "\n\n", "{\"name\": \"f\", \"arguments\": \"", "{\"name\": \"h\"}", "<", "</t", "é", "<think", "{}",
+                "text", " ", "\n\n", "{\"name\": \"f\", ", "\"arguments\": ", "{\"a\": [", "]}", "}", "\"", "\\", ", \"b\": 1", "null", "{\"name\": \"f\", \"arguments\": \"", "{\"name\": \"h\"}", "<", "</t", "é", "<think", "{}",
             ]), 0..12),
             cuts in prop::collection::vec(any::<prop::sample::Index>(), 0..10),
         ) {
