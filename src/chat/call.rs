@@ -324,7 +324,7 @@ impl Cursor<'_> {
         let key = serde_json::from_str(&self.text[key]).map_err(|_| Found::No)?;
         match self.expect(b':') {
             Found::Yes => Ok(key),
-            other => Err(other),
+            not @ (Found::No | Found::Cut) => Err(not),
         }
     }
 

@@ -51,6 +51,25 @@ pub enum ChatError {
     /// The tokenizer failed on the prompt, which no valid UTF-8 should make it do.
     #[error("the prompt cannot be tokenized: {0}")]
     Tokenizer(String),
+    /// The client should change what the answer has to follow.
+    #[error("no answer can be held to this format: {message}")]
+    InvalidFormat {
+        /// The grammar compiler's words.
+        message: String,
+    },
+    /// The client should change the schema, or send `strict: false` and leave the call to the model.
+    #[error("no call can be held to the parameters of the tool `{name}`: {message}")]
+    InvalidTool {
+        /// Its name.
+        name: String,
+        /// The grammar compiler's words.
+        message: String,
+    },
+    /// The client should ask for free text.
+    #[error(
+        "this model's tokens are not bytes, so its replies cannot be held to a format or to a call; ask for neither"
+    )]
+    NoGrammar,
     /// A bug of ours or of a library.
     #[error("the prompt could not be made; the log says why")]
     Panicked,

@@ -3,6 +3,7 @@
 mod call;
 mod error;
 mod event;
+mod grammar;
 mod lease;
 mod loader;
 mod markup;
@@ -12,6 +13,7 @@ mod python_json;
 mod request;
 mod served_model;
 mod template;
+mod truncation;
 
 pub use crate::text::{Logprob, TokenLogprob};
 pub use error::ChatError;
@@ -26,11 +28,11 @@ pub use served_model::{ModelState, ServedModel};
 pub use template::{ChatTemplate, TemplateError};
 
 use crate::{
-    engine::{EngineHandle, FinishReason, Request, SamplingParams, TokenId},
-    text::{self, Piece, StopStrings, TextEvent, Tokenizer},
+    engine::{Constraint, EngineHandle, FinishReason, Request, SamplingParams, TokenId},
+    text::{self, GrammarCompiler, GrammarError, Piece, StopStrings, TextEvent, Tokenizer},
 };
 use futures::{Stream, StreamExt, stream};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use tokio::sync::Semaphore;
 
 /// One loaded model, ready to talk. Cheap to clone.
@@ -38,6 +40,8 @@ use tokio::sync::Semaphore;
 pub struct Chat {
     model: Arc<ChatModel>,
     engine: EngineHandle,
+    /// Made when the first reply has to follow something, since most models are never asked to.
+    grammars: Arc<OnceLock<Result<GrammarCompiler, GrammarError>>>,
 }
 
 /// What a chat needs beside the engine.
@@ -62,7 +66,7 @@ const MAX_BYTES_PER_TOKEN: usize = 16;
 impl Chat {
     /// On top of an engine that runs the same model.
     pub fn new(model: ChatModel, engine: EngineHandle) -> Self {
-        Self { model: Arc::new(model), engine }
+        Self { model: Arc::new(model), engine, grammars: Arc::default() }
     }
 
     /// Prompt and reply together.
@@ -92,20 +96,19 @@ impl Chat {
     /// Before the first byte of the reply is sent.
     pub async fn start(
         &self,
-        request: ChatRequest,
+        mut request: ChatRequest,
     ) -> Result<impl Stream<Item = ChatEvent> + Unpin + use<>, ChatError> {
         self.engine.check_room()?;
-        let max_bytes = self.context_tokens() * MAX_BYTES_PER_TOKEN;
-        let model = Arc::clone(&self.model);
+        let chat = self.clone();
         let permits = Arc::clone(&self.model.prompt_permits);
         let permit = permits.acquire_owned().await.expect("the semaphore is never closed");
         let rendered = tokio::task::spawn_blocking(move || {
             let _permit = permit; // Held by the work itself, which goes on when the client has left.
-            let prompt = model.prompt(&request, max_bytes);
+            let prompt = chat.prompt(&mut request);
             (request, prompt)
         });
         let (request, prompt) = rendered.await.map_err(|_| ChatError::Panicked)?;
-        let Start { tokens, parser } = prompt?;
+        let Start { tokens, parser, constraint } = prompt?;
         let usage = Usage { input_tokens: tokens.len(), ..Usage::default() };
         let ChatRequest {
             sampling,
@@ -121,7 +124,7 @@ impl Chat {
         let request = Request {
             prompt: tokens,
             sampling,
-            constraint: None,
+            constraint,
             top_logprobs,
             stop_tokens,
             max_output_tokens,
@@ -130,7 +133,7 @@ impl Chat {
             max_draft_tokens,
         };
         let text = text::generate(&self.engine, Arc::clone(&self.model.tokenizer), request)?;
-        Ok(Reply { text, parser, stops: StopStrings::new(stop), usage }.into_events())
+        Ok(Reply { text, parser, stops: StopStrings::new(stop), usage, logprobs: Vec::new() }.into_events())
     }
 }
 
@@ -138,24 +141,72 @@ impl Chat {
 struct Start {
     tokens: Vec<TokenId>,
     parser: ReplyParser,
+    constraint: Option<Box<dyn Constraint>>,
+}
+
+impl Chat {
+    /// Renders and tokenizes; compiles what the reply has to follow.
+    fn prompt(&self, request: &mut ChatRequest) -> Result<Start, ChatError> {
+        let (rendered, tokens) = self.fitting_prompt(request)?;
+        let ReplyFormat { think, tool_call } = self.model.template.reply_format();
+        // A model that must call does so in our format if it has none of its own.
+        let format = ReplyFormat { think, tool_call: tool_call || request.calls.mode == CallMode::Required };
+        let constraint = self.constraint(request, format, format.begins_reasoning(rendered.last_words()))?;
+        let names = grammar::callable(request).map(|tool| tool.name.clone()).collect();
+        let parser = ReplyParser::new(format, rendered.last_words(), names);
+        Ok(Start { tokens, parser, constraint })
+    }
+
+    /// The prompt and its tokens: of the whole conversation, or of as much as fits where the request allows that.
+    fn fitting_prompt(&self, request: &mut ChatRequest) -> Result<(Prompt, Vec<TokenId>), ChatError> {
+        let max_bytes = self.context_tokens() * MAX_BYTES_PER_TOKEN;
+        let max_tokens = truncation::max_prompt_tokens(request, self.context_tokens());
+        loop {
+            let prompt = self.model.template.render(request)?;
+            let bytes = prompt.num_bytes();
+            let mut excess_bytes = bytes.saturating_sub(max_bytes);
+            if excess_bytes == 0 {
+                let tokens = self.model.tokens(&prompt)?;
+                let excess_tokens = tokens.len().saturating_sub(max_tokens);
+                excess_bytes = excess_tokens * bytes / tokens.len();
+                if excess_tokens == 0
+                    || !request.truncate
+                    || !truncation::drop_oldest(&mut request.messages, excess_bytes)
+                {
+                    return Ok((prompt, tokens)); // The engine refuses what is too long.
+                }
+            } else if !request.truncate || !truncation::drop_oldest(&mut request.messages, excess_bytes) {
+                return Err(ChatError::PromptTooLarge { bytes, max_bytes });
+            }
+        }
+    }
+
+    fn constraint(
+        &self,
+        request: &ChatRequest,
+        format: ReplyFormat,
+        begins_reasoning: bool,
+    ) -> Result<Option<Box<dyn Constraint>>, ChatError> {
+        if grammar::is_free(request) {
+            return Ok(None);
+        }
+        let vocab_size = self.engine.limits().vocab_size;
+        let compiler = self
+            .grammars
+            .get_or_init(|| GrammarCompiler::new(&self.model.tokenizer, vocab_size, &self.model.stop_tokens));
+        let compiler = compiler.as_ref().map_err(|_| ChatError::NoGrammar)?;
+        grammar::constraint(compiler, request, format, begins_reasoning).map(Some)
+    }
 }
 
 impl ChatModel {
-    fn prompt(&self, request: &ChatRequest, max_bytes: usize) -> Result<Start, ChatError> {
-        let rendered = self.template.render(request)?;
-        let bytes = rendered.num_bytes();
-        if max_bytes < bytes {
-            return Err(ChatError::PromptTooLarge { bytes, max_bytes });
-        }
-        let pieces: Vec<Piece<'_>> = rendered.pieces();
+    fn tokens(&self, prompt: &Prompt) -> Result<Vec<TokenId>, ChatError> {
+        let pieces: Vec<Piece<'_>> = prompt.pieces();
         let tokens = self.tokenizer.encode(&pieces).map_err(|cause| ChatError::Tokenizer(cause.to_string()))?;
         if tokens.is_empty() {
             return Err(ChatError::Template { message: "it rendered an empty prompt".to_owned() });
         }
-        let format = self.template.reply_format();
-        let names = request.tools.iter().map(|tool| tool.name.clone()).collect();
-        let parser = ReplyParser::new(format, rendered.last_words(), names);
-        Ok(Start { tokens, parser })
+        Ok(tokens)
     }
 }
 
@@ -165,6 +216,8 @@ struct Reply<T> {
     parser: ReplyParser,
     stops: StopStrings,
     usage: Usage,
+    /// Of tokens whose text has not been said yet.
+    logprobs: Vec<TokenLogprob>,
 }
 
 impl<T: Stream<Item = TextEvent> + Unpin> Reply<T> {
@@ -176,7 +229,8 @@ impl<T: Stream<Item = TextEvent> + Unpin> Reply<T> {
     /// What one text event says and, unless it is the last, what follows. Dropping the rest cancels the request.
     async fn next(mut self) -> Option<(Vec<ChatEvent>, Option<Self>)> {
         let (deltas, end) = match self.text.next().await? {
-            TextEvent::Text { text, num_tokens, logprobs: _ } => {
+            TextEvent::Text { text, num_tokens, logprobs } => {
+                self.logprobs.extend(logprobs);
                 self.usage.count(num_tokens, self.parser.is_reasoning());
                 (self.parser.push(&text), None)
             }
@@ -194,7 +248,8 @@ impl<T: Stream<Item = TextEvent> + Unpin> Reply<T> {
         let Some(reason) = end else {
             return Some((events, Some(self)));
         };
-        push_text(self.stops.finish(), &mut events);
+        let rest = self.stops.finish();
+        self.say_text(rest, &mut events);
         events.push(ChatEvent::Finished(Finished { reason, usage: self.usage }));
         Some((events, None))
     }
@@ -205,16 +260,24 @@ impl<T: Stream<Item = TextEvent> + Unpin> Reply<T> {
             return;
         }
         if let Delta::Text(text) = &delta {
-            push_text(self.stops.push(text), events);
+            let text = self.stops.push(text);
+            self.say_text(text, events);
         } else {
-            push_text(self.stops.finish(), events);
+            let text = self.stops.finish();
+            self.say_text(text, events);
+            // They are of tokens that are not part of the answer.
+            self.logprobs.clear();
             events.push(ChatEvent::Delta(delta));
         }
     }
-}
 
-fn push_text(text: String, events: &mut Vec<ChatEvent>) {
-    if !text.is_empty() {
+    fn say_text(&mut self, text: String, events: &mut Vec<ChatEvent>) {
+        if text.is_empty() {
+            return;
+        }
+        if !self.logprobs.is_empty() {
+            events.push(ChatEvent::Logprobs(std::mem::take(&mut self.logprobs)));
+        }
         events.push(ChatEvent::Delta(Delta::Text(text)));
     }
 }

@@ -26,8 +26,8 @@ impl ReplyFormat {
     }
 }
 
-const THINK_BEGIN: &str = "<think>";
-const THINK_END: &str = "</think>";
+pub(super) const THINK_BEGIN: &str = "<think>";
+pub(super) const THINK_END: &str = "</think>";
 
 /// Reads one reply as it comes.
 ///

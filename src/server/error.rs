@@ -152,10 +152,12 @@ impl ApiError {
                 Some("input")
             }
             Self::Chat(ChatError::Engine(EngineError::UnknownToken { .. })) => Some("logit_bias"),
+            Self::Chat(ChatError::InvalidFormat { .. }) => Some("text.format"),
+            Self::Chat(ChatError::InvalidTool { .. }) => Some("tools"),
             Self::Chat(ChatError::Engine(
                 EngineError::QueueFull { .. } | EngineError::TooManyTokensWaiting { .. } | EngineError::Stopped,
             ))
-            | Self::Chat(ChatError::Panicked)
+            | Self::Chat(ChatError::NoGrammar | ChatError::Panicked)
             | Self::Failed(_)
             | Self::UnknownHost { .. }
             | Self::UnknownUrl { .. }
@@ -183,6 +185,10 @@ fn describe_chat(error: &ChatError) -> Description {
         }
         ChatError::Panicked => failed(Retry::Never),
         ChatError::Template { .. } | ChatError::Tokenizer(_) => refused(S::BAD_REQUEST, "invalid_value"),
+        ChatError::InvalidFormat { .. } | ChatError::InvalidTool { .. } => {
+            refused(S::BAD_REQUEST, "invalid_json_schema")
+        }
+        ChatError::NoGrammar => refused(S::BAD_REQUEST, "unsupported_value"),
         ChatError::PromptTooLarge { .. } => refused(S::BAD_REQUEST, "context_length_exceeded"),
         ChatError::Engine(error) => match error {
             EngineError::PromptTooLong { .. } => refused(S::BAD_REQUEST, "context_length_exceeded"),

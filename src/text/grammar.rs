@@ -118,9 +118,13 @@ impl GrammarCompiler {
     }
 }
 
-/// The first line says what is wrong; those below quote the grammar.
+/// What is wrong. Its place in the grammar, and the lines that quote it, mean nothing to a client who has sent a schema.
 fn one_line(error: &str) -> String {
     const MAX_CHARS: usize = 300;
+    let error = match error.split_once("): ") {
+        Some((place, what)) if place.starts_with("at ") => what,
+        _ => error,
+    };
     error.lines().next().unwrap_or_default().chars().take(MAX_CHARS).collect()
 }
 

@@ -1,0 +1,292 @@
+//! What a reply has to follow, as a grammar: required and strict tool calls, and formats of the answer.
+
+use super::{
+    CallMode, ChatError, ChatRequest, OutputFormat, ReplyFormat, Tool,
+    call::{CALL_BEGIN, CALL_END},
+    parser::{THINK_BEGIN, THINK_END},
+};
+use crate::{
+    engine::Constraint,
+    text::{GrammarCompiler, GrammarError},
+};
+use serde_json::{Map, Value, json};
+use std::num::NonZeroU32;
+
+/// A grammar in llguidance's variant of Lark, rule by rule.
+#[derive(Debug, Default)]
+struct Grammar {
+    rules: String,
+}
+
+/// The constraint for a request that [is not free](is_free). `begins_reasoning` tells whether the prompt has.
+///
+/// # Errors
+/// `InvalidFormat` or `InvalidTool`: the client should change a schema.
+pub(super) fn constraint(
+    compiler: &GrammarCompiler,
+    request: &ChatRequest,
+    format: ReplyFormat,
+    begins_reasoning: bool,
+) -> Result<Box<dyn Constraint>, ChatError> {
+    let tools: Vec<&Tool> = callable(request).collect();
+    let grammar = Grammar::of(request, &tools, format, begins_reasoning);
+    compiler.compile(&grammar).map_err(|error| blame(compiler, request, &tools, &error))
+}
+
+/// Tools that a reply may call.
+pub(super) fn callable(request: &ChatRequest) -> impl Iterator<Item = &Tool> {
+    let is_allowed = |tool: &&Tool| match (&request.calls.mode, &request.calls.allowed) {
+        (CallMode::None, _) => false,
+        (CallMode::Auto | CallMode::Required, Some(names)) => names.contains(&tool.name),
+        (CallMode::Auto | CallMode::Required, None) => true,
+    };
+    request.tools.iter().filter(is_allowed)
+}
+
+/// Whether nothing is asked that a model might not do by itself.
+pub(super) fn is_free(request: &ChatRequest) -> bool {
+    let calls = &request.calls;
+    let leaves_calls_free = callable(request).next().is_none()
+        || (calls.mode == CallMode::Auto
+            && calls.max_calls.is_none()
+            && calls.allowed.is_none()
+            && request.tools.iter().all(|tool| !tool.strict));
+    leaves_calls_free && request.format == OutputFormat::Text
+}
+
+/// Which part of the request cannot be compiled.
+fn blame(compiler: &GrammarCompiler, request: &ChatRequest, tools: &[&Tool], error: &GrammarError) -> ChatError {
+    if *error == GrammarError::Vocabulary {
+        return ChatError::NoGrammar;
+    }
+    let compiles = |rule: &str| compiler.compile(&format!("start: {rule}\n"));
+    let broken = tools.iter().find_map(|tool| Some((tool, compiles(&arguments(tool)).err()?)));
+    match broken {
+        Some((tool, error)) => ChatError::InvalidTool { name: tool.name.clone(), message: error.to_string() },
+        None => {
+            let of_answer = Grammar::answer(&request.format).and_then(|rule| compiles(&rule).err());
+            ChatError::InvalidFormat { message: of_answer.as_ref().unwrap_or(error).to_string() }
+        }
+    }
+}
+
+impl Grammar {
+    fn of(request: &ChatRequest, tools: &[&Tool], format: ReplyFormat, begins_reasoning: bool) -> String {
+        let mut grammar = Self::default();
+        grammar.rule("start", "reasoning reply");
+        grammar.rule("SPACE", r"/[ \t\r\n]{0,8}/");
+        grammar.reasoning(request, format, begins_reasoning);
+        let answer = Self::answer(&request.format);
+        if let Some(answer) = &answer {
+            grammar.rule("answer", answer);
+        }
+        if tools.is_empty() {
+            grammar.rule("reply", "answer");
+            return grammar.rules;
+        }
+        for (number, tool) in tools.iter().enumerate() {
+            let head = json!(format!(r#"{{"name": {}, "arguments": "#, json!(tool.name)));
+            let call = format!("SPACE {head} {} SPACE \"}}\" SPACE {}", arguments(tool), json!(CALL_END));
+            grammar.rule(&format!("call_{number}"), &call);
+        }
+        let calls: Vec<String> = (0..tools.len()).map(|number| format!("call_{number}")).collect();
+        grammar.rule("call", &calls.join(" | "));
+        let max_calls = request.calls.max_calls.map(NonZeroU32::get);
+        let begin = json!(CALL_BEGIN);
+        let more = match max_calls {
+            None => format!("(SPACE {begin} call)*"),
+            Some(1) => String::new(),
+            Some(max) => format!("(SPACE {begin} call){{0,{}}}", max - 1),
+        };
+        match (request.calls.mode, answer) {
+            (CallMode::Required, _) => grammar.rule("reply", &format!("{begin} call {more} SPACE")),
+            (CallMode::Auto | CallMode::None, Some(_)) => {
+                grammar.rule("reply", &format!("answer | {begin} call {more} SPACE"));
+            }
+            (CallMode::Auto | CallMode::None, None) => {
+                // Text is free up to a mark, which ends it at once.
+                grammar.rule("TEXT", r"/(.|\n)*/");
+                grammar.rule("to_call[lazy]", &format!(r"/(.|\n)*{CALL_BEGIN}/"));
+                // Text behind the last call that is allowed could begin another one.
+                let calls = match max_calls {
+                    None => "(to_call call)+ TEXT".to_owned(),
+                    Some(max) => format!("(to_call call){{1,{max}}} SPACE"),
+                };
+                grammar.rule("reply", &format!("TEXT | {calls}"));
+            }
+        }
+        grammar.rules
+    }
+
+    /// Reasoning is free up to its end.
+    fn reasoning(&mut self, request: &ChatRequest, format: ReplyFormat, has_begun: bool) {
+        let may_begin = format.think && request.enable_thinking != Some(false);
+        if has_begun || may_begin {
+            self.rule("thought[lazy]", &format!(r"/(.|\n)*{}/", slashed(THINK_END)));
+        }
+        match (has_begun, may_begin) {
+            (true, _) => self.rule("reasoning", "thought SPACE"),
+            (false, true) => self.rule("reasoning", &format!("SPACE | SPACE {} thought SPACE", json!(THINK_BEGIN))),
+            (false, false) => self.rule("reasoning", "SPACE"),
+        }
+    }
+
+    /// None for a free answer.
+    fn answer(format: &OutputFormat) -> Option<String> {
+        match format {
+            OutputFormat::Text => None,
+            OutputFormat::Json => Some(json_rule(&json!({ "type": "object" }))),
+            OutputFormat::JsonSchema(schema) => Some(json_rule(schema)),
+            OutputFormat::Regex(pattern) => Some(format!("/{}/", slashed(pattern))),
+            OutputFormat::Lark(grammar) => Some(format!("%lark {{\n{grammar}\n}}")),
+        }
+    }
+
+    fn rule(&mut self, name: &str, body: &str) {
+        self.rules.extend([name, ": ", body, "\n"]);
+    }
+}
+
+/// A regular expression between slashes: those in it are escaped.
+fn slashed(pattern: &str) -> String {
+    let mut is_escaped = false;
+    let mut slashed = String::with_capacity(pattern.len());
+    for character in pattern.chars() {
+        if character == '/' && !is_escaped {
+            slashed.push('\\');
+        }
+        is_escaped = character == '\\' && !is_escaped;
+        slashed.push(character);
+    }
+    slashed
+}
+
+/// The arguments of a call. A schema that is not an object's could not be one of arguments.
+fn arguments(tool: &Tool) -> String {
+    json_rule(tool.parameters.as_ref().unwrap_or(&json!({ "type": "object" })))
+}
+
+/// JSON that follows a schema. White space is limited: a model that is not sure what to say next could go on with it for
+/// ever.
+fn json_rule(schema: &Value) -> String {
+    // `true` and `false` are schemas, too.
+    let wrapped = || Map::from_iter([("allOf".to_owned(), json!([schema]))]);
+    let mut schema = schema.as_object().cloned().unwrap_or_else(wrapped);
+    schema.insert("x-guidance".to_owned(), json!({ "whitespace_pattern": r"[ \t\n]{0,24}" }));
+    format!("%json {}", Value::Object(schema))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        chat::Calls,
+        engine::TokenId,
+        text::{Piece, Tokenizer, tests::byte_level},
+    };
+
+    const HERMES: ReplyFormat = ReplyFormat { think: true, tool_call: true };
+    const END: TokenId = TokenId(257);
+
+    fn tool(name: &str, strict: bool) -> Tool {
+        let parameters = json!({ "type": "object", "properties": { "a": { "type": "integer" } }, "required": ["a"],
+                                 "additionalProperties": false });
+        Tool { name: name.to_owned(), description: None, parameters: Some(parameters), strict }
+    }
+
+    fn follows(tokenizer: &Tokenizer, constraint: &mut dyn Constraint, text: &str) -> bool {
+        let mut tokens = tokenizer.encode(&[Piece::Plain(text)]).unwrap();
+        tokens.push(END);
+        tokens.iter().all(|token| {
+            let mut scores = vec![0.0; 300];
+            constraint.restrict(&mut scores).unwrap();
+            let is_allowed = scores[token.index()] == 0.0;
+            is_allowed && (*token == END || constraint.push(*token).is_ok())
+        })
+    }
+
+    /// Which of these replies follow what the request asks for.
+    fn allowed<'t>(request: &ChatRequest, begins_reasoning: bool, replies: &[&'t str]) -> Vec<&'t str> {
+        let tokenizer = byte_level();
+        let compiler = GrammarCompiler::new(&tokenizer, 300, &[END]).unwrap();
+        assert!(!is_free(request));
+        let constraint = constraint(&compiler, request, HERMES, begins_reasoning).unwrap();
+        replies.iter().copied().filter(|reply| follows(&tokenizer, &mut *constraint.clone(), reply)).collect()
+    }
+
+    fn call(name: &str, arguments: &str) -> String {
+        format!("<tool_call>\n{{\"name\": \"{name}\", \"arguments\": {arguments}}}\n</tool_call>")
+    }
+
+    #[test]
+    fn most_requests_need_no_grammar() {
+        let tools = vec![tool("f", false)];
+        assert!(is_free(&ChatRequest::default()));
+        assert!(is_free(&ChatRequest { tools, ..ChatRequest::default() }));
+    }
+
+    #[test]
+    fn a_required_call_is_made_and_its_arguments_are_valid() {
+        let calls = Calls { mode: CallMode::Required, ..Calls::default() };
+        let request = ChatRequest { tools: vec![tool("f", false), tool("g", false)], calls, ..ChatRequest::default() };
+        let (f, g) = (call("f", "{\"a\": 1}"), call("g", "{ \"a\": 22 }"));
+        let (both, thought) = (format!("{f}\n{g}"), format!("<think>I </tool_call> \n</think>\n\n{f}"));
+        let wrong = [call("f", "{}"), call("h", "{\"a\": 1}"), call("f", "{\"a\": \"1\"}"), format!("Well. {f}")];
+        let good = [&*f, &*g, &*both, &*thought];
+        assert_eq!(allowed(&request, false, &good), good);
+        assert_eq!(allowed(&request, false, &[&wrong[0], &wrong[1], &wrong[2], &wrong[3], "text", ""]), [""; 0]);
+        let thought_on = format!("Hm.</think>{f}");
+        assert_eq!(allowed(&request, true, &[&f, &thought_on]), [&*thought_on], "the prompt has begun the reasoning");
+    }
+
+    #[test]
+    fn calls_can_be_limited_to_some_tools_and_to_a_number() {
+        let calls = Calls { allowed: Some(vec!["f".to_owned()]), max_calls: NonZeroU32::new(1), ..Calls::default() };
+        let request = ChatRequest { tools: vec![tool("f", false), tool("g", false)], calls, ..ChatRequest::default() };
+        let (f, g) = (call("f", "{\"a\": 1}"), call("g", "{\"a\": 1}"));
+        let (twice, said) = (format!("{f}\n{f}"), format!("Let me see.\n{f}"));
+        assert_eq!(allowed(&request, false, &[&f, &g, &twice, &said, "Just text."]), [&*f, &*said, "Just text."]);
+    }
+
+    #[test]
+    fn a_strict_tool_is_held_to_its_schema_once_its_call_has_begun() {
+        let request = ChatRequest { tools: vec![tool("f", true)], ..ChatRequest::default() };
+        let (good, bad) = (call("f", "{\"a\": 1}"), call("f", "{\"b\": 1}"));
+        let (twice, said) = (format!("a {good} b {good} c"), format!("a {good} b {bad}"));
+        assert_eq!(
+            allowed(&request, false, &[&good, &bad, &twice, &said, "1 < 2 <tool"]),
+            [&*good, &*twice, "1 < 2 <tool"]
+        );
+    }
+
+    #[test]
+    fn the_answer_has_its_format_and_the_reasoning_is_free() {
+        let format = |format| ChatRequest { format, ..ChatRequest::default() };
+        let schema = OutputFormat::JsonSchema(json!({ "type": "array", "items": { "type": "boolean" } }));
+        let replies = ["[true, false]", "<think>[</think>\n\n[]", "[1]", "{\"a\": [1]}", "x", "a/b"];
+        assert_eq!(allowed(&format(schema.clone()), false, &replies), replies[..2]);
+        assert_eq!(allowed(&format(OutputFormat::Json), false, &replies), [replies[3]]);
+        assert_eq!(allowed(&format(OutputFormat::Regex("a/b|[xy]".to_owned())), false, &replies), ["x", "a/b"]);
+        assert_eq!(
+            allowed(&format(OutputFormat::Lark("start: \"x\" | A\nA: \"{\"".to_owned())), false, &replies),
+            ["x"]
+        );
+        let silent = ChatRequest { enable_thinking: Some(false), ..format(schema.clone()) };
+        assert_eq!(allowed(&silent, false, &replies), ["[true, false]"]);
+        let with_tools = ChatRequest { tools: vec![tool("f", false)], ..format(schema) };
+        let f = call("f", "{\"a\": 1}");
+        assert_eq!(allowed(&with_tools, false, &[&f, "[true]", "text"]), [&*f, "[true]"]);
+    }
+
+    #[test]
+    fn what_cannot_be_followed_is_blamed_on_its_place() {
+        let tokenizer = byte_level();
+        let compiler = GrammarCompiler::new(&tokenizer, 300, &[END]).unwrap();
+        let error = |request: &ChatRequest| constraint(&compiler, request, HERMES, false).unwrap_err().to_string();
+        let format = OutputFormat::JsonSchema(json!({ "type": "strnig" }));
+        let mut tools = vec![tool("f", true), tool("g", false)];
+        insta::assert_snapshot!(error(&ChatRequest { format: format.clone(), tools: tools.clone(), ..ChatRequest::default() }), @"no answer can be held to this format: failed to compile JSON schema: Invalid type: strnig");
+        tools[1].parameters = Some(json!({ "properties": [] }));
+        insta::assert_snapshot!(error(&ChatRequest { format, tools, ..ChatRequest::default() }), @"no call can be held to the parameters of the tool `g`: failed to compile JSON schema: properties must be an object");
+    }
+}
