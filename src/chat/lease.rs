@@ -23,6 +23,14 @@ impl Lease {
         self.chat.default_sampling()
     }
 
+    /// See [`Chat::count_tokens`].
+    ///
+    /// # Errors
+    /// As for a reply, but that the engine has no say.
+    pub async fn count_tokens(&self, request: ChatRequest) -> Result<usize, ChatError> {
+        self.chat.count_tokens(request).await
+    }
+
     /// See [`Chat::start`].
     ///
     /// # Errors

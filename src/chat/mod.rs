@@ -89,6 +89,14 @@ impl Chat {
         self.engine.shut_down();
     }
 
+    /// Tokens of the prompt that a request makes.
+    ///
+    /// # Errors
+    /// As for a reply, but that the engine has no say.
+    pub async fn count_tokens(&self, request: ChatRequest) -> Result<usize, ChatError> {
+        Ok(self.prepare(request).await?.1.tokens.len())
+    }
+
     /// Renders, tokenizes, submits. Dropping the stream cancels the request. A stream that ends without `Finished` has
     /// lost its engine.
     ///
@@ -96,19 +104,10 @@ impl Chat {
     /// Before the first byte of the reply is sent.
     pub async fn start(
         &self,
-        mut request: ChatRequest,
+        request: ChatRequest,
     ) -> Result<impl Stream<Item = ChatEvent> + Unpin + use<>, ChatError> {
         self.engine.check_room()?;
-        let chat = self.clone();
-        let permits = Arc::clone(&self.model.prompt_permits);
-        let permit = permits.acquire_owned().await.expect("the semaphore is never closed");
-        let rendered = tokio::task::spawn_blocking(move || {
-            let _permit = permit; // Held by the work itself, which goes on when the client has left.
-            let prompt = chat.prompt(&mut request);
-            (request, prompt)
-        });
-        let (request, prompt) = rendered.await.map_err(|_| ChatError::Panicked)?;
-        let Start { tokens, parser, constraint } = prompt?;
+        let (request, Start { tokens, parser, constraint }) = self.prepare(request).await?;
         let usage = Usage { input_tokens: tokens.len(), ..Usage::default() };
         let ChatRequest {
             sampling,
@@ -145,6 +144,19 @@ struct Start {
 }
 
 impl Chat {
+    /// The request as far as it fits, and what its reply begins with: work for a core, so few do it at once.
+    async fn prepare(&self, mut request: ChatRequest) -> Result<(ChatRequest, Start), ChatError> {
+        let chat = self.clone();
+        let permits = Arc::clone(&self.model.prompt_permits);
+        let permit = permits.acquire_owned().await.expect("the semaphore is never closed");
+        let prepared = tokio::task::spawn_blocking(move || {
+            let _permit = permit; // Held by the work itself, which goes on when the client has left.
+            let start = chat.prompt(&mut request)?;
+            Ok((request, start))
+        });
+        prepared.await.map_err(|_| ChatError::Panicked)?
+    }
+
     /// Renders and tokenizes; compiles what the reply has to follow.
     fn prompt(&self, request: &mut ChatRequest) -> Result<Start, ChatError> {
         let (rendered, tokens) = self.fitting_prompt(request)?;

@@ -5,6 +5,7 @@ mod config;
 mod error;
 mod health;
 mod host;
+mod input_tokens;
 mod listener;
 mod models;
 mod request_log;
@@ -39,6 +40,7 @@ use std::{
 fn routes(service: &mut web::ServiceConfig) {
     service
         .service(post("/v1/responses", responses::create))
+        .service(post("/v1/responses/input_tokens", input_tokens::count))
         .service(get("/v1/models", models::list))
         .service(get("/v1/models/{id:.+}", models::retrieve))
         .service(get("/health", health::health))

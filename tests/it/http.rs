@@ -64,6 +64,18 @@ fn without_ids(value: &Value) -> Value {
 const REPLY: &str = "<think>\nHm.\n</think>\n\nHéllo 👍🏽!";
 
 #[actix_web::test]
+async fn the_tokens_of_a_request_can_be_counted_beforehand() {
+    let body = json!({ "input": "hi", "instructions": "Be brief.", "stream": true });
+    let state = AppState::new(server_config(&[]), models(FakeModel::saying(script("Yes.")), &config(2, 64)));
+    let app = service::init_service(server::app(state)).await;
+    let request = service::TestRequest::post().uri("/v1/responses/input_tokens").set_json(&body).to_request();
+    let count: Value = service::call_and_read_body_json(&app, request).await;
+    let (_, plain) = post("Yes.", json!({ "input": "hi", "instructions": "Be brief." })).await;
+    let expected = json!({ "object": "response.input_tokens", "input_tokens": plain["usage"]["input_tokens"] });
+    assert_eq!(count, expected);
+}
+
+#[actix_web::test]
 async fn the_plain_reply_is_the_end_of_the_stream() {
     let (status, plain) = post(REPLY, json!({ "input": "hi" })).await;
     let model = FakeModel::saying(script(REPLY));
