@@ -4,7 +4,7 @@ mod models;
 
 pub use models::{LoadingConfig, ModelConfig};
 
-use crate::{engine::EngineConfig, server::ServerConfig, telemetry::LogConfig};
+use crate::{engine::EngineConfig, responses::ResponsesConfig, server::ServerConfig, telemetry::LogConfig};
 use ::config::{
     ConfigBuilder, ConfigError as Cause, File, FileFormat, FileSourceString, Map, Source, Value, ValueKind,
     builder::DefaultState,
@@ -24,6 +24,10 @@ const DEFAULT: &str = include_str!("../config/default.toml");
 const SYSTEM_FILE: &str = "/etc/ortolan/ortolan.toml";
 /// `ORTOLAN__SERVER__PORT=9000` is `server.port = 9000`.
 const ENVIRONMENT_PREFIX: &str = "ORTOLAN__";
+/// Not shown among the effective values.
+const SECRET: &str = "responses.encryption_key";
+/// What is shown in its place.
+const HIDDEN: &str = "\"(hidden)\"";
 
 /// The whole configuration. A component is given its own section, never this.
 #[derive(Clone, Debug, Deserialize)]
@@ -31,6 +35,8 @@ const ENVIRONMENT_PREFIX: &str = "ORTOLAN__";
 pub struct Config {
     /// `[server]`
     pub server: ServerConfig,
+    /// `[responses]`
+    pub responses: ResponsesConfig,
     /// `[engine]`: what an entry of `models` leaves open. An engine is given its own model's, never this.
     pub engine: EngineConfig,
     /// `[loading]`: what an entry of `models` leaves open.
@@ -141,6 +147,7 @@ impl Config {
                     let nearest = nearest(&key, origins.keys());
                     return Err(ConfigError::UnknownKey { origin: layer.origin, key, nearest });
                 }
+                let value = if key == SECRET && value != "\"\"" { HIDDEN.to_owned() } else { value };
                 origins.insert(key, (value, layer.origin.clone()));
             }
             if let Some((key, nearest)) = models::unknown_key(&table, &origins) {
@@ -326,6 +333,13 @@ mod tests {
         assert_eq!(origin("server.host"), ("\"::1\"".to_owned(), Origin::File(file.path().to_path_buf())));
         assert_eq!(origin("engine.max_waiting").1, Origin::CommandLine);
         assert_eq!(origin("engine.max_batch_size").1, Origin::Default);
+    }
+
+    #[test]
+    fn a_key_is_not_listed() {
+        let listed = |settings: &[&str]| load(settings).unwrap().1["responses.encryption_key"].0.clone();
+        assert_eq!(listed(&["responses.encryption_key=/etc/ortolan/key"]), "\"(hidden)\"");
+        assert_eq!(listed(&[]), "\"\"");
     }
 
     #[test]

@@ -1,7 +1,12 @@
 //! `ortolan serve`
 
 use super::{SUCCESS, loader, report};
-use crate::{chat::Models, config::Config, server, telemetry};
+use crate::{
+    chat::Models,
+    config::Config,
+    server::{self, AppState},
+    telemetry,
+};
 use anyhow::{Context, anyhow, bail};
 use futures::{StreamExt, future, stream};
 use std::cell::OnceCell;
@@ -26,6 +31,7 @@ pub(super) fn run(config: Config) -> anyhow::Result<u8> {
     let entries = config.models.into_iter().map(entry).collect::<anyhow::Result<Vec<_>>>()?;
     let (entries, engines): (Vec<_>, Vec<_>) = entries.into_iter().unzip();
     let models = Models::new(entries);
+    let state = AppState::new(config.server, &config.responses, models.clone())?;
 
     let load_failure = OnceCell::new();
     let served = system.block_on(async {
@@ -37,7 +43,7 @@ pub(super) fn run(config: Config) -> anyhow::Result<u8> {
         let reasons = stream::select(signals, stream::select(alarms, load_failures));
         let unloading = models.clone();
         actix_rt::spawn(async move { unloading.unload_idle().await });
-        server::serve(listener, config.server, models.clone(), reasons).await
+        server::serve(listener, state, reasons).await
     });
     models.shut_down();
     let is_loading = models.is_loading();

@@ -1,19 +1,31 @@
 //! The OpenAI Responses protocol. Knows nothing of HTTP.
 
+mod config;
+mod custom_input;
 mod encoder;
 mod error;
 mod event;
 mod field;
+mod include;
 mod input;
+mod logprob;
+mod obfuscation;
 mod request;
 mod response;
 mod sampling;
+mod seal;
 mod stream;
 mod tools;
 
-pub use encoder::{Encoder, Idle, InFunctionCall, InMessage, InReasoning};
+pub use config::{Dialect, ReasoningEvents, ResponsesConfig};
+pub use encoder::{CalledTool, EncodeOptions, Encoder, Idle, InCustomToolCall, InFunctionCall, InMessage, InReasoning};
 pub use error::InvalidRequest;
 pub use event::{Payload, ResponseEvent};
+pub use include::ReplyOptions;
+pub use logprob::TokenLogprob;
 pub use request::{CreateResponse, UnknownFields};
-pub use response::{Failure, InputTokensDetails, Item, ItemStatus, OutputTokensDetails, Part, Response, Status, Usage};
+pub use response::{
+    Failure, InputTokensDetails, Item, ItemStatus, OutputTokensDetails, Part, Response, Status, ToolName, Usage,
+};
+pub use seal::{Key, KeyError, KeySource, Seal};
 pub use stream::{encode, last_response};

@@ -4,6 +4,7 @@
 use super::{
     error::{InvalidRequest, excerpt},
     field::{Field, Object},
+    include::ReplyOptions,
     input::parse_input,
     response::{Reasoning, Response, Status, TextFormat, TextSettings, new_id, unix_seconds},
     sampling::{Sampling, parse_stop},
@@ -40,6 +41,7 @@ pub struct CreateResponse {
     max_output_tokens: Option<NonZeroU32>,
     service_class: ServiceClass,
     max_draft_tokens: Option<u32>,
+    reply_options: ReplyOptions,
     labels: Labels,
 }
 
@@ -82,6 +84,7 @@ impl CreateResponse {
             max_output_tokens: body.optional("max_output_tokens", parse_max_output_tokens)?,
             service_class: body.optional("service_tier", parse_service_tier)?.unwrap_or_default(),
             max_draft_tokens: body.optional("max_draft_tokens", |field| field.integer(0..=MAX_DRAFT_TOKENS))?,
+            reply_options: ReplyOptions::parse(&body)?,
             labels: Labels::parse(&body)?,
         };
         if !request.parallel_tool_calls && !request.tools.is_empty() {
@@ -107,6 +110,11 @@ impl CreateResponse {
     /// Server-sent events, or one object.
     pub fn stream(&self) -> bool {
         self.stream
+    }
+
+    /// What the reply is to hold.
+    pub fn reply_options(&self) -> ReplyOptions {
+        self.reply_options
     }
 
     /// The response as it begins, and what the chat is asked. `model` is the served name, `defaults` its own settings.
@@ -159,7 +167,7 @@ impl CreateResponse {
             calls: Calls::default(),
             format: OutputFormat::Text,
             template_arguments: Map::new(),
-            top_logprobs: None,
+            top_logprobs: self.reply_options.logprobs.then_some(0),
             truncate: false,
             enable_thinking: self.reasoning.and_then(|reasoning| reasoning.effort).map(|effort| effort != "none"),
             sampling,
@@ -292,15 +300,6 @@ fn refuse_unsupported(body: &Object) -> Result<(), InvalidRequest> {
     // Both only hint at how long others may keep what we keep anyway.
     body.optional("prompt_cache_retention", Field::text)?;
     body.optional("prompt_cache_options", Field::object)?;
-    if let Some(first) = body.optional("include", Field::elements)?.and_then(|mut names| names.next()) {
-        return Err(first.unsupported(format!("is `{}`, and this version includes nothing", excerpt(first.text()?))));
-    }
-    if let Some(options) = body.optional("stream_options", Field::object)?
-        && let Some(field) = options.get("include_obfuscation")
-        && field.boolean()?
-    {
-        return Err(field.unsupported("is true, and this version does not obfuscate; send false"));
-    }
     Ok(())
 }
 
@@ -432,7 +431,6 @@ mod tests {
         let bodies = [
             with(json!({ "background": true })),
             with(json!({ "conversation": "conv_1" })),
-            with(json!({ "include": ["reasoning.encrypted_content"] })),
             with(json!({ "max_tool_calls": 1 })),
             with(json!({ "previous_response_id": "resp_1" })),
             with(json!({ "prompt": { "id": "pmpt_1" } })),
@@ -440,7 +438,6 @@ mod tests {
             with(json!({ "reasoning": { "effort": "huge" } })),
             with(json!({ "service_tier": "scale" })),
             with(json!({ "store": true })),
-            with(json!({ "stream_options": { "include_obfuscation": true } })),
             with(json!({ "text": { "format": { "type": "json_schema" } } })),
             with(json!({ "text": { "verbosity": "low" } })),
             with(json!({ "tool_choice": "required" })),
@@ -452,7 +449,6 @@ mod tests {
         assert_snapshot!(errors(&bodies), @r#"
         background unsupported_parameter: `background` is not supported: nothing runs in the background; send `background: false`
         conversation unsupported_parameter: `conversation` is not supported: conversations are not stored; send the whole conversation as `input`
-        include[0] unsupported_value: `include[0]` is `reasoning.encrypted_content`, and this version includes nothing
         max_tool_calls unsupported_parameter: `max_tool_calls` is not supported: no tools run on the server; leave it out
         previous_response_id unsupported_parameter: `previous_response_id` is not supported: responses are not stored; send the whole conversation as `input`
         prompt unsupported_parameter: `prompt` is not supported: prompt templates are not stored; send `instructions` and `input`
@@ -460,7 +456,6 @@ mod tests {
         reasoning.effort invalid_value: `reasoning.effort` is `huge`, and it must be one of `none`, `minimal`, `low`, `medium`, `high`, `xhigh`, `max`
         service_tier unsupported_value: `service_tier` is `scale`, which this version does not support; supported: `auto`, `default`, `flex`, `priority`
         store unsupported_parameter: `store` is not supported: responses are not stored; send `store: false`
-        stream_options.include_obfuscation unsupported_value: `stream_options.include_obfuscation` is true, and this version does not obfuscate; send false
         text.format.type unsupported_value: `text.format.type` is `json_schema`, which this version does not support; supported: `text`
         text.verbosity unsupported_value: `text.verbosity` is `low`, which this version does not support; supported: `medium`
         tool_choice unsupported_value: `tool_choice` is `required`, which this version does not support; supported: `auto`, `none`

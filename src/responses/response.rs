@@ -1,6 +1,9 @@
-//! Wire types of the response object. Every key is always there, null when it has no value.
+//! Wire types of the response object. Every key of it is always there, null when it has no value.
 
-use super::tools::{FunctionTool, ToolChoice};
+use super::{
+    logprob::TokenLogprob,
+    tools::{FunctionTool, ToolChoice},
+};
 use crate::chat;
 use serde::{Serialize, Serializer, ser::SerializeMap};
 use serde_json::{Map, Value};
@@ -108,9 +111,47 @@ pub enum ItemStatus {
 #[serde(tag = "type", rename_all = "snake_case")]
 #[expect(missing_docs, reason = "names are the protocol's")]
 pub enum Item {
-    Message { id: String, status: ItemStatus, role: chat::Role, content: Vec<Part> },
-    Reasoning { id: String, summary: Empty, content: Vec<Part>, status: ItemStatus },
-    FunctionCall { id: String, call_id: String, name: String, arguments: String, status: ItemStatus },
+    Message {
+        id: String,
+        status: ItemStatus,
+        role: chat::Role,
+        content: Vec<Part>,
+    },
+    Reasoning {
+        id: String,
+        summary: Vec<Part>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        content: Option<Vec<Part>>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        encrypted_content: Option<String>,
+        status: ItemStatus,
+    },
+    FunctionCall {
+        id: String,
+        call_id: String,
+        #[serde(flatten)]
+        name: ToolName,
+        arguments: String,
+        status: ItemStatus,
+    },
+    CustomToolCall {
+        id: String,
+        call_id: String,
+        #[serde(flatten)]
+        name: ToolName,
+        input: String,
+        status: ItemStatus,
+    },
+}
+
+/// What the client calls a tool.
+#[derive(Clone, Debug, Eq, PartialEq, Serialize)]
+pub struct ToolName {
+    /// Unique in its namespace.
+    pub name: String,
+    /// Where the client defined it in one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub namespace: Option<String>,
 }
 
 /// Content of an item.
@@ -118,13 +159,14 @@ pub enum Item {
 #[serde(tag = "type", rename_all = "snake_case")]
 #[expect(missing_docs, reason = "names are the protocol's")]
 pub enum Part {
-    OutputText { text: String, annotations: Empty, logprobs: Empty },
+    OutputText { text: String, annotations: Empty, logprobs: Vec<TokenLogprob> },
     ReasoningText { text: String },
+    SummaryText { text: String },
 }
 
 impl Part {
-    pub(super) fn output_text(text: String) -> Self {
-        Self::OutputText { text, annotations: [], logprobs: [] }
+    pub(super) fn output_text(text: String, logprobs: Vec<TokenLogprob>) -> Self {
+        Self::OutputText { text, annotations: [], logprobs }
     }
 }
 

@@ -1,15 +1,16 @@
 //! Drives the [`Encoder`] from a stream whose next event is known only at run time.
 
 use super::{
-    encoder::{Encoder, Idle, InFunctionCall, InMessage, InReasoning},
+    encoder::{CalledTool, EncodeOptions, Encoder, Idle, InCustomToolCall, InFunctionCall, InMessage, InReasoning},
     event::ResponseEvent,
     response::{Failure, ItemStatus, Response},
 };
 use crate::{
-    chat::{ChatEvent, Delta, Finished},
+    chat::{ChatEvent, Delta, Finished, TokenLogprob},
     engine::FinishReason,
 };
 use futures::{Stream, StreamExt, stream};
+use std::mem::take;
 
 /// What is open. Each variant can do only what is legal in it.
 enum State {
@@ -17,28 +18,40 @@ enum State {
     Message(Encoder<InMessage>),
     Reasoning(Encoder<InReasoning>),
     FunctionCall(Encoder<InFunctionCall>),
+    CustomToolCall(Encoder<InCustomToolCall>),
 }
 
 impl State {
-    /// A delta of another kind closes what is open. An empty one says nothing, so it opens nothing.
-    fn on_delta(self, delta: Delta) -> Self {
+    /// A delta of another kind closes what is open. An empty one says nothing, so it opens nothing. The next text takes
+    /// the log probabilities.
+    fn on_delta(self, delta: Delta, logprobs: &mut Vec<TokenLogprob>) -> Self {
         match (self, delta) {
             (open, Delta::Text(text) | Delta::Reasoning(text) | Delta::Arguments(text)) if text.is_empty() => open,
-            (Self::Message(open), Delta::Text(text)) => Self::Message(open.text(text)),
+            (Self::Message(open), Delta::Text(text)) => Self::Message(open.text(text, take(logprobs))),
             (Self::Reasoning(open), Delta::Reasoning(text)) => Self::Reasoning(open.text(text)),
             (Self::FunctionCall(open), Delta::Arguments(text)) => Self::FunctionCall(open.arguments(text)),
-            (Self::FunctionCall(open), Delta::ToolCallEnd) => Self::Idle(open.close(ItemStatus::Completed)),
-            (other, Delta::Text(text)) => Self::Message(other.close(ItemStatus::Completed).open_message().text(text)),
+            (Self::CustomToolCall(open), Delta::Arguments(text)) => Self::CustomToolCall(open.arguments(&text)),
+            (open @ (Self::FunctionCall(_) | Self::CustomToolCall(_)), Delta::ToolCallEnd) => {
+                Self::Idle(open.close(ItemStatus::Completed))
+            }
+            (other, Delta::Text(text)) => {
+                Self::Message(other.close(ItemStatus::Completed).open_message().text(text, take(logprobs)))
+            }
             (other, Delta::Reasoning(text)) => {
                 Self::Reasoning(other.close(ItemStatus::Completed).open_reasoning().text(text))
             }
-            (other, Delta::ToolCall { name }) => {
-                Self::FunctionCall(other.close(ItemStatus::Completed).open_function_call(name))
-            }
+            (other, Delta::ToolCall { name }) => Self::open_call(other.close(ItemStatus::Completed), name),
             (other, Delta::Arguments(_) | Delta::ToolCallEnd) => {
                 tracing::error!("the chat layer spoke of a tool call and none is open");
                 other
             }
+        }
+    }
+
+    fn open_call(idle: Encoder<Idle>, name: String) -> Self {
+        match idle.called_tool(name) {
+            CalledTool::Function(name) => Self::FunctionCall(idle.open_function_call(name)),
+            CalledTool::Custom(name) => Self::CustomToolCall(idle.open_custom_tool_call(name)),
         }
     }
 
@@ -61,6 +74,7 @@ impl State {
             Self::Message(open) => open.close(status),
             Self::Reasoning(open) => open.close(status),
             Self::FunctionCall(open) => open.close(status),
+            Self::CustomToolCall(open) => open.close(status),
         }
     }
 
@@ -70,25 +84,32 @@ impl State {
             Self::Message(encoder) => encoder.drain(),
             Self::Reasoning(encoder) => encoder.drain(),
             Self::FunctionCall(encoder) => encoder.drain(),
+            Self::CustomToolCall(encoder) => encoder.drain(),
         }
     }
 }
 
 /// Turns one chat into one event stream, which ends with exactly one terminal event.
-pub fn encode<C: Stream<Item = ChatEvent>>(response: Response, chat: C) -> impl Stream<Item = ResponseEvent> + use<C> {
-    let mut begin = State::Idle(Encoder::begin(response));
+pub fn encode<C: Stream<Item = ChatEvent>>(
+    response: Response,
+    options: EncodeOptions,
+    chat: C,
+) -> impl Stream<Item = ResponseEvent> + use<C> {
+    let mut begin = State::Idle(Encoder::begin(response, options));
     let first = begin.drain();
     let chat = chat.map(Some).chain(stream::iter([None]));
-    let rest = chat.scan(Some(begin), |state, event| {
+    let mut logprobs = Vec::new(); // What no text took at the end belongs to tokens that a stop string cut off.
+    let rest = chat.scan(Some(begin), move |state, event| {
         let events = state.take().map(|open| match event {
             None => open.finish(None),
             Some(ChatEvent::Finished(finished)) => open.finish(Some(finished)),
-            Some(ChatEvent::Logprobs(_)) => {
+            Some(ChatEvent::Logprobs(more)) => {
+                logprobs.extend(more);
                 *state = Some(open);
                 Vec::new()
             }
             Some(ChatEvent::Delta(delta)) => {
-                let mut next = open.on_delta(delta);
+                let mut next = open.on_delta(delta, &mut logprobs);
                 let events = next.drain();
                 *state = Some(next);
                 events
@@ -109,14 +130,15 @@ pub async fn last_response(events: impl Stream<Item = ResponseEvent>) -> Respons
 mod tests {
     use super::*;
     use crate::{
-        chat::Usage,
+        chat::{Logprob, Usage},
         engine::SamplingParams,
-        responses::{CreateResponse, UnknownFields},
+        responses::{CreateResponse, KeySource, ReasoningEvents, Seal, ToolName, UnknownFields},
     };
     use futures::FutureExt;
     use insta::assert_snapshot;
     use proptest::prelude::*;
     use serde_json::{Value, json};
+    use std::{collections::HashMap, sync::Arc};
 
     const USAGE: Usage = Usage { input_tokens: 7, cached_tokens: 4, output_tokens: 5, reasoning_tokens: 2 };
 
@@ -144,19 +166,50 @@ mod tests {
         ChatEvent::Delta(Delta::ToolCallEnd)
     }
 
-    /// The one place that calls `encode`.
+    fn logprobs(tokens: &[&str]) -> ChatEvent {
+        let token = |token: &&str| Logprob { bytes: token.as_bytes().to_vec(), logprob: -0.5 };
+        ChatEvent::Logprobs(
+            tokens.iter().map(|said| TokenLogprob { token: token(said), top: vec![token(said)] }).collect(),
+        )
+    }
+
+    fn seal() -> Arc<Seal> {
+        Arc::new(Seal::new(&KeySource::Random).unwrap())
+    }
+
+    /// The model calls `shell`, which takes text, and `git__log`, which is `log` of `git`.
+    fn tools() -> HashMap<String, CalledTool> {
+        let name = |name: &str, namespace: Option<&str>| ToolName {
+            name: name.to_owned(),
+            namespace: namespace.map(str::to_owned),
+        };
+        HashMap::from([
+            ("shell".to_owned(), CalledTool::Custom(name("shell", None))),
+            ("git__log".to_owned(), CalledTool::Function(name("log", Some("git")))),
+        ])
+    }
+
     fn events(chat: &[ChatEvent]) -> Vec<Value> {
+        events_with(EncodeOptions::default(), chat)
+    }
+
+    /// The one place that calls `encode`.
+    fn events_with(options: EncodeOptions, chat: &[ChatEvent]) -> Vec<Value> {
         let request = CreateResponse::parse(&json!({ "input": "hi" }), UnknownFields::Refuse).unwrap();
         let (response, _) = request.begin("tiny", &SamplingParams::default());
-        let events = encode(response, stream::iter(chat.to_vec())).collect::<Vec<_>>().now_or_never().unwrap();
+        let events = encode(response, options, stream::iter(chat.to_vec())).collect::<Vec<_>>().now_or_never().unwrap();
         events.iter().map(|event| serde_json::to_value(event).unwrap()).collect()
     }
 
     /// One line for each event, with what is new in it; ids are left out.
     fn transcript(chat: &[ChatEvent]) -> String {
+        transcript_with(EncodeOptions::default(), chat)
+    }
+
+    fn transcript_with(options: EncodeOptions, chat: &[ChatEvent]) -> String {
         let line = |event: &Value| {
             let mut line = format!("{} {}", event["sequence_number"], event["type"].as_str().unwrap());
-            for key in ["output_index", "delta", "text", "name", "arguments", "message"] {
+            for key in ["output_index", "delta", "text", "name", "arguments", "input", "message"] {
                 match event.get(key) {
                     Some(value) if key == "output_index" => line += &format!(" #{value}"),
                     Some(value) => line += &format!(" {key}={value}"),
@@ -170,7 +223,7 @@ mod tests {
             }
             line + "\n"
         };
-        events(chat).iter().map(line).collect()
+        events_with(options, chat).iter().map(line).collect()
     }
 
     #[test]
@@ -237,6 +290,145 @@ mod tests {
     }
 
     #[test]
+    fn a_tool_that_takes_text_gets_it_as_it_comes() {
+        let first =
+            [call("shell"), arguments("{\"inp"), arguments("ut\": \"ls"), arguments(" -l\\"), arguments("n\"}")];
+        let rest = [call_end(), call("shell"), arguments("{\"input\":\"p"), finished(FinishReason::Length)];
+        let options = EncodeOptions { tools: tools(), ..EncodeOptions::default() };
+        assert_snapshot!(transcript_with(options, &[&first[..], &rest[..]].concat()), @r#"
+        0 response.created response is in_progress
+        1 response.in_progress response is in_progress
+        2 response.output_item.added #0 item is in_progress
+        3 response.custom_tool_call_input.delta #0 delta="ls"
+        4 response.custom_tool_call_input.delta #0 delta=" -l"
+        5 response.custom_tool_call_input.delta #0 delta="\n"
+        6 response.custom_tool_call_input.done #0 input="ls -l\n"
+        7 response.output_item.done #0 item is completed
+        8 response.output_item.added #1 item is in_progress
+        9 response.custom_tool_call_input.delta #1 delta="p"
+        10 response.custom_tool_call_input.done #1 input="p"
+        11 response.output_item.done #1 item is incomplete
+        12 response.incomplete response is incomplete
+        "#);
+    }
+
+    #[test]
+    fn a_tool_is_called_what_the_client_calls_it() {
+        let chat = [call("shell"), call_end(), call("git__log"), arguments("{}"), finished(FinishReason::Stop)];
+        let options = EncodeOptions { tools: tools(), ..EncodeOptions::default() };
+        let mut last = events_with(options, &chat).pop().unwrap();
+        redact(&mut last);
+        assert_snapshot!(last["response"]["output"], @r#"[{"type":"custom_tool_call","id":"ctc_…","call_id":"call_…","name":"shell","input":"","status":"completed"},{"type":"function_call","id":"fc_…","call_id":"call_…","name":"log","namespace":"git","arguments":"{}","status":"completed"}]"#);
+    }
+
+    #[test]
+    fn reasoning_is_told_as_configured() {
+        let chat = [reasoning("H"), reasoning("m."), finished(FinishReason::Length)];
+        let told = |reasoning_events| {
+            let options = || EncodeOptions { reasoning_events, ..EncodeOptions::default() };
+            let mut last = events_with(options(), &chat).pop().unwrap();
+            redact(&mut last);
+            format!("{}{}", transcript_with(options(), &chat), last["response"]["output"])
+        };
+        assert_snapshot!(told(ReasoningEvents::OpenAi), @r#"
+        0 response.created response is in_progress
+        1 response.in_progress response is in_progress
+        2 response.output_item.added #0 item is in_progress
+        3 response.content_part.added #0
+        4 response.reasoning_text.delta #0 delta="H"
+        5 response.reasoning_text.delta #0 delta="m."
+        6 response.reasoning_text.done #0 text="Hm."
+        7 response.content_part.done #0
+        8 response.output_item.done #0 item is incomplete
+        9 response.incomplete response is incomplete
+        [{"type":"reasoning","id":"rs_…","summary":[],"content":[{"type":"reasoning_text","text":"Hm."}],"status":"incomplete"}]
+        "#);
+        assert_snapshot!(told(ReasoningEvents::OpenResponses), @r#"
+        0 response.created response is in_progress
+        1 response.in_progress response is in_progress
+        2 response.output_item.added #0 item is in_progress
+        3 response.content_part.added #0
+        4 response.reasoning.delta #0 delta="H"
+        5 response.reasoning.delta #0 delta="m."
+        6 response.reasoning.done #0 text="Hm."
+        7 response.content_part.done #0
+        8 response.output_item.done #0 item is incomplete
+        9 response.incomplete response is incomplete
+        [{"type":"reasoning","id":"rs_…","summary":[],"content":[{"type":"reasoning_text","text":"Hm."}],"status":"incomplete"}]
+        "#);
+        assert_snapshot!(told(ReasoningEvents::Summary), @r#"
+        0 response.created response is in_progress
+        1 response.in_progress response is in_progress
+        2 response.output_item.added #0 item is in_progress
+        3 response.reasoning_summary_part.added #0
+        4 response.reasoning_summary_text.delta #0 delta="H"
+        5 response.reasoning_summary_text.delta #0 delta="m."
+        6 response.reasoning_summary_text.done #0 text="Hm."
+        7 response.reasoning_summary_part.done #0
+        8 response.output_item.done #0 item is incomplete
+        9 response.incomplete response is incomplete
+        [{"type":"reasoning","id":"rs_…","summary":[{"type":"summary_text","text":"Hm."}],"status":"incomplete"}]
+        "#);
+    }
+
+    #[test]
+    fn sealed_reasoning_can_be_sent_back() {
+        let chat = [reasoning("Hm."), text("Hi"), finished(FinishReason::Stop)];
+        for reasoning_events in [ReasoningEvents::OpenAi, ReasoningEvents::Summary] {
+            let seal = seal();
+            let options = EncodeOptions { reasoning_events, seal: Some(Arc::clone(&seal)), ..EncodeOptions::default() };
+            let events = events_with(options, &chat);
+            let last = &events.last().unwrap()["response"]["output"][0];
+            assert_eq!(seal.open(last["encrypted_content"].as_str().unwrap()).unwrap(), "Hm.");
+            let sealed = |event: &&Value| event["item"].get("encrypted_content").is_some();
+            let names: Vec<&Value> = events.iter().filter(sealed).map(|event| &event["type"]).collect();
+            assert_eq!(names, ["response.output_item.done"]);
+        }
+        assert!(!json!(events(&chat)).to_string().contains("encrypted_content"));
+    }
+
+    #[test]
+    fn log_probabilities_come_with_their_text() {
+        let first = [logprobs(&["He", "l"]), text("Hel"), logprobs(&["l"]), logprobs(&["o"]), text("lo"), text("!")];
+        let rest = [logprobs(&["cut off"]), finished(FinishReason::Stop)];
+        let events = events(&[&first[..], &rest[..]].concat());
+        let tokens = |holder: &Value| {
+            let entries = holder["logprobs"].as_array().unwrap().iter();
+            entries.map(|entry| entry["token"].as_str().unwrap().to_owned()).collect::<Vec<_>>().join("|")
+        };
+        let told = events.iter().filter_map(|event| match event["type"].as_str().unwrap() {
+            name @ ("response.output_text.delta" | "response.output_text.done") => Some((name, tokens(event))),
+            name @ ("response.content_part.added" | "response.content_part.done") => {
+                Some((name, tokens(&event["part"])))
+            }
+            name @ "response.completed" => Some((name, tokens(&event["response"]["output"][0]["content"][0]))),
+            _ => None,
+        });
+        let told: Vec<String> = told.map(|(name, tokens)| format!("{name} [{tokens}]")).collect();
+        assert_snapshot!(told.join("\n"), @r#"
+        response.content_part.added []
+        response.output_text.delta [He|l]
+        response.output_text.delta [l|o]
+        response.output_text.delta []
+        response.output_text.done [He|l|l|o]
+        response.content_part.done [He|l|l|o]
+        response.completed [He|l|l|o]
+        "#);
+        assert_snapshot!(events[4]["logprobs"][0], @r#"{"token":"He","logprob":-0.5,"bytes":[72,101],"top_logprobs":[{"token":"He","logprob":-0.5,"bytes":[72,101]}]}"#);
+    }
+
+    #[test]
+    fn deltas_and_nothing_else_are_padded() {
+        let chat = [reasoning("Hm."), text("Hello"), call("find"), arguments("{}"), finished(FinishReason::Stop)];
+        let events = events_with(EncodeOptions { obfuscation: true, ..EncodeOptions::default() }, &chat);
+        for event in events {
+            let is_delta = event["type"].as_str().unwrap().ends_with(".delta");
+            let padding = event.get("obfuscation").map(|padding| padding.as_str().unwrap().len());
+            assert_eq!(padding, is_delta.then(|| 16 - event["delta"].as_str().unwrap().len()));
+        }
+    }
+
+    #[test]
     fn tokens_that_end_between_items_leave_the_items_complete() {
         let chat = [call("find"), arguments("{}"), call_end(), finished(FinishReason::Length)];
         assert_snapshot!(transcript(&chat), @r#"
@@ -289,6 +481,7 @@ mod tests {
     fn a_lost_engine_is_a_failure_of_unknown_cost() {
         let events = events(&[text("Hel")]);
         let last = &events.last().unwrap()["response"];
+        assert_eq!(last["output"][0]["content"][0]["text"], "Hel");
         assert_eq!((&last["status"], &last["usage"]), (&json!("failed"), &Value::Null));
     }
 
@@ -335,8 +528,12 @@ mod tests {
         has_part: bool,
         is_content_done: bool,
         streamed: String,
+        logprobs: Vec<Value>,
         done: Vec<Value>,
     }
+
+    /// Whose text stands in the item itself.
+    const WITHOUT_PART: [&str; 2] = ["response.function_call_arguments", "response.custom_tool_call_input"];
 
     impl Reader {
         fn read(events: &[Value]) {
@@ -349,6 +546,7 @@ mod tests {
                 has_part: false,
                 is_content_done: false,
                 streamed: String::new(),
+                logprobs: Vec::new(),
                 done: Vec::new(),
             };
             for (index, event) in events.iter().enumerate() {
@@ -370,6 +568,9 @@ mod tests {
             if event.get("item_id").is_some() {
                 assert_eq!(event.get("item_id"), item_id.as_ref(), "content is inside its item");
             }
+            for key in ["content_index", "summary_index"] {
+                assert!(event.get(key).is_none_or(|index| index == 0), "an item has one part");
+            }
             if event.get("output_index").is_some() {
                 assert_eq!(event["output_index"], json!(self.done.len()));
             }
@@ -378,39 +579,51 @@ mod tests {
                     assert!(self.is_open.is_none(), "one item is open at a time");
                     assert_eq!(event["item"]["status"], "in_progress");
                     self.is_open = Some(event["item"].clone());
-                    (self.has_part, self.is_content_done, self.streamed) = (false, false, String::new());
+                    (self.has_part, self.is_content_done) = (false, false);
+                    (self.streamed, self.logprobs) = (String::new(), Vec::new());
                 }
                 ("response.output_item", "done") => {
                     let added = self.is_open.take().expect("only an open item is done");
-                    for key in ["id", "type", "call_id", "name", "role"] {
+                    for key in ["id", "type", "call_id", "name", "namespace", "role"] {
                         assert_eq!(added.get(key), event["item"].get(key));
                     }
                     assert!(self.is_content_done && !self.has_part);
-                    let content = &event["item"]["content"][0]["text"];
-                    let said = if content.is_null() { &event["item"]["arguments"] } else { content };
-                    assert_eq!(said, &json!(self.streamed));
+                    let item = &event["item"];
+                    let told =
+                        [&item["content"][0]["text"], &item["summary"][0]["text"], &item["arguments"], &item["input"]];
+                    assert_eq!(told.map(|text| usize::from(!text.is_null())).iter().sum::<usize>(), 1);
+                    assert!(told.contains(&&json!(self.streamed)));
                     self.done.push(event["item"].clone());
                 }
-                ("response.content_part", "added") => {
+                ("response.content_part" | "response.reasoning_summary_part", "added") => {
                     assert!(item_id.is_some() && !std::mem::replace(&mut self.has_part, true));
                 }
-                ("response.content_part", "done") => {
+                ("response.content_part" | "response.reasoning_summary_part", "done") => {
                     assert!(self.is_content_done && std::mem::replace(&mut self.has_part, false));
                     assert_eq!(event["part"]["text"], json!(self.streamed));
+                    self.check_logprobs(&event["part"]);
                 }
                 (kind, "delta") => {
-                    assert!(self.has_part || kind == "response.function_call_arguments", "{name} has no content part");
+                    assert_ne!(self.has_part, WITHOUT_PART.contains(&kind), "{name} is in its place");
                     assert!(!self.is_content_done);
-                    self.streamed += event["delta"].as_str().unwrap();
+                    let delta = event["delta"].as_str().unwrap();
+                    assert!(!delta.is_empty(), "a delta says something");
+                    self.streamed += delta;
+                    self.logprobs.extend(event["logprobs"].as_array().cloned().unwrap_or_default());
                 }
                 (kind, "done") => {
-                    assert!(self.has_part || kind == "response.function_call_arguments");
+                    assert_ne!(self.has_part, WITHOUT_PART.contains(&kind), "{name} is in its place");
                     assert!(!std::mem::replace(&mut self.is_content_done, true));
-                    let said = event.get("text").unwrap_or(&event["arguments"]);
-                    assert_eq!(said, &json!(self.streamed));
+                    let said = ["text", "arguments", "input"].iter().find_map(|key| event.get(key));
+                    assert_eq!(said, Some(&json!(self.streamed)));
+                    self.check_logprobs(event);
                 }
                 _ => assert!(self.is_open.is_none(), "nothing is open around {name}"),
             }
+        }
+
+        fn check_logprobs(&self, text: &Value) {
+            assert_eq!(text["logprobs"].as_array().map_or(&[][..], Vec::as_slice), self.logprobs);
         }
 
         fn end(&self, response: &Value) {
@@ -427,11 +640,22 @@ mod tests {
         let delta = prop_oneof![
             "[a-z]{0,3}".prop_map(Delta::Reasoning),
             "[a-z]{0,3}".prop_map(Delta::Text),
-            "[a-z]{1,3}".prop_map(|name| Delta::ToolCall { name }),
-            "[a-z]{0,3}".prop_map(Delta::Arguments),
+            "find|shell|git__log".prop_map(|name| Delta::ToolCall { name }),
+            r#"[a-z]{0,3}|\{"input": ?"|\\[nu"]|"\}"#.prop_map(Delta::Arguments),
             Just(Delta::ToolCallEnd),
         ];
-        delta.prop_map(ChatEvent::Delta)
+        prop_oneof![6 => delta.prop_map(ChatEvent::Delta), 1 => "[a-z]{0,3}".prop_map(|token| logprobs(&[&token]))]
+    }
+
+    fn any_options() -> impl Strategy<Value = EncodeOptions> {
+        let styles = [ReasoningEvents::OpenAi, ReasoningEvents::OpenResponses, ReasoningEvents::Summary];
+        let options = (prop::sample::select(styles.to_vec()), any::<bool>(), any::<bool>());
+        options.prop_map(|(reasoning_events, is_sealed, obfuscation)| EncodeOptions {
+            reasoning_events,
+            seal: is_sealed.then(seal),
+            obfuscation,
+            tools: tools(),
+        })
     }
 
     fn any_end() -> impl Strategy<Value = Option<ChatEvent>> {
@@ -442,6 +666,7 @@ mod tests {
     proptest! {
         #[test]
         fn any_chat_is_encoded_in_the_protocol_s_order(
+            options in any_options(),
             mut chat in prop::collection::vec(any_delta(), 0..12),
             end in any_end(),
             late in prop::collection::vec(any_delta(), 0..2),
@@ -450,7 +675,7 @@ mod tests {
             if end.is_some() {
                 chat.extend(late); // Nothing comes after the end, even if more is said.
             }
-            Reader::read(&events(&chat));
+            Reader::read(&events_with(options, &chat));
         }
     }
 }

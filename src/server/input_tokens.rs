@@ -15,8 +15,9 @@ pub(super) async fn count(
     if app.is_draining() {
         return Err(ApiError::Draining);
     }
-    let body =
-        CreateResponse::parse(&body::read_json(&request, payload, &app.config).await?, app.config.unknown_fields())?;
+    let mut json = body::read_json(&request, payload, &app.config).await?;
+    app.dialect.open_input(&mut json);
+    let body = CreateResponse::parse(&json, app.config.unknown_fields())?;
     let model = app.models.get(body.model())?;
     generation.set_model(model.name());
     let lease = model.lease().await?;

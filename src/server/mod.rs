@@ -18,7 +18,10 @@ pub use error::ApiError;
 pub use listener::{BindError, bind};
 pub use serve::{serve, signals};
 
-use crate::chat::Models;
+use crate::{
+    chat::Models,
+    responses::{Dialect, KeyError, ResponsesConfig},
+};
 use actix_web::{
     App, Error, FromRequest, Handler, HttpRequest, HttpResponse, Resource, Responder, ResponseError,
     body::MessageBody,
@@ -73,6 +76,7 @@ pub struct AppState {
     /// The way down.
     models: Models,
     config: Arc<ServerConfig>,
+    dialect: Dialect,
     draining: Arc<AtomicBool>,
     /// Unknown to clients, so that none can make a salt that is another's.
     salts: RandomState,
@@ -80,8 +84,12 @@ pub struct AppState {
 
 impl AppState {
     /// Not draining.
-    pub fn new(config: ServerConfig, models: Models) -> Self {
-        Self { models, config: Arc::new(config), draining: Arc::default(), salts: RandomState::new() }
+    ///
+    /// # Errors
+    /// When the key of `[responses]` cannot be read.
+    pub fn new(config: ServerConfig, responses: &ResponsesConfig, models: Models) -> Result<Self, KeyError> {
+        let dialect = Dialect::new(responses)?;
+        Ok(Self { models, config: Arc::new(config), dialect, draining: Arc::default(), salts: RandomState::new() })
     }
 
     /// From now on no work is taken on.

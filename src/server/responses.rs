@@ -18,10 +18,12 @@ pub(super) async fn create(
     if app.is_draining() {
         return Err(ApiError::Draining);
     }
-    // The JSON is dropped at once: it may be large, and a reply takes its time.
-    let body =
-        CreateResponse::parse(&body::read_json(&request, payload, &app.config).await?, app.config.unknown_fields())?;
+    let mut json = body::read_json(&request, payload, &app.config).await?;
+    app.dialect.open_input(&mut json);
+    let body = CreateResponse::parse(&json, app.config.unknown_fields())?;
+    drop(json); // It may be large, and a reply takes its time.
     let streamed = body.stream();
+    let options = app.dialect.encode_options(body.reply_options());
     let cache_salt = app.cache_salt(&request);
 
     let model = app.models.get(body.model())?;
@@ -29,7 +31,7 @@ pub(super) async fn create(
     let lease = model.lease().await?;
     let (response, request) = body.begin(model.name(), lease.default_sampling());
     let request = ChatRequest { cache_salt, ..request };
-    let events = responses::encode(response, lease.start(request).await?).inspect(move |event| {
+    let events = responses::encode(response, options, lease.start(request).await?).inspect(move |event| {
         if let Some(response) = event.final_response() {
             generation.set_outcome(response);
         }

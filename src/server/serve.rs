@@ -1,7 +1,6 @@
 //! Runs the server from the first connection to the last byte.
 
-use super::{AppState, ServerConfig, app};
-use crate::chat::Models;
+use super::{AppState, app};
 use actix_web::{HttpServer, dev::Server};
 use futures::{Stream, StreamExt, stream};
 use std::{
@@ -25,14 +24,8 @@ const DISCONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 ///
 /// # Errors
 /// When the system refuses threads or the listener.
-pub async fn serve(
-    listener: TcpListener,
-    config: ServerConfig,
-    models: Models,
-    signals: impl Stream<Item = ()>,
-) -> io::Result<()> {
+pub async fn serve(listener: TcpListener, state: AppState, signals: impl Stream<Item = ()>) -> io::Result<()> {
     let address = listener.local_addr()?;
-    let state = AppState::new(config, models);
     let mut signals = pin!(signals);
     let mut server = start(listener, state.clone())?;
     tracing::info!("listening on http://{address}");

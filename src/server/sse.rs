@@ -45,7 +45,7 @@ mod tests {
     use super::*;
     use crate::{
         engine::SamplingParams,
-        responses::{CreateResponse, UnknownFields, encode},
+        responses::{CreateResponse, EncodeOptions, UnknownFields, encode},
     };
     use actix_web::body::to_bytes;
     use serde_json::{Value, json};
@@ -54,7 +54,7 @@ mod tests {
     async fn each_frame_names_its_event() {
         let request = CreateResponse::parse(&json!({ "input": "hi" }), UnknownFields::Refuse).unwrap();
         let (response, _) = request.begin("tiny", &SamplingParams::default());
-        let reply = reply(encode(response, stream::empty()), Duration::from_secs(60));
+        let reply = reply(encode(response, EncodeOptions::default(), stream::empty()), Duration::from_secs(60));
         let body = to_bytes(reply.into_body()).await.unwrap();
         let frames: Vec<&str> = std::str::from_utf8(&body).unwrap().split_terminator("\n\n").collect();
         let (done, events) = frames.split_last().unwrap();

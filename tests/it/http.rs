@@ -10,7 +10,7 @@ use futures::{StreamExt, channel::mpsc as signals};
 use ortolan::{
     chat::Models,
     config::{Config, Overrides},
-    server::{self, AppState, ServerConfig},
+    server::{self, AppState},
 };
 use serde_json::{Value, json};
 use std::{
@@ -21,14 +21,15 @@ use std::{
     time::Duration,
 };
 
-pub(crate) fn server_config(settings: &[&str]) -> ServerConfig {
+fn app_state(settings: &[&str], models: Models) -> AppState {
     let settings = settings.iter().map(|setting| (*setting).to_owned()).collect();
-    Config::load(&Overrides { settings, ..Overrides::default() }).unwrap().0.server
+    let (config, _) = Config::load(&Overrides { settings, ..Overrides::default() }).unwrap();
+    AppState::new(config.server, &config.responses, models).unwrap()
 }
 
 /// Posts one request to a model that says `reply`; gives status and body.
 async fn post_to(model: FakeModel, body: Value) -> (u16, String) {
-    let state = AppState::new(server_config(&[]), models(model, &config(2, 64)));
+    let state = app_state(&[], models(model, &config(2, 64)));
     let app = service::init_service(server::app(state)).await;
     let request = service::TestRequest::post().uri("/v1/responses").set_json(body).to_request();
     let response = service::call_service(&app, request).await;
@@ -66,7 +67,7 @@ const REPLY: &str = "<think>\nHm.\n</think>\n\nHéllo 👍🏽!";
 #[actix_web::test]
 async fn the_tokens_of_a_request_can_be_counted_beforehand() {
     let body = json!({ "input": "hi", "instructions": "Be brief.", "stream": true });
-    let state = AppState::new(server_config(&[]), models(FakeModel::saying(script("Yes.")), &config(2, 64)));
+    let state = app_state(&[], models(FakeModel::saying(script("Yes.")), &config(2, 64)));
     let app = service::init_service(server::app(state)).await;
     let request = service::TestRequest::post().uri("/v1/responses/input_tokens").set_json(&body).to_request();
     let count: Value = service::call_and_read_body_json(&app, request).await;
@@ -158,9 +159,9 @@ impl Running {
     pub(crate) fn start(models: Models, settings: &[&str]) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
-        let config = server_config(settings);
+        let state = app_state(settings, models);
         let (signals, received) = signals::unbounded();
-        let serve = async move { server::serve(listener, config, models, received.fuse()).await };
+        let serve = async move { server::serve(listener, state, received.fuse()).await };
         let thread = thread::spawn(|| actix_rt::System::new().block_on(serve).unwrap());
         Self { address, signals, thread }
     }

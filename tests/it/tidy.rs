@@ -6,7 +6,7 @@ use std::{fs, path::Path};
 const LAYERS: &[(&str, &[&str])] = &[
     ("main", &["cli"]),
     ("cli", &["config", "telemetry", "server", "chat", "text", "engine", "model_dir"]),
-    ("config", &["telemetry", "server", "chat", "engine"]),
+    ("config", &["telemetry", "server", "responses", "chat", "engine"]),
     ("telemetry", &[]),
     ("server", &["responses", "chat", "engine"]),
     ("responses", &["chat", "engine"]),
