@@ -57,6 +57,11 @@ impl Dialect {
         }
     }
 
+    /// Text that only this server can read.
+    pub(super) fn seal(&self, text: &str) -> String {
+        self.seal.seal(text)
+    }
+
     /// Opens what this server has sealed in a request's body.
     pub fn open_input(&self, body: &mut Value) {
         self.seal.open_input(body);

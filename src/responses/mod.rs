@@ -1,5 +1,6 @@
 //! The OpenAI Responses protocol. Knows nothing of HTTP.
 
+mod compaction;
 mod config;
 mod custom_input;
 mod encoder;
@@ -17,6 +18,7 @@ mod seal;
 mod stream;
 mod tools;
 
+pub use compaction::{Compaction, encode_compaction, summary_request, take_trigger};
 pub use config::{Dialect, ReasoningEvents, ResponsesConfig};
 pub use encoder::{CalledTool, EncodeOptions, Encoder, Idle, InCustomToolCall, InFunctionCall, InMessage, InReasoning};
 pub use error::InvalidRequest;

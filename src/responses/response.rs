@@ -126,6 +126,10 @@ pub enum Item {
         encrypted_content: Option<String>,
         status: ItemStatus,
     },
+    Compaction {
+        id: String,
+        encrypted_content: String,
+    },
     FunctionCall {
         id: String,
         call_id: String,

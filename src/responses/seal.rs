@@ -1,5 +1,6 @@
 //! Reasoning that the client keeps for us: it can be sent back, but neither read nor made up.
 
+use super::compaction;
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD as BASE64};
 use chacha20poly1305::{KeyInit, XChaCha20Poly1305, XNonce, aead::Aead};
 use serde::Deserialize;
@@ -75,10 +76,16 @@ impl Seal {
         String::from_utf8(text).ok()
     }
 
-    /// Gives each reasoning item of a request that has only `encrypted_content` the text that was sealed in it. One that
-    /// does not open, perhaps because the key has changed, is left as it is.
+    /// Gives each reasoning item of a request that has only `encrypted_content` the text that was sealed in it, and puts the
+    /// summary in the place of each compaction. What does not open, perhaps because the key has changed, is left as it is.
     pub fn open_input(&self, body: &mut Value) {
         for item in body.get_mut("input").and_then(Value::as_array_mut).into_iter().flatten() {
+            if item["type"] == "compaction" {
+                if let Some(summary) = item["encrypted_content"].as_str().and_then(|token| self.open(token)) {
+                    *item = compaction::expand(&summary);
+                }
+                continue;
+            }
             if item["type"] != "reasoning" || item["content"].as_array().is_some_and(|parts| !parts.is_empty()) {
                 continue;
             }

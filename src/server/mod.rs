@@ -1,6 +1,7 @@
 //! HTTP. The only layer that names actix, and the only one that knows status codes.
 
 mod body;
+mod compact;
 mod config;
 mod error;
 mod health;
@@ -43,6 +44,7 @@ use std::{
 fn routes(service: &mut web::ServiceConfig) {
     service
         .service(post("/v1/responses", responses::create))
+        .service(post("/v1/responses/compact", compact::compact))
         .service(post("/v1/responses/input_tokens", input_tokens::count))
         .service(get("/v1/models", models::list))
         .service(get("/v1/models/{id:.+}", models::retrieve))

@@ -20,6 +20,7 @@ pub(super) async fn create(
     }
     let mut json = body::read_json(&request, payload, &app.config).await?;
     app.dialect.open_input(&mut json);
+    let is_compaction = responses::take_trigger(&mut json);
     let body = CreateResponse::parse(&json, app.config.unknown_fields())?;
     drop(json); // It may be large, and a reply takes its time.
     let streamed = body.stream();
@@ -31,7 +32,13 @@ pub(super) async fn create(
     let lease = model.lease().await?;
     let (response, request) = body.begin(model.name(), lease.default_sampling());
     let request = ChatRequest { cache_salt, ..request };
-    let events = responses::encode(response, options, lease.start(request).await?).inspect(move |event| {
+    let events = if is_compaction {
+        let chat = lease.start(responses::summary_request(request)).await?;
+        responses::encode_compaction(response, app.dialect.clone(), chat).left_stream()
+    } else {
+        responses::encode(response, options, lease.start(request).await?).right_stream()
+    };
+    let events = events.inspect(move |event| {
         if let Some(response) = event.final_response() {
             generation.set_outcome(response);
         }

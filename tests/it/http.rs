@@ -21,14 +21,14 @@ use std::{
     time::Duration,
 };
 
-fn app_state(settings: &[&str], models: Models) -> AppState {
+pub(crate) fn app_state(settings: &[&str], models: Models) -> AppState {
     let settings = settings.iter().map(|setting| (*setting).to_owned()).collect();
     let (config, _) = Config::load(&Overrides { settings, ..Overrides::default() }).unwrap();
     AppState::new(config.server, &config.responses, models).unwrap()
 }
 
 /// Posts one request to a model that says `reply`; gives status and body.
-async fn post_to(model: FakeModel, body: Value) -> (u16, String) {
+pub(crate) async fn post_to(model: FakeModel, body: Value) -> (u16, String) {
     let state = app_state(&[], models(model, &config(2, 64)));
     let app = service::init_service(server::app(state)).await;
     let request = service::TestRequest::post().uri("/v1/responses").set_json(body).to_request();
@@ -44,7 +44,7 @@ async fn post(reply: &str, body: Value) -> (u16, Value) {
 }
 
 /// The events of a streamed body, which must end with `[DONE]`.
-fn events(body: &str) -> Vec<Value> {
+pub(crate) fn events(body: &str) -> Vec<Value> {
     let frames = body.strip_suffix("data: [DONE]\n\n").unwrap().split_terminator("\n\n");
     frames.map(|frame| serde_json::from_str(frame.split_once("\ndata: ").unwrap().1).unwrap()).collect()
 }

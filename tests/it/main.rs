@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "helpers outside #[test] functions may panic too")]
 
 mod cli;
+mod compaction;
 mod constraint;
 mod engine;
 mod equality;

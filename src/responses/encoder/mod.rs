@@ -4,7 +4,8 @@
 //! begin ─► Idle ─open_message──────────► InMessage        (text)*──────close─► Idle ─complete, incomplete or fail─► ∎
 //!            ├───open_reasoning────────► InReasoning      (text)*──────close───┤
 //!            ├───open_function_call────► InFunctionCall   (arguments)*─close───┤
-//!            └───open_custom_tool_call─► InCustomToolCall (arguments)*─close───┘
+//!            ├───open_custom_tool_call─► InCustomToolCall (arguments)*─close───┤
+//!            └───compaction────────────────────────────────────────────────────┘
 //! ```
 //!
 //! A delta outside an item does not compile, nor does a delta of another kind, nor anything after the end:
@@ -48,7 +49,7 @@ use super::{
     config::ReasoningEvents,
     event::{ErrorPayload, Payload, ResponseEvent},
     obfuscation,
-    response::{Failure, IncompleteDetails, Item, Part, Response, Status, ToolName, unix_seconds},
+    response::{Failure, IncompleteDetails, Item, Part, Response, Status, ToolName, new_id, unix_seconds},
     seal::Seal,
 };
 use crate::chat::Usage;
@@ -116,6 +117,13 @@ impl Encoder<Idle> {
     pub fn called_tool(&self, name: String) -> CalledTool {
         let known = self.reply.options.tools.get(&name).cloned();
         known.unwrap_or(CalledTool::Function(ToolName { name, namespace: None }))
+    }
+
+    /// Emits `response.output_item.added` and `response.output_item.done`: a compaction comes whole.
+    pub fn compaction(mut self, encrypted_content: String) -> Self {
+        let item = Item::Compaction { id: new_id("cmp"), encrypted_content };
+        self.emit_added(item.clone());
+        self.close_item(item)
     }
 
     /// Emits `response.completed`, which holds the whole response.

@@ -1,0 +1,126 @@
+//! Long conversations made short: the model writes a summary, which is sealed, so that the client keeps it for us.
+
+use super::{
+    config::Dialect,
+    encoder::Encoder,
+    event::ResponseEvent,
+    response::{Failure, Response, Usage, new_id, unix_seconds},
+};
+use crate::{
+    chat::{Calls, ChatEvent, ChatRequest, Delta, Message, OutputFormat, Role},
+    engine::FinishReason,
+};
+use futures::{Stream, StreamExt, stream};
+use serde::Serialize;
+use serde_json::{Value, json};
+use std::num::NonZeroU32;
+
+/// What the model is asked to write.
+const TASK: &str = "Summarize our conversation so far, so that it can be continued from the summary alone. Keep what was asked, \
+                    what was decided and why, every name, number and identifier that matters, what has been done, and what \
+                    is still to do. Write only the summary.";
+/// What the summary is introduced with when it comes back.
+const INTRODUCTION: &str = "Summary of our conversation so far:\n";
+/// A summary is cut where it gets longer.
+const MAX_SUMMARY_TOKENS: NonZeroU32 = NonZeroU32::new(2048).expect("not zero");
+/// Of the user's own words, the latest are kept as they are.
+const MAX_KEPT_BYTES: usize = 64 * 1024;
+
+/// The window that takes the place of a conversation.
+#[derive(Debug, Serialize)]
+pub struct Compaction {
+    id: String,
+    object: &'static str,
+    created_at: u64,
+    output: Vec<Value>,
+    usage: Option<Usage>,
+}
+
+/// Takes the item that asks for a compaction from the end of a request's input. Whether there was one.
+pub fn take_trigger(body: &mut Value) -> bool {
+    let Some(input) = body.get_mut("input").and_then(Value::as_array_mut) else { return false };
+    input.pop_if(|item| item["type"] == "compaction_trigger").is_some()
+}
+
+/// The request for the summary of a conversation. However long it is: what does not fit is left out, the oldest first.
+pub fn summary_request(request: ChatRequest) -> ChatRequest {
+    let mut messages = request.messages;
+    messages.push(Message::text(Role::User, TASK));
+    ChatRequest {
+        messages,
+        tools: Vec::new(),
+        calls: Calls::default(),
+        format: OutputFormat::Text,
+        enable_thinking: Some(false),
+        max_output_tokens: Some(MAX_SUMMARY_TOKENS),
+        top_logprobs: None,
+        truncate: true,
+        stop: Vec::new(),
+        ..request
+    }
+}
+
+/// The events of a response that is nothing but a compaction.
+pub fn encode_compaction<C: Stream<Item = ChatEvent> + Unpin>(
+    response: Response,
+    dialect: Dialect,
+    mut chat: C,
+) -> impl Stream<Item = ResponseEvent> + use<C> {
+    let mut encoder = Encoder::begin(response, super::EncodeOptions::default());
+    let first = encoder.drain();
+    let rest = async move {
+        let mut summary = String::new();
+        while let Some(event) = chat.next().await {
+            match event {
+                ChatEvent::Delta(Delta::Text(text)) => summary.push_str(&text),
+                ChatEvent::Delta(_) | ChatEvent::Logprobs(_) => {}
+                ChatEvent::Finished(finished) => {
+                    let usage = finished.usage;
+                    return match finished.reason {
+                        FinishReason::Stop | FinishReason::Length => {
+                            encoder.compaction(dialect.seal(&summary)).complete(usage)
+                        }
+                        FinishReason::Error => encoder.fail(Failure::Model, Some(usage)),
+                        FinishReason::Shutdown => encoder.fail(Failure::Shutdown, Some(usage)),
+                    };
+                }
+            }
+        }
+        encoder.fail(Failure::EngineLost, None)
+    };
+    stream::iter(first).chain(stream::once(rest).flat_map(stream::iter))
+}
+
+impl Compaction {
+    /// Of the conversation in a request's body: what the user said last, and the summary of all.
+    pub fn new(body: &Value, response: &Response) -> Self {
+        let mut output = kept(&body["input"]);
+        output.extend(response.output.iter().map(|item| serde_json::to_value(item).expect("wire types serialize")));
+        let (id, created_at) = (new_id("resp"), unix_seconds());
+        Self { id, object: "response.compaction", created_at, output, usage: response.usage() }
+    }
+}
+
+/// The user's messages, the latest of them, in their order.
+fn kept(input: &Value) -> Vec<Value> {
+    let user = |content: Value| json!({ "type": "message", "id": new_id("msg"), "status": "completed", "role": "user", "content": content });
+    let text = |text: &str| json!([{ "type": "input_text", "text": text }]);
+    if let Some(words) = input.as_str() {
+        return vec![user(text(words))];
+    }
+    let messages = input.as_array().into_iter().flatten().rev().filter(|item| item["role"] == "user");
+    let mut num_bytes = 0;
+    let contents = messages.map(|item| item["content"].as_str().map_or_else(|| item["content"].clone(), text));
+    let fits = |content: &Value| {
+        num_bytes += content.to_string().len();
+        num_bytes <= MAX_KEPT_BYTES
+    };
+    let mut kept: Vec<Value> = contents.take_while(fits).map(user).collect();
+    kept.reverse();
+    kept
+}
+
+/// What a compaction item becomes in a later request.
+pub(super) fn expand(summary: &str) -> Value {
+    json!({ "type": "message", "role": "assistant", "content": format!("{INTRODUCTION}{summary}") })
+}
