@@ -67,3 +67,70 @@ impl Dialect {
         self.seal.open_input(body);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        engine::SamplingParams,
+        responses::{CreateResponse, UnknownFields},
+    };
+    use ::config::{Config, File, FileFormat};
+    use serde_json::json;
+
+    /// The built-in defaults, and `toml` over them.
+    fn parse(toml: &str) -> Result<ResponsesConfig, ::config::ConfigError> {
+        let file = |toml: &str| File::from_str(toml, FileFormat::Toml);
+        let defaults = Config::builder().add_source(file(include_str!("../../config/default.toml")));
+        defaults.add_source(file(toml)).build()?.get("responses")
+    }
+
+    fn dialect(toml: &str) -> Dialect {
+        Dialect::new(&parse(toml).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn each_style_has_its_name() {
+        for (name, style) in [
+            ("openai", ReasoningEvents::OpenAi),
+            ("openresponses", ReasoningEvents::OpenResponses),
+            ("summary", ReasoningEvents::Summary),
+        ] {
+            let config = parse(&format!("[responses]\nreasoning_events = \"{name}\"")).unwrap();
+            assert_eq!(config.reasoning_events, style);
+        }
+        assert_eq!(parse("").unwrap().reasoning_events, ReasoningEvents::OpenAi);
+        assert!(parse("[responses]\nreasoning_events = \"raw\"").is_err());
+    }
+
+    #[test]
+    fn a_reply_is_told_as_configured_and_asked_for() {
+        let dialect = dialect("[responses]\nreasoning_events = \"summary\"");
+        let all = ReplyOptions { encrypted_reasoning: true, logprobs: true, obfuscation: true };
+        let (plain, full) = (dialect.encode_options(ReplyOptions::default()), dialect.encode_options(all));
+        assert_eq!(
+            (plain.reasoning_events, full.reasoning_events),
+            (ReasoningEvents::Summary, ReasoningEvents::Summary)
+        );
+        assert_eq!((plain.seal.is_some(), plain.obfuscation), (false, false));
+        assert_eq!((full.seal.is_some(), full.obfuscation), (true, true));
+    }
+
+    #[test]
+    fn sealed_reasoning_reaches_the_chat() {
+        let (here, elsewhere) = (dialect(""), dialect(""));
+        let reasoning = |encrypted_content| {
+            let mut body = json!({ "input": [
+                { "role": "user", "content": "hi" },
+                { "type": "reasoning", "id": "rs_1", "summary": [], "encrypted_content": encrypted_content },
+                { "role": "assistant", "content": "Hello" },
+                { "role": "user", "content": "again" },
+            ] });
+            here.open_input(&mut body);
+            let request = CreateResponse::parse(&body, UnknownFields::Refuse).unwrap();
+            request.begin("tiny", &SamplingParams::default()).1.messages[1].reasoning.clone()
+        };
+        assert_eq!(reasoning(here.seal.seal("Hm.")).as_deref(), Some("Hm."));
+        assert_eq!(reasoning(elsewhere.seal.seal("Hm.")), None);
+    }
+}

@@ -468,6 +468,20 @@ mod tests {
     }
 
     #[test]
+    fn a_failed_response_holds_what_was_said_and_what_it_cost() {
+        let events = events(&[reasoning("Hm."), text("Hel"), finished(FinishReason::Error)]);
+        let last = &events.last().unwrap()["response"];
+        let told: Vec<_> = last["output"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|item| (&item["content"][0]["text"], &item["status"]))
+            .collect();
+        assert_eq!(told, [(&json!("Hm."), &json!("completed")), (&json!("Hel"), &json!("incomplete"))]);
+        assert_eq!((&last["usage"]["total_tokens"], &last["completed_at"]), (&json!(12), &Value::Null));
+    }
+
+    #[test]
     fn a_shutdown_says_so() {
         assert_snapshot!(transcript(&[finished(FinishReason::Shutdown)]), @r#"
         0 response.created response is in_progress

@@ -94,6 +94,8 @@ enum Retry {
     Never,
     /// The client's own policy is as good as any.
     Unsaid,
+    /// The request was not the cause.
+    AtOnce,
     /// The cause passes.
     AfterSeconds(u64),
 }
@@ -102,6 +104,9 @@ enum Retry {
 const RETRY_WHEN_FULL: Retry = Retry::AfterSeconds(1);
 /// A restart takes this long at least.
 const RETRY_WHEN_STOPPED: Retry = Retry::AfterSeconds(5);
+
+/// Overrules what OpenAI's SDKs make of the status.
+const SHOULD_RETRY: &str = "x-should-retry";
 
 const fn refused(status: StatusCode, code: &'static str) -> Description {
     Description { status, kind: "invalid_request_error", code, retry: Retry::Never }
@@ -123,7 +128,7 @@ impl ApiError {
         match self {
             Self::Invalid(error) => refused(S::BAD_REQUEST, error.code),
             Self::Chat(error) => describe_chat(error),
-            Self::Failed(Failure::Model | Failure::EngineLost) => failed(Retry::Unsaid),
+            Self::Failed(Failure::Model | Failure::EngineLost) => failed(Retry::AtOnce),
             Self::Failed(Failure::Shutdown) | Self::Draining => unavailable(),
             Self::UnknownHost { .. } => refused(S::FORBIDDEN, "host_not_allowed"),
             Self::UnknownUrl { .. } => refused(S::NOT_FOUND, "unknown_url"),
@@ -214,10 +219,14 @@ impl ResponseError for ApiError {
         let mut response = HttpResponse::build(status);
         match retry {
             Retry::Never => {
-                response.insert_header(("x-should-retry", "false"));
+                response.insert_header((SHOULD_RETRY, "false"));
             }
             Retry::Unsaid => {}
+            Retry::AtOnce => {
+                response.insert_header((SHOULD_RETRY, "true"));
+            }
             Retry::AfterSeconds(seconds) => {
+                response.insert_header((SHOULD_RETRY, "true"));
                 response.insert_header((header::RETRY_AFTER, seconds));
                 response.insert_header(("retry-after-ms", seconds * 1000));
             }
@@ -280,17 +289,17 @@ mod tests {
         insta::assert_snapshot!(errors.concat(), @r#"
         400 false - {"error":{"message":"bad","type":"invalid_request_error","param":"top_p","code":"invalid_type"}}
         404 false - {"error":{"message":"the model `gpt` is not served here; served: tiny","type":"invalid_request_error","param":"model","code":"model_not_found"}}
-        503 - 5 {"error":{"message":"the model `tiny` is being loaded and 8 requests wait for it already, which is the limit; try again later","type":"service_unavailable","param":"model","code":"model_loading"}}
-        503 - 3 {"error":{"message":"the model `tiny` could not be loaded and the log says why; try again in 3 seconds","type":"service_unavailable","param":"model","code":"model_load_failed"}}
+        503 true 5 {"error":{"message":"the model `tiny` is being loaded and 8 requests wait for it already, which is the limit; try again later","type":"service_unavailable","param":"model","code":"model_loading"}}
+        503 true 3 {"error":{"message":"the model `tiny` could not be loaded and the log says why; try again in 3 seconds","type":"service_unavailable","param":"model","code":"model_load_failed"}}
         400 false - {"error":{"message":"the model's chat template rejected the messages: no","type":"invalid_request_error","param":"input","code":"invalid_value"}}
         400 false - {"error":{"message":"the prompt has 9 bytes, more than the 8 that can fit the model's context; shorten the input","type":"invalid_request_error","param":"input","code":"context_length_exceeded"}}
         400 false - {"error":{"message":"the prompt has 9 tokens and the model's context holds 8, the reply included; shorten the input","type":"invalid_request_error","param":"input","code":"context_length_exceeded"}}
         400 false - {"error":{"message":"token 9 is not in the model's vocabulary of 8 tokens","type":"invalid_request_error","param":"logit_bias","code":"invalid_value"}}
-        429 - 1 {"error":{"message":"8 requests are waiting already, which is the limit; try again later","type":"rate_limit_error","param":null,"code":"rate_limit_exceeded"}}
-        429 - 1 {"error":{"message":"prompts of 4096 tokens are waiting already, which is the limit; try again later","type":"rate_limit_error","param":null,"code":"rate_limit_exceeded"}}
-        503 - 5 {"error":{"message":"the engine has stopped; try again later","type":"service_unavailable","param":null,"code":"service_unavailable"}}
-        500 - - {"error":{"message":"the model failed while it wrote this reply; send the request again","type":"server_error","param":null,"code":"server_error"}}
-        503 - 5 {"error":{"message":"the server is shutting down; send the request again","type":"service_unavailable","param":null,"code":"service_unavailable"}}
+        429 true 1 {"error":{"message":"8 requests are waiting already, which is the limit; try again later","type":"rate_limit_error","param":null,"code":"rate_limit_exceeded"}}
+        429 true 1 {"error":{"message":"prompts of 4096 tokens are waiting already, which is the limit; try again later","type":"rate_limit_error","param":null,"code":"rate_limit_exceeded"}}
+        503 true 5 {"error":{"message":"the engine has stopped; try again later","type":"service_unavailable","param":null,"code":"service_unavailable"}}
+        500 true - {"error":{"message":"the model failed while it wrote this reply; send the request again","type":"server_error","param":null,"code":"server_error"}}
+        503 true 5 {"error":{"message":"the server is shutting down; send the request again","type":"service_unavailable","param":null,"code":"service_unavailable"}}
         404 false - {"error":{"message":"unknown request URL: GET /v1/nope; see GET /v1/models and POST /v1/responses","type":"invalid_request_error","param":null,"code":"unknown_url"}}
         405 false - {"error":{"message":"PUT is not allowed here; allowed: POST","type":"invalid_request_error","param":null,"code":"method_not_allowed"}}
         415 false - {"error":{"message":"the body must be sent with `Content-Type: application/json`","type":"invalid_request_error","param":null,"code":"unsupported_content_type"}}
@@ -300,7 +309,7 @@ mod tests {
         400 false - {"error":{"message":"the body could not be read to its end","type":"invalid_request_error","param":null,"code":"incomplete_body"}}
         413 false - {"error":{"message":"the body is larger than 8 bytes, which is the limit","type":"invalid_request_error","param":null,"code":"request_too_large"}}
         408 - - {"error":{"message":"the body did not arrive within 8 seconds, which is the limit","type":"invalid_request_error","param":null,"code":"request_timeout"}}
-        503 - 5 {"error":{"message":"the server is shutting down; send the request again","type":"service_unavailable","param":null,"code":"service_unavailable"}}
+        503 true 5 {"error":{"message":"the server is shutting down; send the request again","type":"service_unavailable","param":null,"code":"service_unavailable"}}
         500 - - {"error":{"message":"the server failed to answer this request; its log says why","type":"server_error","param":null,"code":"server_error"}}
         "#);
     }

@@ -107,6 +107,20 @@ async fn a_reply_ends_at_its_limits() {
 }
 
 #[actix_web::test]
+async fn a_reply_holds_what_was_asked_for() {
+    let include = json!(["reasoning.encrypted_content", "file_search_call.results"]);
+    let (status, response) = post(REPLY, json!({ "input": "hi", "include": include })).await;
+    assert_eq!(status, 200);
+    assert!(response["output"][0]["encrypted_content"].is_string(), "{response}");
+    let padded = json!({ "input": "hi", "stream": true, "stream_options": { "include_obfuscation": true } });
+    let (_, streamed) = post_to(FakeModel::saying(script(REPLY)), padded).await;
+    for event in events(&streamed) {
+        let is_delta = event["type"].as_str().unwrap().ends_with(".delta");
+        assert_eq!(event.get("obfuscation").is_some(), is_delta, "{event}");
+    }
+}
+
+#[actix_web::test]
 async fn calls_become_items() {
     let reply = "Wait.\n<tool_call>\n{\"name\": \"f\", \"arguments\": {\"a\": 1}}\n</tool_call>";
     let tools = json!([{ "type": "function", "name": "f", "parameters": { "type": "object", "properties": {} } }]);
@@ -126,6 +140,8 @@ async fn a_model_that_fails_is_an_error_before_and_an_event_after_the_first_byte
     let events = events(&body);
     let last: Vec<&Value> = events.iter().rev().take(2).map(|event| &event["type"]).collect();
     assert_eq!((status, last), (200, vec![&json!("response.failed"), &json!("error")]));
+    let failed = &events.last().unwrap()["response"];
+    assert_eq!((&failed["error"]["code"], &failed["usage"]["output_tokens"]), (&json!("server_error"), &json!(2)));
 }
 
 #[actix_web::test]
@@ -334,7 +350,8 @@ fn what_is_wrong_with_a_request_is_told_in_four_keys() {
     for (request, status, code) in cases {
         let (head, body) = exchange(&server, &request);
         assert!(head.starts_with(&format!("HTTP/1.1 {status} ")), "{request}: {head}");
-        assert!(head.contains("x-request-id: req_"), "{head}");
+        assert!(head.contains("x-request-id: req_") && head.contains("openai-version: 2020-10-01"), "{head}");
+        assert!(head.contains("openai-processing-ms: "), "{head}");
         let error: Value = serde_json::from_str(&body).unwrap();
         let error = error["error"].as_object().unwrap();
         assert_eq!(error.keys().collect::<Vec<_>>(), ["message", "type", "param", "code"]);
