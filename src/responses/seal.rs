@@ -33,9 +33,9 @@ pub struct Key([u8; KEY_BYTES]);
 /// Why there is no key. The setting is not repeated: it may be a key that lacks a digit.
 #[derive(Debug, thiserror::Error)]
 pub enum KeyError {
-    /// Nor is it a key.
+    /// Not a key, and no file either.
     #[error("`responses.encryption_key` is neither 64 hexadecimal digits nor a file that can be read: {0}")]
-    Unreadable(#[source] io::Error),
+    Unreadable(io::Error),
     /// The file holds something else.
     #[error("the file that `responses.encryption_key` names must hold 64 hexadecimal digits")]
     NotHex,

@@ -419,8 +419,10 @@ mod tests {
 
     #[test]
     fn deltas_and_nothing_else_are_padded() {
-        let chat = [reasoning("Hm."), text("Hello"), call("find"), arguments("{}"), finished(FinishReason::Stop)];
-        let events = events_with(EncodeOptions { obfuscation: true, ..EncodeOptions::default() }, &chat);
+        let first = [reasoning("Hm."), text("Hello"), call("find"), arguments("{}"), call_end()];
+        let rest = [call("shell"), arguments("{\"input\": \"ls\"}"), finished(FinishReason::Stop)];
+        let options = EncodeOptions { obfuscation: true, tools: tools(), ..EncodeOptions::default() };
+        let events = events_with(options, &[&first[..], &rest[..]].concat());
         for event in events {
             let is_delta = event["type"].as_str().unwrap().ends_with(".delta");
             let padding = event.get("obfuscation").map(|padding| padding.as_str().unwrap().len());

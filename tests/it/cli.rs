@@ -52,6 +52,12 @@ fn a_broken_configuration_is_one_sentence() {
 }
 
 #[test]
+fn a_missing_key_is_one_sentence() {
+    let tiny = model(&fixture("tiny-gqa"));
+    insta::assert_snapshot!(refusal(&mut serve(&[&tiny, "responses.encryption_key=/nowhere/key"])), @"`responses.encryption_key` is neither 64 hexadecimal digits nor a file that can be read: No such file or directory (os error 2)");
+}
+
+#[test]
 fn a_missing_library_is_one_sentence() {
     let tiny = model(&fixture("tiny-gqa"));
     insta::assert_snapshot!(refusal(&mut serve(&[&tiny, "runtime.library=/nowhere/libonnxruntime.so"])), @"the ONNX Runtime library was not found (looked for /nowhere/libonnxruntime.so); run scripts/fetch-runtime, or set `runtime.library` to the path of libonnxruntime.so");
