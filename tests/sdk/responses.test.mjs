@@ -1,17 +1,10 @@
-// The same server through the Node SDK.
+// The same server through the Node SDK. `test_node.py` runs this with the address in BASE_URL.
 
 import assert from "node:assert/strict";
-import { spawn } from "node:child_process";
-import { once } from "node:events";
-import path from "node:path";
-import readline from "node:readline";
-import { after, before, test } from "node:test";
-import { fileURLToPath } from "node:url";
+import { test } from "node:test";
 import OpenAI from "openai";
 
-const repository = fileURLToPath(new URL("../..", import.meta.url));
-const binary = path.resolve(repository, process.env.CARGO_TARGET_DIR ?? "target", "release", "ortolan");
-const startMilliseconds = 60_000;
+const client = new OpenAI({ baseURL: process.env.BASE_URL, apiKey: "none", maxRetries: 0 });
 const question = { model: "starter", input: "Count from 1 to 10.", temperature: 0 };
 const weather = {
   type: "function",
@@ -20,38 +13,6 @@ const weather = {
   parameters: { type: "object", properties: { city: { type: "string" } }, required: ["city"] },
   strict: false,
 };
-
-let server;
-let client;
-
-before(
-  async () => {
-    server = spawn(binary, ["serve", "--set", "server.port=0"], { cwd: repository, stdio: ["ignore", "pipe", "pipe"] });
-    const address = Promise.any([server.stdout, server.stderr].map(findAddress));
-    client = new OpenAI({ baseURL: `${await address}/v1`, apiKey: "none", maxRetries: 0 });
-  },
-  { timeout: startMilliseconds },
-);
-
-after(async () => {
-  const ended = once(server, "exit");
-  server.kill("SIGTERM");
-  assert.deepEqual(await ended, [0, null]);
-});
-
-// Goes on reading after it has answered: a full pipe would stop the server.
-function findAddress(stream) {
-  return new Promise((resolve, reject) => {
-    const log = [];
-    const lines = readline.createInterface({ input: stream });
-    lines.on("line", (line) => {
-      log.push(line);
-      const found = line.match(/listening on (http:\/\/127\.0\.0\.1:\d+)/);
-      if (found) resolve(found[1]);
-    });
-    lines.on("close", () => reject(new Error(`the server did not listen:\n${log.join("\n")}`)));
-  });
-}
 
 test("a reply", async () => {
   const response = await client.responses.create(question);

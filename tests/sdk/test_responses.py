@@ -93,6 +93,12 @@ def test_replies_given_at_once_equal_those_given_alone(base_url, ask):
     assert together == [ask(question).output_text for question in questions]
 
 
+def test_a_stream_may_be_left(ask):
+    with ask(LONG_REPLY, stream=True, max_output_tokens=400) as events:
+        assert next(iter(events)).type == "response.created"
+    assert ask().status == "completed"
+
+
 def test_async_stream(base_url, ask):
     async def stream():
         async with openai.AsyncOpenAI(base_url=base_url, api_key="none", max_retries=0, timeout=120) as client:
