@@ -78,7 +78,7 @@ pub fn encode_compaction<C: Stream<Item = ChatEvent> + Unpin>(
                     let usage = finished.usage;
                     return match finished.reason {
                         FinishReason::Stop | FinishReason::Length => {
-                            encoder.compaction(dialect.seal(&summary)).complete(usage)
+                            encoder.compaction(dialect.seal_compaction(&summary)).complete(usage)
                         }
                         FinishReason::Error => encoder.fail(Failure::Model, Some(usage)),
                         FinishReason::Shutdown => encoder.fail(Failure::Shutdown, Some(usage)),

@@ -2,12 +2,14 @@
 
 use super::{
     encoder::EncodeOptions,
+    error::InvalidRequest,
     include::ReplyOptions,
-    seal::{KeyError, KeySource, Seal},
+    prompts::{Prompts, PromptsError},
+    seal::{KeyError, KeySource, Purpose, Seal},
 };
 use serde::Deserialize;
 use serde_json::Value;
-use std::sync::Arc;
+use std::{path::PathBuf, sync::Arc};
 
 /// How the protocol is spoken. Every default is in `config/default.toml`.
 #[derive(Clone, Debug, Deserialize)]
@@ -17,6 +19,19 @@ pub struct ResponsesConfig {
     pub reasoning_events: ReasoningEvents,
     /// What `encrypted_content` is sealed with.
     pub encryption_key: KeySource,
+    /// The folder of the prompts that requests may name; empty for none.
+    pub prompts: PathBuf,
+}
+
+/// Why the configuration cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum DialectError {
+    /// There is no key.
+    #[error(transparent)]
+    Key(#[from] KeyError),
+    /// There are no prompts.
+    #[error(transparent)]
+    Prompts(#[from] PromptsError),
 }
 
 /// Protocols differ in how they tell raw reasoning.
@@ -37,14 +52,16 @@ pub enum ReasoningEvents {
 pub struct Dialect {
     reasoning_events: ReasoningEvents,
     seal: Arc<Seal>,
+    prompts: Arc<Prompts>,
 }
 
 impl Dialect {
     /// # Errors
-    /// When the key cannot be read.
-    pub fn new(config: &ResponsesConfig) -> Result<Self, KeyError> {
+    /// When the key or the prompts cannot be read.
+    pub fn new(config: &ResponsesConfig) -> Result<Self, DialectError> {
         let seal = Arc::new(Seal::new(&config.encryption_key)?);
-        Ok(Self { reasoning_events: config.reasoning_events, seal })
+        let prompts = Arc::new(Prompts::load(&config.prompts)?);
+        Ok(Self { reasoning_events: config.reasoning_events, seal, prompts })
     }
 
     /// How the reply to a request is told.
@@ -57,14 +74,18 @@ impl Dialect {
         }
     }
 
-    /// Text that only this server can read.
-    pub(super) fn seal(&self, text: &str) -> String {
-        self.seal.seal(text)
+    /// A summary that only this server can read.
+    pub(super) fn seal_compaction(&self, summary: &str) -> String {
+        self.seal.seal(Purpose::Compaction, summary)
     }
 
-    /// Opens what this server has sealed in a request's body.
-    pub fn open_input(&self, body: &mut Value) {
+    /// Puts into a request's body what it only names or holds sealed: prompts, reasoning, compactions.
+    ///
+    /// # Errors
+    /// When it names a prompt that is not there.
+    pub fn resolve(&self, body: &mut Value) -> Result<(), InvalidRequest> {
         self.seal.open_input(body);
+        self.prompts.fill(body)
     }
 }
 
@@ -126,11 +147,11 @@ mod tests {
                 { "role": "assistant", "content": "Hello" },
                 { "role": "user", "content": "again" },
             ] });
-            here.open_input(&mut body);
+            here.resolve(&mut body).unwrap();
             let request = CreateResponse::parse(&body, UnknownFields::Refuse).unwrap();
             request.begin("tiny", &SamplingParams::default()).1.messages[1].reasoning.clone()
         };
-        assert_eq!(reasoning(here.seal.seal("Hm.")).as_deref(), Some("Hm."));
-        assert_eq!(reasoning(elsewhere.seal.seal("Hm.")), None);
+        assert_eq!(reasoning(here.seal.seal(Purpose::Reasoning, "Hm.")).as_deref(), Some("Hm."));
+        assert_eq!(reasoning(elsewhere.seal.seal(Purpose::Reasoning, "Hm.")), None);
     }
 }

@@ -11,6 +11,7 @@ mod include;
 mod input;
 mod logprob;
 mod obfuscation;
+mod prompts;
 mod request;
 mod response;
 mod sampling;
@@ -19,15 +20,16 @@ mod stream;
 mod tools;
 
 pub use compaction::{Compaction, encode_compaction, summary_request, take_trigger};
-pub use config::{Dialect, ReasoningEvents, ResponsesConfig};
+pub use config::{Dialect, DialectError, ReasoningEvents, ResponsesConfig};
 pub use encoder::{CalledTool, EncodeOptions, Encoder, Idle, InCustomToolCall, InFunctionCall, InMessage, InReasoning};
 pub use error::InvalidRequest;
 pub use event::{Payload, ResponseEvent};
 pub use include::ReplyOptions;
 pub use logprob::TokenLogprob;
+pub use prompts::{Prompts, PromptsError};
 pub use request::{CreateResponse, UnknownFields};
 pub use response::{
     Failure, InputTokensDetails, Item, ItemStatus, OutputTokensDetails, Part, Response, Status, ToolName, Usage,
 };
-pub use seal::{Key, KeyError, KeySource, Seal};
+pub use seal::{Key, KeyError, KeySource, Purpose, Seal};
 pub use stream::{encode, last_response};

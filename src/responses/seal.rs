@@ -2,7 +2,10 @@
 
 use super::compaction;
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD as BASE64};
-use chacha20poly1305::{KeyInit, XChaCha20Poly1305, XNonce, aead::Aead};
+use chacha20poly1305::{
+    KeyInit, XChaCha20Poly1305, XNonce,
+    aead::{Aead, Payload},
+};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use std::{fmt, fs, io, path::PathBuf};
@@ -41,6 +44,24 @@ pub enum KeyError {
     NotHex,
 }
 
+/// What a token was made for; it opens for nothing else.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Purpose {
+    /// `encrypted_content` of a reasoning item.
+    Reasoning,
+    /// `encrypted_content` of a compaction item.
+    Compaction,
+}
+
+impl Purpose {
+    fn name(self) -> &'static [u8] {
+        match self {
+            Self::Reasoning => b"reasoning",
+            Self::Compaction => b"compaction",
+        }
+    }
+}
+
 /// Seals and opens with one key.
 pub struct Seal {
     cipher: XChaCha20Poly1305,
@@ -62,17 +83,18 @@ impl Seal {
     }
 
     /// Version, nonce and ciphertext, in letters that need no escape anywhere.
-    pub(super) fn seal(&self, text: &str) -> String {
+    pub(super) fn seal(&self, purpose: Purpose, text: &str) -> String {
         let nonce: [u8; NONCE_BYTES] = rand::random();
-        let sealed = self.cipher.encrypt(&XNonce::from(nonce), text.as_bytes()).expect("a reply fits in memory");
+        let payload = Payload { msg: text.as_bytes(), aad: purpose.name() };
+        let sealed = self.cipher.encrypt(&XNonce::from(nonce), payload).expect("a reply fits in memory");
         BASE64.encode([&[VERSION], &nonce[..], &sealed].concat())
     }
 
     /// None for what this key did not seal.
-    pub fn open(&self, token: &str) -> Option<String> {
+    pub(super) fn open(&self, purpose: Purpose, token: &str) -> Option<String> {
         let bytes = BASE64.decode(token).ok()?;
         let (nonce, sealed) = bytes.strip_prefix(&[VERSION])?.split_first_chunk::<NONCE_BYTES>()?;
-        let text = self.cipher.decrypt(&XNonce::from(*nonce), sealed).ok()?;
+        let text = self.cipher.decrypt(&XNonce::from(*nonce), Payload { msg: sealed, aad: purpose.name() }).ok()?;
         String::from_utf8(text).ok()
     }
 
@@ -81,7 +103,8 @@ impl Seal {
     pub fn open_input(&self, body: &mut Value) {
         for item in body.get_mut("input").and_then(Value::as_array_mut).into_iter().flatten() {
             if item["type"] == "compaction" {
-                if let Some(summary) = item["encrypted_content"].as_str().and_then(|token| self.open(token)) {
+                let open = |token| self.open(Purpose::Compaction, token);
+                if let Some(summary) = item["encrypted_content"].as_str().and_then(open) {
                     *item = compaction::expand(&summary);
                 }
                 continue;
@@ -89,7 +112,8 @@ impl Seal {
             if item["type"] != "reasoning" || item["content"].as_array().is_some_and(|parts| !parts.is_empty()) {
                 continue;
             }
-            if let Some(text) = item["encrypted_content"].as_str().and_then(|token| self.open(token)) {
+            let open = |token| self.open(Purpose::Reasoning, token);
+            if let Some(text) = item["encrypted_content"].as_str().and_then(open) {
                 item["content"] = json!([{ "type": "reasoning_text", "text": text }]);
             }
         }
@@ -144,27 +168,31 @@ mod tests {
     fn what_was_sealed_can_be_opened() {
         let seal = seal("");
         for text in ["", "Hm.", "größer 🦉", &"x".repeat(100_000)] {
-            let token = seal.seal(text);
+            let token = seal.seal(Purpose::Reasoning, text);
             assert!(token.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_'));
-            assert_eq!(seal.open(&token).as_deref(), Some(text));
+            assert_eq!(seal.open(Purpose::Reasoning, &token).as_deref(), Some(text));
         }
-        assert_ne!(seal.seal("Hm."), seal.seal("Hm."), "equal texts do not show");
+        assert_ne!(
+            seal.seal(Purpose::Reasoning, "Hm."),
+            seal.seal(Purpose::Reasoning, "Hm."),
+            "equal texts do not show"
+        );
     }
 
     #[test]
     fn nothing_else_can_be_opened() {
         let seal = seal("");
-        let token = seal.seal("Hm.");
+        let token = seal.seal(Purpose::Reasoning, "Hm.");
         for index in 0..token.len() {
-            assert_eq!(seal.open(&token[..index]), None, "cut at {index}");
+            assert_eq!(seal.open(Purpose::Reasoning, &token[..index]), None, "cut at {index}");
             let other = if token.as_bytes()[index] == b'A' { "B" } else { "A" };
             let changed = [&token[..index], other, &token[index + 1..]].concat();
-            assert_eq!(seal.open(&changed), None, "changed at {index}");
+            assert_eq!(seal.open(Purpose::Reasoning, &changed), None, "changed at {index}");
         }
         for garbage in ["", "AQ", "a b", "größer", &"A".repeat(1000), &format!("{token}A"), &format!("{token}=")] {
-            assert_eq!(seal.open(garbage), None, "{garbage}");
+            assert_eq!(seal.open(Purpose::Reasoning, garbage), None, "{garbage}");
         }
-        assert_eq!(self::seal("").open(&token), None, "each process has its own key");
+        assert_eq!(self::seal("").open(Purpose::Reasoning, &token), None, "each process has its own key");
     }
 
     #[test]
@@ -172,8 +200,8 @@ mod tests {
         let digits = "0123456789abcdefABCDEF0123456789".repeat(2);
         let mut file = tempfile::NamedTempFile::new().unwrap();
         writeln!(file, "{digits}").unwrap();
-        let token = seal(&digits).seal("Hm.");
-        assert_eq!(seal(file.path().to_str().unwrap()).open(&token).unwrap(), "Hm.");
+        let token = seal(&digits).seal(Purpose::Reasoning, "Hm.");
+        assert_eq!(seal(file.path().to_str().unwrap()).open(Purpose::Reasoning, &token).unwrap(), "Hm.");
     }
 
     #[test]
@@ -189,12 +217,12 @@ mod tests {
     #[test]
     fn the_input_is_opened_in_place() {
         let seal = seal("");
-        let token = seal.seal("Hm.");
+        let token = seal.seal(Purpose::Reasoning, "Hm.");
         let mut body = json!({ "input": [
             { "type": "reasoning", "summary": [], "encrypted_content": token },
             { "type": "reasoning", "content": [{ "type": "reasoning_text", "text": "Own." }], "encrypted_content": token },
             { "type": "reasoning", "content": null, "encrypted_content": "foreign" },
-            { "type": "compaction", "encrypted_content": token },
+            { "type": "compaction", "encrypted_content": token }, // It was made for something else.
             "text",
         ] });
         let before = body.clone();

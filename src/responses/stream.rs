@@ -132,7 +132,7 @@ mod tests {
     use crate::{
         chat::{Logprob, Usage},
         engine::SamplingParams,
-        responses::{CreateResponse, KeySource, ReasoningEvents, Seal, ToolName, UnknownFields},
+        responses::{CreateResponse, KeySource, Purpose, ReasoningEvents, Seal, ToolName, UnknownFields},
     };
     use futures::FutureExt;
     use insta::assert_snapshot;
@@ -379,7 +379,7 @@ mod tests {
             let options = EncodeOptions { reasoning_events, seal: Some(Arc::clone(&seal)), ..EncodeOptions::default() };
             let events = events_with(options, &chat);
             let last = &events.last().unwrap()["response"]["output"][0];
-            assert_eq!(seal.open(last["encrypted_content"].as_str().unwrap()).unwrap(), "Hm.");
+            assert_eq!(seal.open(Purpose::Reasoning, last["encrypted_content"].as_str().unwrap()).unwrap(), "Hm.");
             let sealed = |event: &&Value| event["item"].get("encrypted_content").is_some();
             let names: Vec<&Value> = events.iter().filter(sealed).map(|event| &event["type"]).collect();
             assert_eq!(names, ["response.output_item.done"]);

@@ -19,7 +19,7 @@ pub(super) async fn compact(
         return Err(ApiError::Draining);
     }
     let mut json: Value = body::read_json(&request, payload, &app.config).await?;
-    app.dialect.open_input(&mut json);
+    app.dialect.resolve(&mut json)?;
     let body = CreateResponse::parse(&json, app.config.unknown_fields())?;
     let cache_salt = app.cache_salt(&request);
 

@@ -16,7 +16,7 @@ pub(super) async fn count(
         return Err(ApiError::Draining);
     }
     let mut json = body::read_json(&request, payload, &app.config).await?;
-    app.dialect.open_input(&mut json);
+    app.dialect.resolve(&mut json)?;
     let body = CreateResponse::parse(&json, app.config.unknown_fields())?;
     let model = app.models.get(body.model())?;
     generation.set_model(model.name());

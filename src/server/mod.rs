@@ -21,7 +21,7 @@ pub use serve::{serve, signals};
 
 use crate::{
     chat::Models,
-    responses::{Dialect, KeyError, ResponsesConfig},
+    responses::{Dialect, DialectError, ResponsesConfig},
 };
 use actix_web::{
     App, Error, FromRequest, Handler, HttpRequest, HttpResponse, Resource, Responder, ResponseError,
@@ -88,8 +88,8 @@ impl AppState {
     /// Not draining.
     ///
     /// # Errors
-    /// When the key of `[responses]` cannot be read.
-    pub fn new(config: ServerConfig, responses: &ResponsesConfig, models: Models) -> Result<Self, KeyError> {
+    /// When the key or the prompts of `[responses]` cannot be read.
+    pub fn new(config: ServerConfig, responses: &ResponsesConfig, models: Models) -> Result<Self, DialectError> {
         let dialect = Dialect::new(responses)?;
         Ok(Self { models, config: Arc::new(config), dialect, draining: Arc::default(), salts: RandomState::new() })
     }

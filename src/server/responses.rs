@@ -19,7 +19,7 @@ pub(super) async fn create(
         return Err(ApiError::Draining);
     }
     let mut json = body::read_json(&request, payload, &app.config).await?;
-    app.dialect.open_input(&mut json);
+    app.dialect.resolve(&mut json)?;
     let is_compaction = responses::take_trigger(&mut json);
     let body = CreateResponse::parse(&json, app.config.unknown_fields())?;
     drop(json); // It may be large, and a reply takes its time.

@@ -5,6 +5,7 @@ use crate::responses::{
     config::ReasoningEvents,
     event::Payload,
     response::{Item, ItemStatus, Part, new_id},
+    seal::Purpose,
 };
 
 /// Inside a reasoning item.
@@ -53,7 +54,7 @@ impl Encoder<InReasoning> {
     /// Emits that the text, its part and the item are done.
     pub fn close(self, status: ItemStatus) -> Encoder<Idle> {
         let (InReasoning { item_id: id, text }, mut encoder) = self.replace_state(Idle);
-        let encrypted_content = encoder.reply.options.seal.as_ref().map(|seal| seal.seal(&text));
+        let encrypted_content = encoder.reply.options.seal.as_ref().map(|seal| seal.seal(Purpose::Reasoning, &text));
         let events = encoder.reply.options.reasoning_events;
         let (item_id, output_index, done) = (id.clone(), encoder.output_index(), text.clone());
         let (content_index, summary_index) = (CONTENT_INDEX, SUMMARY_INDEX);
