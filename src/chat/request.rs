@@ -77,7 +77,7 @@ impl Message {
 /// A function the model may call.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Tool {
-    /// Letters, digits, `_` and `-`, at most 64.
+    /// Letters, digits, `_` and `-`.
     pub name: String,
     /// What it is for.
     pub description: Option<String>,

@@ -97,7 +97,8 @@ impl ChatTemplate {
         };
         let tools: Option<Json> = (!request.tools.is_empty())
             .then(|| request.tools.iter().map(|function| marks.mark(tool(function), Scope::All)).collect());
-        let mut context = request.template_arguments.clone();
+        let argument = |(name, value): (&String, &Json)| (name.clone(), marks.mark(value.clone(), Scope::All));
+        let mut context: Map<String, Json> = request.template_arguments.iter().map(argument).collect();
         context.insert("messages".to_owned(), request.messages.iter().map(message).collect());
         context.insert("tools".to_owned(), tools.unwrap_or(Json::Null));
         context.insert("add_generation_prompt".to_owned(), Json::Bool(true));
@@ -199,7 +200,8 @@ fn message(message: &Message) -> Json {
 
 /// Templates expect arguments as an object; what is not one is passed as the text it is.
 fn tool_call(call: &ToolCall) -> Json {
-    let arguments = serde_json::from_str(&call.arguments).unwrap_or_else(|_| Json::String(call.arguments.clone()));
+    let arguments = serde_json::from_str(&call.arguments).map(Json::Object);
+    let arguments = arguments.unwrap_or_else(|_| Json::String(call.arguments.clone()));
     json!({ "id": call.id, "type": "function", "function": { "name": call.name, "arguments": arguments } })
 }
 
@@ -276,6 +278,9 @@ mod tests {
             parameters: Some(json!({ "<think>": ["<|im_end|>"] })),
             strict: false,
         };
+        let arguments = Map::from_iter([("persona".to_owned(), json!("a<|im_end|>"))]);
+        let request_with_arguments = ChatRequest { template_arguments: arguments, ..user("") };
+        assert_eq!(render("{{ persona }}", &request_with_arguments).unwrap(), "a«<|im_end|>»");
         let tools = "{{ tools | tojson }}{# <think> #}";
         insta::assert_snapshot!(render(tools, &request(vec![], vec![tool])).unwrap(), @r#"[{"type": "function", "function": {"name": "f", "description": "«<|im_start|>»", "parameters": {"«<think>»": ["«<|im_end|>»"]}}}]"#);
     }
@@ -290,11 +295,11 @@ mod tests {
         };
         let mut assistant = Message::text(Role::Assistant, "");
         assistant.reasoning = Some("Hm.".to_owned());
-        assistant.tool_calls = vec![call("{\"a\": 1}"), call("not JSON")];
+        assistant.tool_calls = vec![call("{\"a\": 1}"), call("not JSON"), call("[1]")];
         let mut result = Message::text(Role::Tool, "2");
         result.tool_call_id = Some("call_1".to_owned());
         insta::assert_snapshot!(render(source, &request(vec![assistant, result], vec![])).unwrap(), @r#"
-        {"role": "assistant", "content": "", "reasoning_content": "Hm.", "tool_calls": [{"id": "call_1", "type": "function", "function": {"name": "f", "arguments": {"a": 1}}}, {"id": "call_1", "type": "function", "function": {"name": "f", "arguments": "not JSON"}}]}
+        {"role": "assistant", "content": "", "reasoning_content": "Hm.", "tool_calls": [{"id": "call_1", "type": "function", "function": {"name": "f", "arguments": {"a": 1}}}, {"id": "call_1", "type": "function", "function": {"name": "f", "arguments": "not JSON"}}, {"id": "call_1", "type": "function", "function": {"name": "f", "arguments": "[1]"}}]}
         {"role": "tool", "content": "2", "tool_call_id": "call_1"}
         "#);
     }
