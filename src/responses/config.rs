@@ -70,7 +70,6 @@ impl Dialect {
             reasoning_events: self.reasoning_events,
             seal: request.encrypted_reasoning.then(|| Arc::clone(&self.seal)),
             obfuscation: request.obfuscation,
-            ..EncodeOptions::default()
         }
     }
 

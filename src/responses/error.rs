@@ -31,6 +31,11 @@ impl InvalidRequest {
         Self::new(path, "invalid_value", why.to_string())
     }
 
+    /// The value is a JSON Schema that the model cannot be held to.
+    pub(super) fn invalid_schema(path: &str, why: impl Display) -> Self {
+        Self::new(path, "invalid_json_schema", why.to_string())
+    }
+
     /// The protocol allows the value and this version does not do what it asks for.
     pub(super) fn unsupported_value(path: &str, why: impl Display) -> Self {
         Self::new(path, "unsupported_value", why.to_string())

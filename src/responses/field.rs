@@ -3,7 +3,7 @@
 use super::error::{InvalidRequest, excerpt};
 use serde::Deserialize;
 use serde_json::{Map, Value};
-use std::{cell::RefCell, fmt::Display, ops::RangeInclusive};
+use std::{cell::RefCell, fmt::Display, num::NonZeroU32, ops::RangeInclusive};
 
 /// A value that is not null, and the path that leads to it.
 #[derive(Debug)]
@@ -58,6 +58,11 @@ impl<'a> Field<'a> {
         integer.filter(|integer| range.contains(integer)).ok_or_else(|| self.out_of_range(&expected))
     }
 
+    /// An integer of 1 or more.
+    pub(super) fn count(&self) -> Result<NonZeroU32, InvalidRequest> {
+        Ok(NonZeroU32::new(self.integer(1..=u32::MAX)?).expect("the range begins at 1"))
+    }
+
     pub(super) fn number(&self, range: RangeInclusive<f32>) -> Result<f32, InvalidRequest> {
         let expected = format!("a number from {} to {}", range.start(), range.end());
         let number = f32::deserialize(self.value).map_err(|_| self.wrong_type(&expected))?;
@@ -71,23 +76,12 @@ impl<'a> Field<'a> {
         if 0.0 < number && number <= max { Ok(number) } else { Err(self.out_of_range(&expected)) }
     }
 
-    /// One of `supported`. Those of `unsupported` are the protocol's too, but not this version's.
-    pub(super) fn choice(
-        &self,
-        supported: &[&'static str],
-        unsupported: &[&str],
-    ) -> Result<&'static str, InvalidRequest> {
+    /// One of `choices`.
+    pub(super) fn choice(&self, choices: &[&'static str]) -> Result<&'static str, InvalidRequest> {
         let text = self.text()?;
-        if let Some(choice) = supported.iter().find(|choice| **choice == text) {
-            return Ok(choice);
-        }
-        let list = supported.join("`, `");
-        if unsupported.contains(&text) {
-            return Err(
-                self.unsupported(format!("is `{text}`, which this version does not support; supported: `{list}`"))
-            );
-        }
-        Err(self.invalid(format!("is `{}`, and it must be one of `{list}`", excerpt(text))))
+        let choice = choices.iter().copied().find(|choice| *choice == text);
+        let list = || choices.join("`, `");
+        choice.ok_or_else(|| self.invalid(format!("is `{}`, and it must be one of `{}`", excerpt(text), list())))
     }
 
     pub(super) fn elements(&self) -> Result<impl ExactSizeIterator<Item = Field<'a>> + use<'a>, InvalidRequest> {
@@ -108,6 +102,10 @@ impl<'a> Field<'a> {
 
     pub(super) fn invalid(&self, why: impl Display) -> InvalidRequest {
         InvalidRequest::invalid(&self.path, why)
+    }
+
+    pub(super) fn invalid_schema(&self, why: impl Display) -> InvalidRequest {
+        InvalidRequest::invalid_schema(&self.path, why)
     }
 
     pub(super) fn unsupported(&self, why: impl Display) -> InvalidRequest {

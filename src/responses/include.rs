@@ -34,7 +34,7 @@ impl ReplyOptions {
     pub(super) fn parse(body: &Object) -> Result<Self, InvalidRequest> {
         let mut options = Self::default();
         for name in body.optional("include", Field::elements)?.into_iter().flatten() {
-            match name.choice(INCLUDES, &[])? {
+            match name.choice(INCLUDES)? {
                 ENCRYPTED_REASONING => options.encrypted_reasoning = true,
                 LOGPROBS => options.logprobs = true,
                 _ => {}

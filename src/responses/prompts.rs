@@ -62,12 +62,11 @@ impl Prompts {
     /// # Errors
     /// For a prompt that is not there, and for variables that do not go with it.
     pub fn fill(&self, body: &mut Value) -> Result<(), InvalidRequest> {
-        let Some(prompt) = body.get("prompt").filter(|prompt| !prompt.is_null()) else { return Ok(()) };
-        let fields = prompt.as_object().ok_or_else(|| InvalidRequest::wrong_type("prompt", "an object", prompt))?;
+        let Some(body) = body.as_object_mut() else { return Ok(()) };
+        let Some(prompt) = body.remove("prompt").filter(|prompt| !prompt.is_null()) else { return Ok(()) };
+        let fields = prompt.as_object().ok_or_else(|| InvalidRequest::wrong_type("prompt", "an object", &prompt))?;
         let text = self.text(fields)?;
         let message = json!({ "type": "message", "role": "developer", "content": text });
-        let body = body.as_object_mut().expect("it has a field");
-        body.remove("prompt");
         let mut input = vec![message];
         match body.remove("input") {
             None | Some(Value::Null) => {}
@@ -162,7 +161,7 @@ mod tests {
         assert_snapshot!(filled(&prompt, &Value::Null).unwrap(), @r#"[{"type":"message","role":"developer","content":"Hello Ann"}]"#);
         let mut none = json!({ "input": "hi", "prompt": null });
         prompts().fill(&mut none).unwrap();
-        assert_eq!(none, json!({ "input": "hi", "prompt": null }));
+        assert_eq!(none, json!({ "input": "hi" }));
     }
 
     #[test]

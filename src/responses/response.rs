@@ -2,7 +2,10 @@
 
 use super::{
     logprob::TokenLogprob,
-    tools::{FunctionTool, ToolChoice},
+    reasoning::Reasoning,
+    text_format::TextSettings,
+    tool_choice::ToolChoice,
+    tools::{Callable, Tools},
 };
 use crate::chat;
 use serde::{Serialize, Serializer, ser::SerializeMap};
@@ -32,7 +35,7 @@ pub struct Response {
     pub(super) instructions: Option<String>,
     pub(super) output: Vec<Item>,
     pub(super) error: Option<Failure>,
-    pub(super) tools: Vec<FunctionTool>,
+    pub(super) tools: Tools,
     pub(super) tool_choice: ToolChoice,
     pub(super) truncation: &'static str,
     pub(super) parallel_tool_calls: bool,
@@ -45,7 +48,7 @@ pub struct Response {
     pub(super) reasoning: Option<Reasoning>,
     pub(super) usage: Option<Usage>,
     pub(super) max_output_tokens: Option<NonZeroU32>,
-    pub(super) max_tool_calls: Null,
+    pub(super) max_tool_calls: Option<NonZeroU32>,
     pub(super) store: bool,
     pub(super) background: bool,
     pub(super) service_tier: &'static str,
@@ -65,6 +68,11 @@ impl Response {
     /// None until the end, and when the engine was lost.
     pub fn usage(&self) -> Option<Usage> {
         self.usage
+    }
+
+    /// The tool that the model calls by this name.
+    pub fn callable(&self, name: &str) -> Option<&Callable> {
+        self.tools.callables().iter().find(|callable| callable.tool.name == name)
     }
 
     /// Why it failed, if it did.
@@ -210,29 +218,6 @@ impl Serialize for Failure {
         error.serialize_entry("message", &self.to_string())?;
         error.end()
     }
-}
-
-/// What the request said about thinking.
-#[derive(Clone, Debug, Serialize)]
-pub(super) struct Reasoning {
-    pub(super) effort: Option<&'static str>,
-    pub(super) summary: Option<&'static str>,
-}
-
-/// What the request said about text.
-#[derive(Clone, Debug, Serialize)]
-pub(super) struct TextSettings {
-    pub(super) format: TextFormat,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) verbosity: Option<&'static str>,
-}
-
-/// Shape of the text.
-#[derive(Clone, Copy, Debug, Serialize)]
-#[serde(tag = "type", rename_all = "snake_case")]
-pub(super) enum TextFormat {
-    /// Free.
-    Text,
 }
 
 /// What a reply cost.

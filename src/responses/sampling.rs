@@ -1,8 +1,7 @@
 //! What a request says about picking tokens.
 
 use super::{
-    error::InvalidRequest,
-    error::excerpt,
+    error::{InvalidRequest, excerpt},
     field::{Field, Object},
 };
 use crate::engine::{SamplingParams, TokenId};
@@ -43,7 +42,7 @@ impl Sampling {
     }
 
     /// The request's settings, and the model's where the request has none.
-    pub(super) fn over(self, defaults: &SamplingParams) -> SamplingParams {
+    pub(super) fn over(&self, defaults: &SamplingParams) -> SamplingParams {
         SamplingParams {
             temperature: self.temperature.unwrap_or(defaults.temperature),
             top_k: self.top_k.unwrap_or(defaults.top_k),
@@ -52,7 +51,7 @@ impl Sampling {
             repetition_penalty: self.repetition_penalty.unwrap_or(defaults.repetition_penalty),
             presence_penalty: self.presence_penalty.unwrap_or(defaults.presence_penalty),
             frequency_penalty: self.frequency_penalty.unwrap_or(defaults.frequency_penalty),
-            logit_bias: self.logit_bias.unwrap_or_else(|| defaults.logit_bias.clone()),
+            logit_bias: self.logit_bias.as_ref().unwrap_or(&defaults.logit_bias).clone(),
             seed: self.seed.or(defaults.seed),
         }
     }

@@ -1,9 +1,10 @@
 //! Drives the [`Encoder`] from a stream whose next event is known only at run time.
 
 use super::{
-    encoder::{CalledTool, EncodeOptions, Encoder, Idle, InCustomToolCall, InFunctionCall, InMessage, InReasoning},
+    encoder::{EncodeOptions, Encoder, Idle, InCustomToolCall, InFunctionCall, InMessage, InReasoning},
     event::ResponseEvent,
     response::{Failure, ItemStatus, Response},
+    tools::CallableKind,
 };
 use crate::{
     chat::{ChatEvent, Delta, Finished, TokenLogprob},
@@ -50,8 +51,8 @@ impl State {
 
     fn open_call(idle: Encoder<Idle>, name: String) -> Self {
         match idle.called_tool(name) {
-            CalledTool::Function(name) => Self::FunctionCall(idle.open_function_call(name)),
-            CalledTool::Custom(name) => Self::CustomToolCall(idle.open_custom_tool_call(name)),
+            (CallableKind::Function, name) => Self::FunctionCall(idle.open_function_call(name)),
+            (CallableKind::Custom, name) => Self::CustomToolCall(idle.open_custom_tool_call(name)),
         }
     }
 
@@ -132,13 +133,13 @@ mod tests {
     use crate::{
         chat::{Logprob, Usage},
         engine::SamplingParams,
-        responses::{CreateResponse, KeySource, Purpose, ReasoningEvents, Seal, ToolName, UnknownFields},
+        responses::{CreateResponse, KeySource, Purpose, ReasoningEvents, Seal, UnknownFields},
     };
     use futures::FutureExt;
     use insta::assert_snapshot;
     use proptest::prelude::*;
     use serde_json::{Value, json};
-    use std::{collections::HashMap, sync::Arc};
+    use std::sync::Arc;
 
     const USAGE: Usage = Usage { input_tokens: 7, cached_tokens: 4, output_tokens: 5, reasoning_tokens: 2 };
 
@@ -177,15 +178,12 @@ mod tests {
         Arc::new(Seal::new(&KeySource::Random).unwrap())
     }
 
-    /// The model calls `shell`, which takes text, and `git__log`, which is `log` of `git`.
-    fn tools() -> HashMap<String, CalledTool> {
-        let name = |name: &str, namespace: Option<&str>| ToolName {
-            name: name.to_owned(),
-            namespace: namespace.map(str::to_owned),
-        };
-        HashMap::from([
-            ("shell".to_owned(), CalledTool::Custom(name("shell", None))),
-            ("git__log".to_owned(), CalledTool::Function(name("log", Some("git")))),
+    /// The model calls `f` and `shell`, which takes text, and `git__log`, which is `log` of `git`.
+    fn tools() -> Value {
+        json!([
+            { "type": "function", "name": "f" },
+            { "type": "custom", "name": "shell" },
+            { "type": "namespace", "name": "git", "tools": [{ "type": "function", "name": "log" }] },
         ])
     }
 
@@ -195,7 +193,8 @@ mod tests {
 
     /// The one place that calls `encode`.
     fn events_with(options: EncodeOptions, chat: &[ChatEvent]) -> Vec<Value> {
-        let request = CreateResponse::parse(&json!({ "input": "hi" }), UnknownFields::Refuse).unwrap();
+        let request =
+            CreateResponse::parse(&json!({ "input": "hi", "tools": tools() }), UnknownFields::Refuse).unwrap();
         let (response, _) = request.begin("tiny", &SamplingParams::default());
         let events = encode(response, options, stream::iter(chat.to_vec())).collect::<Vec<_>>().now_or_never().unwrap();
         events.iter().map(|event| serde_json::to_value(event).unwrap()).collect()
@@ -294,7 +293,7 @@ mod tests {
         let first =
             [call("shell"), arguments("{\"inp"), arguments("ut\": \"ls"), arguments(" -l\\"), arguments("n\"}")];
         let rest = [call_end(), call("shell"), arguments("{\"input\":\"p"), finished(FinishReason::Length)];
-        let options = EncodeOptions { tools: tools(), ..EncodeOptions::default() };
+        let options = EncodeOptions::default();
         assert_snapshot!(transcript_with(options, &[&first[..], &rest[..]].concat()), @r#"
         0 response.created response is in_progress
         1 response.in_progress response is in_progress
@@ -315,7 +314,7 @@ mod tests {
     #[test]
     fn a_tool_is_called_what_the_client_calls_it() {
         let chat = [call("shell"), call_end(), call("git__log"), arguments("{}"), finished(FinishReason::Stop)];
-        let options = EncodeOptions { tools: tools(), ..EncodeOptions::default() };
+        let options = EncodeOptions::default();
         let mut last = events_with(options, &chat).pop().unwrap();
         redact(&mut last);
         assert_snapshot!(last["response"]["output"], @r#"[{"type":"custom_tool_call","id":"ctc_…","call_id":"call_…","name":"shell","input":"","status":"completed"},{"type":"function_call","id":"fc_…","call_id":"call_…","name":"log","namespace":"git","arguments":"{}","status":"completed"}]"#);
@@ -421,7 +420,7 @@ mod tests {
     fn deltas_and_nothing_else_are_padded() {
         let first = [reasoning("Hm."), text("Hello"), call("find"), arguments("{}"), call_end()];
         let rest = [call("shell"), arguments("{\"input\": \"ls\"}"), finished(FinishReason::Stop)];
-        let options = EncodeOptions { obfuscation: true, tools: tools(), ..EncodeOptions::default() };
+        let options = EncodeOptions { obfuscation: true, ..EncodeOptions::default() };
         let events = events_with(options, &[&first[..], &rest[..]].concat());
         for event in events {
             let is_delta = event["type"].as_str().unwrap().ends_with(".delta");
@@ -514,7 +513,7 @@ mod tests {
             [reasoning("Hm."), text("Hi"), call("find"), arguments("{}"), call_end(), finished(FinishReason::Stop)];
         let mut last = events(&chat).pop().unwrap();
         redact(&mut last);
-        assert_snapshot!(last, @r#"{"type":"response.completed","sequence_number":18,"response":{"id":"resp_…","object":"response","created_at":"seconds","completed_at":"seconds","status":"completed","incomplete_details":null,"model":"tiny","previous_response_id":null,"instructions":null,"output":[{"type":"reasoning","id":"rs_…","summary":[],"content":[{"type":"reasoning_text","text":"Hm."}],"status":"completed"},{"type":"message","id":"msg_…","status":"completed","role":"assistant","content":[{"type":"output_text","text":"Hi","annotations":[],"logprobs":[]}]},{"type":"function_call","id":"fc_…","call_id":"call_…","name":"find","arguments":"{}","status":"completed"}],"error":null,"tools":[],"tool_choice":"auto","truncation":"disabled","parallel_tool_calls":true,"text":{"format":{"type":"text"}},"top_p":1.0,"presence_penalty":0.0,"frequency_penalty":0.0,"top_logprobs":0,"temperature":1.0,"reasoning":null,"usage":{"input_tokens":7,"input_tokens_details":{"cached_tokens":4,"cache_write_tokens":0},"output_tokens":5,"output_tokens_details":{"reasoning_tokens":2},"total_tokens":12},"max_output_tokens":null,"max_tool_calls":null,"store":false,"background":false,"service_tier":"default","metadata":{},"safety_identifier":null,"prompt_cache_key":null}}"#);
+        assert_snapshot!(last, @r#"{"type":"response.completed","sequence_number":18,"response":{"id":"resp_…","object":"response","created_at":"seconds","completed_at":"seconds","status":"completed","incomplete_details":null,"model":"tiny","previous_response_id":null,"instructions":null,"output":[{"type":"reasoning","id":"rs_…","summary":[],"content":[{"type":"reasoning_text","text":"Hm."}],"status":"completed"},{"type":"message","id":"msg_…","status":"completed","role":"assistant","content":[{"type":"output_text","text":"Hi","annotations":[],"logprobs":[]}]},{"type":"function_call","id":"fc_…","call_id":"call_…","name":"find","arguments":"{}","status":"completed"}],"error":null,"tools":[{"type":"function","name":"f","description":null,"parameters":null,"strict":null},{"type":"custom","name":"shell"},{"type":"namespace","name":"git","tools":[{"type":"function","name":"log"}]}],"tool_choice":"auto","truncation":"disabled","parallel_tool_calls":true,"text":{"format":{"type":"text"}},"top_p":1.0,"presence_penalty":0.0,"frequency_penalty":0.0,"top_logprobs":0,"temperature":1.0,"reasoning":null,"usage":{"input_tokens":7,"input_tokens_details":{"cached_tokens":4,"cache_write_tokens":0},"output_tokens":5,"output_tokens_details":{"reasoning_tokens":2},"total_tokens":12},"max_output_tokens":null,"max_tool_calls":null,"store":false,"background":false,"service_tier":"default","metadata":{},"safety_identifier":null,"prompt_cache_key":null}}"#);
     }
 
     /// Ids and times, each after its shape was checked.
@@ -670,7 +669,6 @@ mod tests {
             reasoning_events,
             seal: is_sealed.then(seal),
             obfuscation,
-            tools: tools(),
         })
     }
 

@@ -131,6 +131,26 @@ async fn calls_become_items() {
     assert_eq!((&call["arguments"], &call["status"]), (&json!("{\"a\": 1}"), &json!("completed")));
 }
 
+/// What an agent sends: tools of all kinds, and a history that other servers wrote.
+#[actix_web::test]
+async fn a_history_with_tools_of_others_is_answered() {
+    let tools = json!([
+        { "type": "custom", "name": "patch", "format": { "type": "text" } },
+        { "type": "namespace", "name": "crm", "description": "", "tools": [{ "type": "function", "name": "find" }] },
+        { "type": "web_search" },
+    ]);
+    let input = json!([
+        { "type": "message", "role": "user", "content": [{ "type": "input_text", "text": "hi" }] },
+        { "type": "reasoning", "id": "rs_1", "summary": [], "content": null, "encrypted_content": "opaque" },
+        { "type": "web_search_call", "id": "ws_1", "status": "completed", "action": { "type": "search", "query": "a" } },
+        { "type": "custom_tool_call", "call_id": "call_1", "name": "patch", "input": "a" },
+        { "type": "custom_tool_call_output", "call_id": "call_1", "output": "done" },
+    ]);
+    let (status, response) = post("Done.", json!({ "input": input, "tools": tools, "tool_choice": "auto" })).await;
+    assert_eq!((status, &response["tools"]), (200, &tools));
+    assert_eq!(response["output"][0]["content"][0]["text"], "Done.");
+}
+
 #[actix_web::test]
 async fn a_model_that_fails_is_an_error_before_and_an_event_after_the_first_byte() {
     let (status, body) = post_to(FakeModel::failing_from(1), json!({ "input": "hi" })).await;
@@ -153,6 +173,12 @@ async fn refusals_have_four_keys_and_a_status() {
         (json!({ "input": "hi", "temperature": "hot" }), 400, "invalid_type", "temperature"),
         (json!({ "input": "hi", "background": true }), 400, "unsupported_parameter", "background"),
         (json!({ "input": "hi", "logit_bias": { "9999": 1 } }), 400, "invalid_value", "logit_bias"),
+        (
+            json!({ "input": "hi", "text": { "format": { "type": "json_schema", "name": "a", "schema": true } } }),
+            400,
+            "invalid_json_schema",
+            "text.format.schema",
+        ),
         (json!({ "input": long }), 400, "context_length_exceeded", "input"),
         (json!({ "input": "x".repeat(100_000) }), 400, "context_length_exceeded", "input"),
     ];

@@ -42,7 +42,7 @@ def test_wrong_values_name_their_field(client, param, value):
 
 @pytest.mark.parametrize(
     ("param", "value"),
-    [("background", True), ("previous_response_id", "resp_1"), ("conversation", "conv_1"), ("top_logprobs", 2)],
+    [("background", True), ("previous_response_id", "resp_1"), ("conversation", "conv_1"), ("prompt", {"id": "pmpt_1"})],
 )
 def test_what_is_not_supported_is_refused_by_name(client, param, value):
     error = refusal(client, **{param: value})

@@ -51,9 +51,10 @@ use super::{
     obfuscation,
     response::{Failure, IncompleteDetails, Item, Part, Response, Status, ToolName, new_id, unix_seconds},
     seal::Seal,
+    tools::{Callable, CallableKind},
 };
 use crate::chat::Usage;
-use std::{collections::HashMap, sync::Arc};
+use std::sync::Arc;
 
 /// An open response. `S` says which events may come next.
 #[derive(Debug)]
@@ -81,18 +82,6 @@ pub struct EncodeOptions {
     pub seal: Option<Arc<Seal>>,
     /// Pads deltas.
     pub obfuscation: bool,
-    /// By the names that the model calls them, the tools which the client knows as something else than a function of the
-    /// same name.
-    pub tools: HashMap<String, CalledTool>,
-}
-
-/// What the client knows a called tool as.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub enum CalledTool {
-    /// Takes JSON.
-    Function(ToolName),
-    /// Takes text. The model writes it as `{"input": "..."}`.
-    Custom(ToolName),
 }
 
 /// Between items.
@@ -114,9 +103,13 @@ impl Encoder<Idle> {
     }
 
     /// What the client knows the tool as that the model calls so.
-    pub fn called_tool(&self, name: String) -> CalledTool {
-        let known = self.reply.options.tools.get(&name).cloned();
-        known.unwrap_or(CalledTool::Function(ToolName { name, namespace: None }))
+    pub fn called_tool(&self, name: String) -> (CallableKind, ToolName) {
+        match self.reply.response.callable(&name) {
+            Some(Callable { kind, namespace, name, .. }) => {
+                (*kind, ToolName { name: name.clone(), namespace: namespace.clone() })
+            }
+            None => (CallableKind::Function, ToolName { name, namespace: None }),
+        }
     }
 
     /// Emits `response.output_item.added` and `response.output_item.done`: a compaction comes whole.
