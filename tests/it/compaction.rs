@@ -4,7 +4,8 @@ use crate::{
     engine::config,
     fake_loader::{models, script},
     fake_model::FakeModel,
-    http::{app_state, events, post_to},
+    http::{app_state, post_to},
+    stream_validator::events,
 };
 use actix_web::test as service;
 use ortolan::server;

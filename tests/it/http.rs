@@ -4,6 +4,7 @@ use crate::{
     engine::config,
     fake_loader::{models, script},
     fake_model::FakeModel,
+    stream_validator::events,
 };
 use actix_web::{test as service, web::Bytes};
 use futures::{StreamExt, channel::mpsc as signals};
@@ -41,12 +42,6 @@ pub(crate) async fn post_to(model: FakeModel, body: Value) -> (u16, String) {
 async fn post(reply: &str, body: Value) -> (u16, Value) {
     let (status, body) = post_to(FakeModel::saying(script(reply)), body).await;
     (status, serde_json::from_str(&body).unwrap())
-}
-
-/// The events of a streamed body, which must end with `[DONE]`.
-pub(crate) fn events(body: &str) -> Vec<Value> {
-    let frames = body.strip_suffix("data: [DONE]\n\n").unwrap().split_terminator("\n\n");
-    frames.map(|frame| serde_json::from_str(frame.split_once("\ndata: ").unwrap().1).unwrap()).collect()
 }
 
 /// Everything but what differs from one response to the next.
@@ -149,6 +144,20 @@ async fn a_history_with_tools_of_others_is_answered() {
     let (status, response) = post("Done.", json!({ "input": input, "tools": tools, "tool_choice": "auto" })).await;
     assert_eq!((status, &response["tools"]), (200, &tools));
     assert_eq!(response["output"][0]["content"][0]["text"], "Done.");
+}
+
+#[actix_web::test]
+async fn wherever_a_reply_is_cut_its_stream_keeps_the_protocol_and_says_the_same() {
+    let call = "\n<tool_call>\n{\"name\": \"f\", \"arguments\": {\"a\": 1}}\n</tool_call>";
+    let reply = format!("{REPLY}{call}{call}");
+    let tools = json!([{ "type": "function", "name": "f", "parameters": { "type": "object", "properties": {} } }]);
+    for max_output_tokens in 1..=script(&reply).len() {
+        let mut body = json!({ "input": "hi", "tools": tools, "max_output_tokens": max_output_tokens });
+        let (_, plain) = post(&reply, body.clone()).await;
+        body["stream"] = json!(true);
+        let (_, streamed) = post_to(FakeModel::saying(script(&reply)), body).await;
+        assert_eq!(without_ids(&plain), without_ids(&events(&streamed).last().unwrap()["response"]));
+    }
 }
 
 #[actix_web::test]
@@ -266,6 +275,7 @@ fn assert_leaving_frees_the_slot(stream: bool) {
             seen.extend_from_slice(&buffer[..read]);
         }
     }
+    events(&String::from_utf8(seen).unwrap());
     let runs = runs.load(std::sync::atomic::Ordering::SeqCst);
     assert!(runs < 300, "{runs} runs");
     drop(permits);
@@ -295,11 +305,11 @@ fn draining_lets_a_reply_finish() {
     let mut ready = BufReader::new(ready);
     assert!(read_until(&mut ready, "\r\n").starts_with("HTTP/1.1 200"));
     permits.send(()).unwrap();
-    read_until(&mut reply, "response.output_text.delta");
+    let start = read_until(&mut reply, "response.output_text.delta");
     server.signal();
     drop(permits);
-    let rest = read_until(&mut reply, "[DONE]");
-    assert!(rest.contains("event: response.completed"), "{rest}");
+    let events = events(&(start + &read_until(&mut reply, "[DONE]\n")));
+    assert_eq!(events.last().unwrap()["type"], "response.completed");
     server.thread.join().unwrap();
 }
 
@@ -309,11 +319,11 @@ fn what_is_still_running_after_the_drain_timeout_gets_a_last_event() {
     let server = Running::start(models(model, &config(1, 64)), &["server.drain_timeout=1"]);
     let mut reply = server.send(&endless(true));
     permits.send(()).unwrap();
-    read_until(&mut reply, "response.output_text.delta");
+    let start = read_until(&mut reply, "response.output_text.delta");
     server.signal();
     let feeder = thread::spawn(move || feed(&permits));
-    let rest = read_until(&mut reply, "[DONE]");
-    assert!(rest.contains("event: error") && rest.contains("event: response.failed"), "{rest}");
+    let events = events(&(start + &read_until(&mut reply, "[DONE]\n")));
+    assert_eq!(events.last().unwrap()["type"], "response.failed");
     server.thread.join().unwrap();
     feeder.join().unwrap();
 }
@@ -407,8 +417,8 @@ fn an_engine_that_dies_ends_its_stream_and_turns_ready_off() {
     let server = Running::start(models(model, &config(1, 64)), &[]);
     let mut reply = server.send(&json!({ "input": "hi", "stream": true }));
     drop(permits);
-    let body = read_until(&mut reply, "[DONE]");
-    assert!(body.contains("event: response.failed"), "{body}");
+    let events = events(&read_until(&mut reply, "[DONE]\n"));
+    assert_eq!(events.last().unwrap()["type"], "response.failed");
     let (head, _) = exchange(&server, "GET /ready HTTP/1.1\r\nhost: localhost\r\n\r\n");
     assert!(head.starts_with("HTTP/1.1 503 "), "{head}");
     server.signal();

@@ -13,5 +13,6 @@ mod golden;
 mod http;
 mod models;
 mod simulation;
+mod stream_validator;
 mod tidy;
 mod tiny_model;
