@@ -30,7 +30,9 @@ UNKNOWN_EVENTS = {
 }
 # Values that one of the two does not take: which of them, where, what (a value or its type) and why it is sent.
 EXCEPTIONS = [
-    ("OpenAI", r"response\.usage", type(None), "it wants no key before the end, Open Responses wants null"),
+    ("OpenAI", r"(response\.)?safety_identifier", str, "it wants 64 characters; its SDK says 128"),
+    ("OpenAI", r"response\.usage", type(None), "it wants no key before the end; Open Responses wants null"),
+    ("OpenAI", r"(response\.)?text\.format\.description", type(None), "it wants no key; Open Responses wants null"),
     ("Open Responses", r"(response\.)?text\.format\.schema", dict, "it wants null; OpenAI echoes the schema"),
     ("Open Responses", r"(response\.)?tools\.\d+\.type", "custom", "it has function tools only"),
     ("Open Responses", r"((response\.)?output\.\d+|item)\.type", "custom_tool_call", "it has function tools only"),
@@ -88,16 +90,16 @@ def causes(error, parent):
         return [cause for inner in fitting[0] for cause in causes(inner, path)]
     if not fitting and isinstance(error.instance, dict) and "type" in error.instance:
         # No arm knows this type: the type itself is what is wrong.
-        wrong = next(inner for arm in arms.values() for inner in arm if is_other_type(inner))
-        return [((*path, "type"), wrong)] if list(wrong.relative_path) == ["type"] else [(path, error)]
+        unknown = [inner for inner in error.context if list(inner.relative_path) == ["type"]]
+        return [((*path, "type"), inner) for inner in unknown[:1]] or [(path, error)]
     return [(path, error)]
 
 
 def is_other_type(error):
     """Not the arm of this value: it is of another JSON type, or called another `type`."""
-    if error.context:
-        return all(is_other_type(inner) for inner in error.context)
     at = list(error.relative_path)
+    if error.context:
+        return at == [] and all(is_other_type(inner) for inner in error.context)
     return (at == [] and error.validator == "type") or (at == ["type"] and error.validator == "enum")
 
 

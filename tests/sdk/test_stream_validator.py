@@ -173,6 +173,7 @@ REFUSAL = {"type": "refusal", "refusal": "No."}
 CUSTOM = {"type": "custom_tool_call", "id": "ctc_1", "call_id": "call_9", "name": "run", "input": "ls"}
 QUEUED = RESPONSE | {"status": "queued"}
 EXTENSION = {"type": "ortolan:prompt_progress", "fraction": 0.5}
+SCHEMA = {"type": "json_schema", "name": "a", "description": None, "schema": {"required": ["a"]}, "strict": True}
 ALLOWED = {"type": "allowed_tools", "mode": "auto", "tools": [{"type": "function", "name": "find"}]}
 GOOD = {
     "nothing is said": whole(),
@@ -201,6 +202,7 @@ GOOD = {
     ],
     "an extension": whole(before=[EXTENSION]),
     "an object": whole(message(1, '{"a": ', "1}"), settings={"text": {"format": {"type": "json_object"}}}),
+    "a schema": whole(message(1, '{"a": ', "1}"), settings={"text": {"format": SCHEMA}}),
     "a required call": whole(call(1, "find", "{}"), settings={"tool_choice": "required"}),
     "an allowed call": whole(call(1, "find", "{}"), settings={"tool_choice": ALLOWED}),
 }
@@ -384,13 +386,7 @@ BROKEN = {
         "several calls where one was allowed",
     ),
     "no object": (ended(message(1, "Hi"), settings={"text": {"format": {"type": "json_object"}}}), "not JSON"),
-    "another object": (
-        ended(
-            message(1, "{}"),
-            settings={"text": {"format": {"type": "json_schema", "name": "a", "schema": {"required": ["a"]}}}},
-        ),
-        "the answer is not of its schema",
-    ),
+    "another object": (ended(message(1, "{}"), settings={"text": {"format": SCHEMA}}), "is not of its schema"),
 }
 
 
@@ -413,6 +409,14 @@ MALFORMED = {
         "'cache_write_tokens' is a required property",
     ),
     "an unknown effort": (edit("text", 0, "response", "reasoning", to={"effort": "huge", "summary": None}), "'huge'"),
+    "a schema that is none": (
+        edit("a schema", 0, "response", "text", "format", "schema", to=5),
+        "response.text.format.schema: 5",
+    ),
+    "parameters that are none": (
+        ended(settings={"tools": [{**TOOLS[0], "parameters": 5}]}),
+        "response.tools.0.parameters: 5",
+    ),
     "encrypted null": (
         edit("a summary in two parts", -8, "item", "encrypted_content", to=None),
         "Open Responses: item.encrypted_content: None",
