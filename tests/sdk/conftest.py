@@ -102,15 +102,15 @@ def check_answer(asked, answer):
         for chunk in answer.chunks:
             is_whole = chunk.startswith((b"event: ", b"data: ", b":")) and chunk.endswith(b"\n\n")
             require(is_whole, "a chunk of the transfer is not whole frames")
-        response = check_stream(answer.body, schemas.check_event, is_cut=not answer.is_whole)
-    elif answer.is_whole:
+        response = check_stream(answer.body, schemas.check_event, is_cut=answer.is_left)
+    elif answer.is_left:
+        return
+    else:
         require(content_type == "application/json", f"a reply is {content_type}")
         response = parse_json(answer.body)
         schemas.check_response(response)
         require(response["status"] in ("completed", "incomplete"), f"a reply is {response['status']}")
         check_response(response)
-    else:
-        return
     for key in ECHOED:
         if response is not None and body.get(key) is not None:
             require(response.get(key) == body[key], f"`{key}` is {response.get(key)!r} and not {body[key]!r}")

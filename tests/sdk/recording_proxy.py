@@ -13,13 +13,17 @@ BUFFER_BYTES = 1 << 16
 
 @dataclass
 class Message:
-    """A request or an answer as far as it has come. A body that is not sent in chunks is one chunk."""
+    """A request or an answer as far as it has come. A body that is not sent in chunks is one chunk.
+
+    One that is left was not read to its end by the client.
+    """
 
     line: str
     headers: http.client.HTTPMessage
     chunks: list[bytes]
     num_bytes: int
     is_whole: bool
+    is_left: bool = False
 
     @property
     def body(self):
@@ -56,6 +60,7 @@ class Connection:
         self.sent = bytearray()
         self.received = bytearray()
         self.is_closed = False
+        self.is_left = False
         self.exchanges = []
 
     def is_settled(self):
@@ -64,6 +69,7 @@ class Connection:
             answer = read_message(self.received, has_body=not request.line.startswith("HEAD "))
             if answer is None or not (answer.is_whole or self.is_closed):
                 break
+            answer.is_left = self.is_left and not answer.is_whole
             self.exchanges.append((request, answer))
             del self.sent[: request.num_bytes], self.received[: answer.num_bytes]
         return self.is_closed or not self.sent
@@ -94,12 +100,12 @@ class RecordingProxy:
             asyncio.create_task(pump(reader, upstream_writer, connection.sent)),
             asyncio.create_task(pump(upstream_reader, writer, connection.received)),
         ]
-        await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
+        ended, _ = await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
         for task in pumps:
             task.cancel()
         writer.close()
         upstream_writer.close()
-        connection.is_closed = True
+        connection.is_left, connection.is_closed = pumps[0] in ended, True
 
     def take_exchanges(self):
         """Requests and answers since the last call, once no answer is under way."""

@@ -410,7 +410,12 @@ def check_response(response):
         require(usage is not None, "a response has ended without usage")
     if usage is not None:
         check_usage(usage)
+        num_tokens, limit = usage["output_tokens"], response["max_output_tokens"]
+        require(limit is None or num_tokens <= limit, f"{num_tokens} tokens where {limit} may be")
     check_calls(response)
+    for item in output:
+        for part in item.get("content", []):
+            check_logprobs(part.get("logprobs", []), response["top_logprobs"])
 
 
 def check_usage(usage):
@@ -421,6 +426,16 @@ def check_usage(usage):
     require(usage["total_tokens"] == usage["input_tokens"] + usage["output_tokens"], f"total_tokens is no sum: {usage}")
     require(cached + written <= usage["input_tokens"], f"more tokens are cached than there are: {usage}")
     require(reasoning <= usage["output_tokens"], f"more tokens are reasoning than there are: {usage}")
+
+
+def check_logprobs(logprobs, num_alternatives):
+    for entry in logprobs:
+        alternatives = [alternative["logprob"] for alternative in entry["top_logprobs"]]
+        num = len(alternatives)
+        require(num <= num_alternatives, f"{num} alternatives where {num_alternatives} may be")
+        require(alternatives == sorted(alternatives, reverse=True), f"alternatives are not in order: {alternatives}")
+        # A little above zero is rounding.
+        require(max(alternatives + [entry["logprob"]]) < 1e-3, f"{entry['token']!r} is more than certain")
 
 
 def check_calls(response):

@@ -26,7 +26,7 @@ def test_answers_belong_to_their_requests():
     connection.sent += REQUEST + REQUEST
     connection.received += REPLY + STREAM[:-1]
     assert not connection.is_settled()
-    connection.is_closed = True
+    connection.is_closed = connection.is_left = True
     assert connection.is_settled()
-    answers = [(answer.body, answer.is_whole) for _, answer in connection.exchanges]
-    assert answers == [(b"{}", True), (b"data:\n\n", False)]
+    answers = [(answer.body, answer.is_left) for _, answer in connection.exchanges]
+    assert answers == [(b"{}", False), (b"data:\n\n", True)]

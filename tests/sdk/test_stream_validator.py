@@ -57,8 +57,13 @@ CITATION = {"type": "url_citation", "url": "https://a.example", "start_index": 0
 ERROR = {"type": "server_error", "code": "server_error", "message": "it broke", "param": None}
 
 
-def logprob(token):
-    return {"token": token, "logprob": -0.5, "bytes": list(token.encode()), "top_logprobs": []}
+def logprob(token, logprob=-0.5):
+    return {"token": token, "logprob": logprob, "bytes": list(token.encode()), "top_logprobs": []}
+
+
+def likely(entry):
+    """A part of one token."""
+    return {"type": "output_text", "text": entry["token"], "annotations": [], "logprobs": [entry]}
 
 
 def part_events(kind, item, output_index, part, deltas, stem, index=0, **fields):
@@ -70,7 +75,8 @@ def part_events(kind, item, output_index, part, deltas, stem, index=0, **fields)
     empty = part | {key: ""} | {key: [] for key in ("annotations", "logprobs") if key in part}
     yield {"type": f"{family}.added", **place, "part": empty}
     for delta in deltas:
-        told = {"logprobs": [logprob(delta)]} if "logprobs" in part else {}
+        entries = [entry for entry in part.get("logprobs", []) if entry["token"] == delta]
+        told = {"logprobs": entries} if "logprobs" in part else {}
         yield {"type": f"{stem}.delta", **place, "delta": delta, **told}
     for number, annotation in enumerate(part.get("annotations", [])):
         name = "response.output_text.annotation.added"
@@ -374,6 +380,22 @@ BROKEN = {
     "a flat error": (edit("a failure", -2, "error", to=None), "without its `error` object"),
     "two errors in one": (edit("a failure", -2, "message", to="no"), "`message` differs"),
     # What was asked for.
+    "too many tokens": (ended(settings={"max_output_tokens": 4}), "5 tokens where 4 may be"),
+    "an impossible token": (
+        ended(message(1, content=[likely(logprob("H", 1.5))])),
+        "'H' is more than certain",
+    ),
+    "alternatives that nobody asked for": (
+        ended(message(1, content=[likely(logprob("H") | {"top_logprobs": [logprob("H")]})])),
+        "1 alternatives where 0 may be",
+    ),
+    "alternatives out of order": (
+        ended(
+            message(1, content=[likely(logprob("H") | {"top_logprobs": [logprob("H"), logprob("I", -0.1)]})]),
+            settings={"top_logprobs": 2},
+        ),
+        "alternatives are not in order",
+    ),
     "an unknown call": (ended(call(1, "burn", "{}")), "['burn'] is called and was not offered"),
     "a call of none": (ended(call(1, "find", "{}"), settings={"tool_choice": "none"}), "a call where none was allowed"),
     "no call of one": (ended(message(1, "Hi"), settings={"tool_choice": "required"}), "no call where one was required"),
