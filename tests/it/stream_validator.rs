@@ -8,8 +8,13 @@ use std::collections::HashSet;
 const MAY_DIFFER: [&str; 7] =
     ["status", "output", "usage", "error", "incomplete_details", "completed_at", "service_tier"];
 /// Types of items, with the prefix of their ids.
-const ITEMS: [(&str, &str); 4] =
-    [("message", "msg_"), ("reasoning", "rs_"), ("function_call", "fc_"), ("custom_tool_call", "ctc_")];
+const ITEMS: [(&str, &str); 5] = [
+    ("message", "msg_"),
+    ("reasoning", "rs_"),
+    ("function_call", "fc_"),
+    ("custom_tool_call", "ctc_"),
+    ("compaction", "cmp_"),
+];
 /// What stays the same from an item's first event to its last.
 const FIXED: [&str; 7] = ["id", "type", "role", "call_id", "name", "namespace", "phase"];
 /// Events that tell an item's text: the item's type, and the key of the whole.
