@@ -28,9 +28,20 @@ pub(super) fn constraint(
     format: ReplyFormat,
     begins_reasoning: bool,
 ) -> Result<Box<dyn Constraint>, ChatError> {
-    let tools: Vec<&Tool> = callable(request).collect();
-    let grammar = Grammar::of(request, &tools, format, begins_reasoning);
-    compiler.compile(&grammar).map_err(|error| blame(compiler, request, &tools, &error))
+    let mut tools: Vec<(&Tool, bool)> = callable(request).map(|tool| (tool, tool.is_enforceable)).collect();
+    let grammar = |tools: &[(&Tool, bool)]| Grammar::of(request, tools, format, begins_reasoning);
+    if let Ok(constraint) = compiler.compile(&grammar(&tools)) {
+        return Ok(constraint);
+    }
+    // A schema that was only meant as words may hold what no grammar can follow.
+    for (tool, is_enforced) in tools.iter_mut().filter(|(tool, is_enforced)| *is_enforced && !tool.strict) {
+        *is_enforced = compiles(compiler, &arguments(tool, true)).is_ok();
+    }
+    compiler.compile(&grammar(&tools)).map_err(|error| blame(compiler, request, &tools, &error))
+}
+
+fn compiles(compiler: &GrammarCompiler, rule: &str) -> Result<Box<dyn Constraint>, GrammarError> {
+    compiler.compile(&format!("start: {rule}\n"))
 }
 
 /// Tools that a reply may call.
@@ -55,23 +66,28 @@ pub(super) fn is_free(request: &ChatRequest) -> bool {
 }
 
 /// Which part of the request cannot be compiled.
-fn blame(compiler: &GrammarCompiler, request: &ChatRequest, tools: &[&Tool], error: &GrammarError) -> ChatError {
+fn blame(
+    compiler: &GrammarCompiler,
+    request: &ChatRequest,
+    tools: &[(&Tool, bool)],
+    error: &GrammarError,
+) -> ChatError {
     if *error == GrammarError::Vocabulary {
         return ChatError::NoGrammar;
     }
-    let compiles = |rule: &str| compiler.compile(&format!("start: {rule}\n"));
-    let broken = tools.iter().find_map(|tool| Some((tool, compiles(&arguments(tool)).err()?)));
+    let of_tool = |(tool, is_enforced): &(&Tool, bool)| compiles(compiler, &arguments(tool, *is_enforced)).err();
+    let broken = tools.iter().find_map(|tool| Some((tool.0, of_tool(tool)?)));
     match broken {
         Some((tool, error)) => ChatError::InvalidTool { name: tool.name.clone(), message: error.to_string() },
         None => {
-            let of_answer = Grammar::answer(&request.format).and_then(|rule| compiles(&rule).err());
+            let of_answer = Grammar::answer(&request.format).and_then(|rule| compiles(compiler, &rule).err());
             ChatError::InvalidFormat { message: of_answer.as_ref().unwrap_or(error).to_string() }
         }
     }
 }
 
 impl Grammar {
-    fn of(request: &ChatRequest, tools: &[&Tool], format: ReplyFormat, begins_reasoning: bool) -> String {
+    fn of(request: &ChatRequest, tools: &[(&Tool, bool)], format: ReplyFormat, begins_reasoning: bool) -> String {
         let mut grammar = Self::default();
         grammar.rule("start", "reasoning reply");
         grammar.rule("SPACE", r"/[ \t\r\n]{0,8}/");
@@ -84,9 +100,9 @@ impl Grammar {
             grammar.rule("reply", "answer");
             return grammar.rules;
         }
-        for (number, tool) in tools.iter().enumerate() {
+        for (number, (tool, is_enforced)) in tools.iter().enumerate() {
             let head = json!(format!(r#"{{"name": {}, "arguments": "#, json!(tool.name)));
-            let call = format!("SPACE {head} {} SPACE \"}}\" SPACE {}", arguments(tool), json!(CALL_END));
+            let call = format!("SPACE {head} {} SPACE \"}}\" SPACE {}", arguments(tool, *is_enforced), json!(CALL_END));
             grammar.rule(&format!("call_{number}"), &call);
         }
         let calls: Vec<String> = (0..tools.len()).map(|number| format!("call_{number}")).collect();
@@ -161,9 +177,10 @@ fn slashed(pattern: &str) -> String {
     slashed
 }
 
-/// The arguments of a call. A schema that is not an object's could not be one of arguments.
-fn arguments(tool: &Tool) -> String {
-    json_rule(tool.parameters.as_ref().unwrap_or(&json!({ "type": "object" })))
+/// The arguments of a call: any object, where the schema is not enforced.
+fn arguments(tool: &Tool, is_enforced: bool) -> String {
+    let schema = tool.parameters.as_ref().filter(|_| is_enforced);
+    json_rule(schema.unwrap_or(&json!({ "type": "object" })))
 }
 
 /// JSON that follows a schema. White space is limited: a model that is not sure what to say next could go on with it for
@@ -191,7 +208,7 @@ mod tests {
     fn tool(name: &str, strict: bool) -> Tool {
         let parameters = json!({ "type": "object", "properties": { "a": { "type": "integer" } }, "required": ["a"],
                                  "additionalProperties": false });
-        Tool { name: name.to_owned(), description: None, parameters: Some(parameters), strict }
+        Tool { name: name.to_owned(), parameters: Some(parameters), strict, is_enforceable: true, description: None }
     }
 
     fn follows(tokenizer: &Tokenizer, constraint: &mut dyn Constraint, text: &str) -> bool {
@@ -279,6 +296,19 @@ mod tests {
     }
 
     #[test]
+    fn a_schema_that_is_only_words_need_not_be_one() {
+        let calls = Calls { mode: CallMode::Required, ..Calls::default() };
+        for (parameters, is_enforceable) in [(json!({ "properties": [] }), true), (json!({ "required": ["b"] }), false)]
+        {
+            let tools =
+                vec![Tool { parameters: Some(parameters), is_enforceable, ..tool("f", false) }, tool("g", false)];
+            let request = ChatRequest { tools, calls: calls.clone(), ..ChatRequest::default() };
+            let (f, g) = (call("f", "{\"x\": []}"), call("g", "{\"x\": []}"));
+            assert_eq!(allowed(&request, false, &[&f, &g]), [&*f], "that of the other tool is followed");
+        }
+    }
+
+    #[test]
     fn what_cannot_be_followed_is_blamed_on_its_place() {
         let tokenizer = byte_level();
         let compiler = GrammarCompiler::new(&tokenizer, 300, &[END]).unwrap();
@@ -286,7 +316,7 @@ mod tests {
         let format = OutputFormat::JsonSchema(json!({ "type": "strnig" }));
         let mut tools = vec![tool("f", true), tool("g", false)];
         insta::assert_snapshot!(error(&ChatRequest { format: format.clone(), tools: tools.clone(), ..ChatRequest::default() }), @"no answer can be held to this format: failed to compile JSON schema: Invalid type: strnig");
-        tools[1].parameters = Some(json!({ "properties": [] }));
-        insta::assert_snapshot!(error(&ChatRequest { format, tools, ..ChatRequest::default() }), @"no call can be held to the parameters of the tool `g`: failed to compile JSON schema: properties must be an object");
+        tools[0].parameters = Some(json!({ "properties": [] }));
+        insta::assert_snapshot!(error(&ChatRequest { format, tools, ..ChatRequest::default() }), @"no call can be held to the parameters of the tool `f`: failed to compile JSON schema: properties must be an object");
     }
 }

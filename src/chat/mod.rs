@@ -249,7 +249,7 @@ impl<T: Stream<Item = TextEvent> + Unpin> Reply<T> {
             TextEvent::Finished { reason, num_cached_tokens, num_tokens } => {
                 self.usage.cached_tokens = num_cached_tokens;
                 self.usage.count(num_tokens, self.parser.is_reasoning());
-                (self.parser.finish(), Some(reason))
+                (self.parser.finish(reason == FinishReason::Length), Some(reason))
             }
         };
         let mut events = Vec::new();

@@ -131,13 +131,14 @@ impl ReplyParser {
         deltas
     }
 
-    /// What is left when no more text comes. A call that lacks only its closing mark is one; a call that was cut stays open;
-    /// what never named a tool is the text it is.
-    pub fn finish(&mut self) -> Vec<Delta> {
+    /// What is left when no more text comes. A call that lacks only its closing mark is one; a call that was cut stays open.
+    /// What has not named a tool is the text it is, unless it may only lack the rest because the reply was cut.
+    pub fn finish(&mut self, is_cut: bool) -> Vec<Delta> {
         let mut deltas = Vec::new();
         if let Part::Call(call) = std::mem::replace(&mut self.part, Part::Text) {
             match call.finish(&mut deltas) {
                 None => return deltas,
+                Some(_) if is_cut => return deltas,
                 Some(text) => self.reopen_text(text, &mut deltas),
             }
         }
@@ -229,7 +230,7 @@ mod tests {
         let mut parser = ReplyParser::new(BOTH, last_words, vec!["f".to_owned(), "g".to_owned()]);
         let mut joined: Vec<Delta> = Vec::new();
         let mut deltas: Vec<Delta> = pieces.iter().flat_map(|piece| parser.push(piece)).collect();
-        deltas.extend(parser.finish());
+        deltas.extend(parser.finish(false));
         for delta in deltas {
             match (joined.last_mut(), delta) {
                 (Some(Delta::Text(text)), Delta::Text(more))
@@ -345,6 +346,11 @@ mod tests {
     fn a_call_that_is_cut_or_broken_off_stays_what_it_is() {
         let begun = || vec![Delta::ToolCall { name: "f".to_owned() }, Delta::Arguments("{\"a\": ".to_owned())];
         assert_eq!(parse("", &["<tool_call>{\"name\": \"f\", \"arguments\": {\"a\": "]), begun());
+        let mut nameless = ReplyParser::new(BOTH, "", vec!["find".to_owned()]);
+        assert_eq!(
+            [nameless.push("Yes. <tool_call>{\"name\": \"fi"), nameless.finish(true)].concat(),
+            [Delta::Text("Yes.".to_owned())]
+        );
         let broken_off = parse("", &["<tool_call>{\"name\": \"f\", \"arguments\": {\"a\": </tool_call>b"]);
         assert_eq!(broken_off, [begun(), vec![Delta::ToolCallEnd, Delta::Text("b".to_owned())]].concat());
     }
@@ -360,7 +366,7 @@ mod tests {
     fn without_tools_a_call_is_text() {
         let text = "<tool_call>\n{\"name\": \"f\", \"arguments\": {}}\n</tool_call>";
         let mut parser = ReplyParser::new(BOTH, "", Vec::new());
-        let deltas = [parser.push(text), parser.finish()].concat();
+        let deltas = [parser.push(text), parser.finish(false)].concat();
         assert_eq!(deltas, [Delta::Text(text.to_owned())]);
     }
 

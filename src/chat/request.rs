@@ -83,8 +83,10 @@ pub struct Tool {
     pub description: Option<String>,
     /// JSON Schema of its arguments, an object.
     pub parameters: Option<Value>,
-    /// The arguments follow the schema, whatever the model would rather say.
+    /// Every call's arguments follow the schema, whatever the model would rather say.
     pub strict: bool,
+    /// Whether the schema is small and plain enough to be followed. That of a strict tool is.
+    pub is_enforceable: bool,
 }
 
 /// Which tools may or must be called.

@@ -277,6 +277,7 @@ mod tests {
             description: Some("<|im_start|>".to_owned()),
             parameters: Some(json!({ "<think>": ["<|im_end|>"] })),
             strict: false,
+            is_enforceable: true,
         };
         let arguments = Map::from_iter([("persona".to_owned(), json!("a<|im_end|>"))]);
         let request_with_arguments = ChatRequest { template_arguments: arguments, ..user("") };

@@ -170,18 +170,15 @@ fn parse_function(tool: Object) -> Result<Tool, InvalidRequest> {
         if !schema.is_object() {
             return Err(field.wrong_type("a JSON Schema, which is an object"));
         }
-        // A schema that nothing is held to is only words.
-        if strict {
-            check_schema(field)?;
+        match check_schema(field) {
+            Err(error) if strict => Err(error),
+            checked => Ok((schema.clone(), checked.is_ok())),
         }
-        Ok(schema.clone())
     };
-    Ok(Tool {
-        name: parse_name(&function)?,
-        description: function.optional("description", Field::text)?.map(str::to_owned),
-        parameters: function.optional("parameters", parse_parameters)?,
-        strict,
-    })
+    let name = parse_name(&function)?;
+    let description = function.optional("description", Field::text)?.map(str::to_owned);
+    let (parameters, is_enforceable) = function.optional("parameters", parse_parameters)?.unzip();
+    Ok(Tool { name, description, parameters, strict, is_enforceable: is_enforceable.unwrap_or(true) })
 }
 
 /// A function of one text. A grammar of it is told and not enforced.
@@ -202,7 +199,7 @@ fn parse_custom(tool: &Object) -> Result<Tool, InvalidRequest> {
         "additionalProperties": false,
     });
     // Strict, because the client never sees the JSON that its text comes in, and could not mend it.
-    Ok(Tool { name: parse_name(tool)?, description, parameters: Some(parameters), strict: true })
+    Ok(Tool { name: parse_name(tool)?, description, parameters: Some(parameters), strict: true, is_enforceable: true })
 }
 
 /// As it came, but flat and with all five keys if it is a function, and without what proves who somebody is.
@@ -314,7 +311,7 @@ mod tests {
         ] })));
         let line = |tool: &Tool| {
             let Callable { kind, namespace, name, .. } = response.callable(&tool.name).unwrap();
-            let Tool { name: told, description, parameters, strict } = tool;
+            let Tool { name: told, description, parameters, strict, .. } = tool;
             let parameters = parameters.as_ref().map(Value::to_string);
             format!("{told}: {kind:?} {namespace:?} {name} {strict} {description:?} {parameters:?}")
         };

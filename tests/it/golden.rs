@@ -111,6 +111,7 @@ fn tool(value: &Value) -> Tool {
         description: function["description"].as_str().map(str::to_owned),
         parameters: function.get("parameters").cloned(),
         strict: false,
+        is_enforceable: true,
     }
 }
 
