@@ -35,6 +35,12 @@ EXCEPTIONS = [
     ("OpenAI", r"(response\.)?text\.format\.description", type(None), "it wants no key; Open Responses wants null"),
     ("Open Responses", r"(response\.)?text\.format\.schema", dict, "it wants null; OpenAI echoes the schema"),
     ("Open Responses", r"(response\.)?tools\.\d+\.type", "custom", "it has function tools only"),
+    ("Open Responses", r"(response\.)?tools\.\d+\.type", "namespace", "it has function tools only"),
+    ("Open Responses", r"(response\.)?tool_choice\.type", "custom", "it has function tools only"),
+    ("OpenAI", r"(response\.)?text\.format\.type", "regex", "an extension: only requests that use it get it back"),
+    ("OpenAI", r"(response\.)?text\.format\.type", "grammar", "an extension: only requests that use it get it back"),
+    ("Open Responses", r"(response\.)?text\.format\.type", "regex", "an extension: only requests that use it get it back"),
+    ("Open Responses", r"(response\.)?text\.format\.type", "grammar", "an extension: only requests that use it get it back"),
     ("Open Responses", r"((response\.)?output\.\d+|item)\.type", "custom_tool_call", "it has function tools only"),
 ]
 

@@ -443,7 +443,8 @@ def check_calls(response):
     choice = response["tool_choice"]
     calls = [item for item in response["output"] if item["type"] in ("function_call", "custom_tool_call")]
     names = {call["name"] for call in calls}
-    offered = {tool["name"] for tool in response["tools"] if "name" in tool}
+    tools = [inner for tool in response["tools"] for inner in tool.get("tools", [tool])]
+    offered = {tool["name"] for tool in tools if "name" in tool}
     require(names <= offered, f"{sorted(names - offered)} is called and was not offered")
     require(response["parallel_tool_calls"] or len(calls) <= 1, "several calls where one was allowed")
     require(not (calls and choice == "none"), "a call where none was allowed")
@@ -460,7 +461,7 @@ def check_promises(response):
     """A completed answer has the form that was asked for."""
     text_format = response["text"]["format"]
     last = response["output"][-1] if response["output"] else None
-    if text_format["type"] == "text" or last is None or last["type"] != "message":
+    if text_format["type"] not in ("json_object", "json_schema") or last is None or last["type"] != "message":
         return
     parts = last["content"]
     if any(part["type"] == "refusal" for part in parts):

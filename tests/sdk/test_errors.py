@@ -42,11 +42,16 @@ def test_wrong_values_name_their_field(client, param, value):
 
 @pytest.mark.parametrize(
     ("param", "value"),
-    [("background", True), ("previous_response_id", "resp_1"), ("conversation", "conv_1"), ("prompt", {"id": "pmpt_1"})],
+    [("background", True), ("previous_response_id", "resp_1"), ("conversation", "conv_1")],
 )
 def test_what_is_not_supported_is_refused_by_name(client, param, value):
     error = refusal(client, **{param: value})
     assert (error.code, error.param) == ("unsupported_parameter", param)
+
+
+def test_a_prompt_that_is_not_kept(client):
+    error = refusal(client, prompt={"id": "pmpt_1"})
+    assert (error.code, error.param) == ("invalid_value", "prompt.id")
 
 
 def test_a_result_without_its_call(client):
