@@ -3,6 +3,8 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import OpenAI from "openai";
+import { zodTextFormat } from "openai/helpers/zod";
+import { z } from "zod";
 
 const client = new OpenAI({ baseURL: process.env.BASE_URL, apiKey: "none", maxRetries: 0 });
 const question = { model: "starter", input: "Count from 1 to 10.", temperature: 0 };
@@ -58,4 +60,31 @@ test("a tool is called and its result answered", async () => {
   input.push(...asked.output, { type: "function_call_output", call_id: call.call_id, output: '{"temperature": 21}' });
   const answered = await client.responses.create({ ...ask, input });
   assert.match(answered.output_text, /21/);
+});
+
+test("an answer is parsed by a schema of zod", async () => {
+  const Answer = z.object({ sky: z.enum(["clear", "grey"]), degrees: z.number().int().min(0).max(40) });
+  const response = await client.responses.parse({
+    ...question,
+    reasoning: { effort: "none" },
+    text: { format: zodTextFormat(Answer, "answer") },
+  });
+  assert.ok(Answer.safeParse(response.output_parsed).success);
+});
+
+test("a required call has valid arguments", async () => {
+  const ask = { model: "starter", temperature: 0, reasoning: { effort: "none" }, tools: [weather] };
+  const stream = client.responses.stream({ ...ask, input: "Hello!", tool_choice: "required", parallel_tool_calls: false });
+  const [call, ...others] = (await stream.finalResponse()).output;
+  assert.equal(others.length, 0);
+  assert.deepEqual(Object.keys(JSON.parse(call.arguments)), ["city"]);
+});
+
+test("a schema that cannot be followed is a bad request", async () => {
+  const format = { type: "json_schema", name: "answer", schema: { type: "strnig" } };
+  await assert.rejects(client.responses.create({ ...question, text: { format } }), (error) => {
+    assert.ok(error instanceof OpenAI.BadRequestError);
+    assert.equal(error.code, "invalid_json_schema");
+    return true;
+  });
 });
