@@ -23,6 +23,7 @@ const OWNERS: &[(&str, &str)] = &[
     ("actix_web", "server"),
     ("ort::", "engine"),
     ("tokenizers::", "text"),
+    ("llguidance", "text"),
     ("minijinja", "chat"),
     ("clap", "cli"),
     ("anyhow", "cli"),
