@@ -120,9 +120,11 @@ impl Grammar {
                 grammar.rule("reply", &format!("answer | {begin} call {more} SPACE"));
             }
             (CallMode::Auto | CallMode::None, None) => {
-                // Text is free up to a mark, which ends it at once.
-                grammar.rule("TEXT", r"/(.|\n)*/");
-                grammar.rule("to_call[lazy]", &format!(r"/(.|\n)*{CALL_BEGIN}/"));
+                // Text is free up to a mark, which ends it at once. Reasoning is not text: a mark in it means nothing.
+                let not_reasoning = format!(r"~/[ \t\r\n]*{THINK_BEGIN}(.|\n)*/");
+                grammar.rule("TEXT", &format!(r"/(.|\n)*/ & {not_reasoning}"));
+                grammar.rule("TO_CALL", &format!(r"/(.|\n)*{CALL_BEGIN}/ & {not_reasoning}"));
+                grammar.rule("to_call[lazy]", "TO_CALL");
                 // Text behind the last call that is allowed could begin another one.
                 let calls = match max_calls {
                     None => "(to_call call)+ TEXT".to_owned(),
@@ -270,10 +272,11 @@ mod tests {
         let request = ChatRequest { tools: vec![tool("f", true)], ..ChatRequest::default() };
         let (good, bad) = (call("f", "{\"a\": 1}"), call("f", "{\"b\": 1}"));
         let (twice, said) = (format!("a {good} b {good} c"), format!("a {good} b {bad}"));
-        assert_eq!(
-            allowed(&request, false, &[&good, &bad, &twice, &said, "1 < 2 <tool"]),
-            [&*good, &*twice, "1 < 2 <tool"]
-        );
+        let thought = format!("<think>Is <tool_call> {{ needed?</think>\n\n{good}");
+        let wrong = [&*bad, &*said, &*thought.replace("\"a\"", "\"b\"")].map(str::to_owned);
+        let good = [&*good, &*twice, "1 < 2 <tool", &*thought, "<think>No <tool_call>.</think>\n\nWell."];
+        assert_eq!(allowed(&request, false, &good), good);
+        assert_eq!(allowed(&request, false, &[&wrong[0], &wrong[1], &wrong[2]]), [""; 0]);
     }
 
     #[test]

@@ -176,19 +176,18 @@ impl Chat {
         loop {
             let prompt = self.model.template.render(request)?;
             let bytes = prompt.num_bytes();
-            let mut excess_bytes = bytes.saturating_sub(max_bytes);
-            if excess_bytes == 0 {
+            let (excess_bytes, found) = if max_bytes < bytes {
+                (bytes - max_bytes, Err(ChatError::PromptTooLarge { bytes, max_bytes }))
+            } else {
                 let tokens = self.model.tokens(&prompt)?;
                 let excess_tokens = tokens.len().saturating_sub(max_tokens);
-                excess_bytes = excess_tokens * bytes / tokens.len();
-                if excess_tokens == 0
-                    || !request.truncate
-                    || !truncation::drop_oldest(&mut request.messages, excess_bytes)
-                {
-                    return Ok((prompt, tokens)); // The engine refuses what is too long.
-                }
-            } else if !request.truncate || !truncation::drop_oldest(&mut request.messages, excess_bytes) {
-                return Err(ChatError::PromptTooLarge { bytes, max_bytes });
+                // Without leave to truncate, the engine refuses what is too long.
+                ((excess_tokens * bytes).div_ceil(tokens.len()), Ok((prompt, tokens)))
+            };
+            let is_shorter =
+                0 < excess_bytes && request.truncate && truncation::drop_oldest(&mut request.messages, excess_bytes);
+            if !is_shorter {
+                return found;
             }
         }
     }
