@@ -18,7 +18,6 @@ pub struct Prompts(BTreeMap<String, String>);
 pub struct PromptsError {
     /// The folder, or a file in it.
     pub path: PathBuf,
-    #[source]
     cause: io::Error,
 }
 
