@@ -16,6 +16,10 @@ pub(super) struct CallReader {
     state: State,
     /// Text that cannot be told apart yet.
     held: String,
+    /// How far the call's object has been read, as far as its arguments.
+    members: Members,
+    /// Arguments that came before the name.
+    early: Option<Range<usize>>,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -30,6 +34,9 @@ enum State {
     /// Behind them.
     Closing,
 }
+
+/// A call names its tool within so many bytes. Text that never does is read again as text, where the next call may begin.
+const MAX_HEAD_BYTES: usize = 64 * 1024;
 
 /// What a text of a call turns out to be.
 #[derive(Debug, Eq, PartialEq)]
@@ -47,38 +54,35 @@ impl CallReader {
     pub(super) fn push(&mut self, text: &str, tools: &[String], deltas: &mut Vec<Delta>) -> Outcome {
         self.held.push_str(text);
         if let State::Nameless = self.state {
-            match Head::read(&self.held, tools) {
+            match self.read_head(tools) {
                 Head::Cut => return Outcome::Open,
                 Head::NoCall => return Outcome::NoCall(std::mem::take(&mut self.held)),
-                Head::Named { name, arguments, end } => {
+                Head::Named(name) => {
                     deltas.push(Delta::ToolCall { name });
                     self.state = State::Named;
-                    if let Some(arguments) = arguments {
+                    if let Some(arguments) = self.early.take() {
                         deltas.push(Delta::Arguments(unwrapped(&self.held[arguments])));
                         self.state = State::Closing;
                     }
-                    self.held.drain(..end);
+                    self.held.drain(..self.members.at);
+                    self.members = Members { step: Step::Separator, ..Members::default() };
                 }
             }
         }
         if let State::Named = self.state {
-            match Value::find(&self.held) {
+            match self.find_arguments() {
                 Value::Cut => return Outcome::Open,
-                Value::Object(start) => {
-                    self.held.drain(..start);
-                    self.state = State::Arguments(Nesting::default());
-                }
+                Value::Object => self.state = State::Arguments(Nesting::default()),
                 Value::Other(value) => {
-                    deltas.push(Delta::Arguments(unwrapped(&self.held[value.clone()])));
-                    self.held.drain(..value.end);
+                    deltas.push(Delta::Arguments(unwrapped(&self.held[value])));
                     self.state = State::Closing;
                 }
-                Value::Missing(end) => {
-                    deltas.push(Delta::Arguments("{}".to_owned()));
-                    self.held.drain(..end);
+                Value::Missing => {
+                    deltas.push(Delta::Arguments(NO_ARGUMENTS.to_owned()));
                     self.state = State::Closing;
                 }
             }
+            self.held.drain(..self.members.at);
         }
         if let State::Arguments(nesting) = &mut self.state {
             let Some(end) = nesting.end(&self.held) else {
@@ -106,6 +110,49 @@ impl CallReader {
             State::Closing => deltas.push(Delta::ToolCallEnd),
         }
         None
+    }
+
+    /// Reads the object up to where it names a tool.
+    fn read_head(&mut self, tools: &[String]) -> Head {
+        let head = &self.held[..self.held.floor_char_boundary(MAX_HEAD_BYTES)];
+        let cut = if self.held.len() < MAX_HEAD_BYTES { Head::Cut } else { Head::NoCall };
+        loop {
+            let key = match self.members.key(head) {
+                Found::Yes(key) => key.to_owned(),
+                Found::Cut => return cut,
+                Found::No => return Head::NoCall,
+            };
+            let Some(value) = self.members.value(head) else { return cut };
+            match key.as_str() {
+                "name" => {
+                    return match serde_json::from_str::<String>(&head[value]) {
+                        Ok(name) if tools.contains(&name) => Head::Named(name),
+                        _ => Head::NoCall,
+                    };
+                }
+                "arguments" | "parameters" => self.early = Some(value),
+                _ => {}
+            }
+        }
+    }
+
+    /// Reads on behind the name, to where the arguments begin or, where they are no object, end.
+    fn find_arguments(&mut self) -> Value {
+        loop {
+            let is_arguments = match self.members.key(&self.held) {
+                Found::Yes(key) => matches!(key, "arguments" | "parameters"),
+                Found::Cut => return Value::Cut,
+                Found::No => return Value::Missing,
+            };
+            if is_arguments && self.held[self.members.at..].starts_with('{') {
+                return Value::Object;
+            }
+            match self.members.value(&self.held) {
+                None => return Value::Cut,
+                Some(value) if is_arguments => return Value::Other(value),
+                Some(_) => {}
+            }
+        }
     }
 
     /// Skips to the closing mark, or to the next call where that is missing.
@@ -136,13 +183,15 @@ fn undecided(text: &str) -> usize {
     starts.find(is_begun).unwrap_or(text.len())
 }
 
-/// Arguments that are not an object: some models wrap it in a string, some write null.
+const NO_ARGUMENTS: &str = "{}";
+
+/// Arguments that are not an object: some models wrap it in a string, some write null or nothing.
 fn unwrapped(value: &str) -> String {
-    match serde_json::from_str::<Option<String>>(value) {
-        Ok(Some(text)) => text,
-        Ok(None) => "{}".to_owned(),
+    let text = match serde_json::from_str::<Option<String>>(value) {
+        Ok(text) => text.unwrap_or_default(),
         Err(_) => value.to_owned(),
-    }
+    };
+    if text.trim().is_empty() { NO_ARGUMENTS.to_owned() } else { text }
 }
 
 /// How deep a text of JSON is in braces and brackets.
@@ -194,156 +243,106 @@ impl Nesting {
 enum Head {
     Cut,
     NoCall,
-    Named {
-        name: String,
-        /// Those that came before the name.
-        arguments: Option<Range<usize>>,
-        /// Behind the name.
-        end: usize,
-    },
-}
-
-impl Head {
-    fn read(text: &str, tools: &[String]) -> Self {
-        let mut cursor = Cursor { text, at: 0 };
-        let mut arguments = None;
-        match cursor.expect(b'{') {
-            Found::Yes => {}
-            Found::Cut => return Self::Cut,
-            Found::No => return Self::NoCall,
-        }
-        loop {
-            let key = match cursor.key() {
-                Ok(key) => key,
-                Err(Found::Cut) => return Self::Cut,
-                Err(_) => return Self::NoCall,
-            };
-            cursor.skip_space();
-            let Some(value) = cursor.value() else { return Self::Cut };
-            match key.as_str() {
-                "name" => {
-                    return match serde_json::from_str::<String>(&text[value.clone()]) {
-                        Ok(name) if tools.contains(&name) => Self::Named { name, arguments, end: value.end },
-                        _ => Self::NoCall,
-                    };
-                }
-                "arguments" | "parameters" => arguments = Some(value),
-                _ => {}
-            }
-            match cursor.expect(b',') {
-                Found::Yes => {}
-                Found::Cut => return Self::Cut,
-                Found::No => return Self::NoCall,
-            }
-        }
-    }
+    Named(String),
 }
 
 /// The arguments, behind the name.
 enum Value {
     Cut,
-    /// Where the object begins.
-    Object(usize),
+    /// An object begins.
+    Object,
     /// Something else, whole.
     Other(Range<usize>),
-    /// The object of the call ends without, here.
-    Missing(usize),
+    /// The object of the call ends without.
+    Missing,
 }
 
-impl Value {
-    fn find(text: &str) -> Self {
-        let mut cursor = Cursor { text, at: 0 };
-        loop {
-            match cursor.expect(b',') {
-                Found::Yes => {}
-                Found::Cut => return Self::Cut,
-                Found::No => return Self::Missing(cursor.at),
-            }
-            let key = match cursor.key() {
-                Ok(key) => key,
-                Err(Found::Cut) => return Self::Cut,
-                Err(_) => return Self::Missing(cursor.at),
-            };
-            cursor.skip_space();
-            match (key.as_str(), text.as_bytes().get(cursor.at)) {
-                (_, None) => return Self::Cut,
-                ("arguments" | "parameters", Some(b'{')) => return Self::Object(cursor.at),
-                ("arguments" | "parameters", Some(_)) => return cursor.value().map_or(Self::Cut, Self::Other),
-                (_, Some(_)) => {
-                    if cursor.value().is_none() {
-                        return Self::Cut;
-                    }
-                }
-            }
-        }
-    }
-}
-
-/// A place in the beginning of a JSON text.
-struct Cursor<'a> {
-    text: &'a str,
+/// Reads the members of an object in a text that grows, each byte once.
+#[derive(Debug, Default)]
+struct Members {
+    /// Behind what is whole.
     at: usize,
+    step: Step,
+    /// How far the value that begins there has been followed, and how deep it is then.
+    followed: usize,
+    nesting: Nesting,
 }
 
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-enum Found {
-    Yes,
+/// What has to come next.
+#[derive(Debug, Default)]
+enum Step {
+    #[default]
+    Brace,
+    Separator,
+    Key,
+    Colon(String),
+    /// Of this key.
+    Value(String),
+}
+
+enum Found<'a> {
+    Yes(&'a str),
     No,
     /// The text ends first.
     Cut,
 }
 
-impl Cursor<'_> {
-    fn skip_space(&mut self) {
-        let rest = &self.text[self.at..];
-        self.at += rest.len() - rest.trim_start_matches([' ', '\n', '\r', '\t']).len();
-    }
-
-    /// This byte, behind white space.
-    fn expect(&mut self, wanted: u8) -> Found {
-        self.skip_space();
-        match self.text.as_bytes().get(self.at) {
-            None => Found::Cut,
-            Some(byte) if *byte == wanted => {
-                self.at += 1;
-                Found::Yes
+impl Members {
+    /// The next key. What follows is its value.
+    fn key(&mut self, text: &str) -> Found<'_> {
+        loop {
+            self.skip_space(text);
+            let Some(byte) = text.as_bytes().get(self.at) else { return Found::Cut };
+            match (&mut self.step, byte) {
+                (Step::Value(_), _) => break,
+                (Step::Brace, b'{') | (Step::Separator, b',') => {
+                    self.at += 1;
+                    self.step = Step::Key;
+                }
+                (Step::Key, b'"') => {
+                    let Some(key) = self.value(text) else { return Found::Cut };
+                    let Ok(key) = serde_json::from_str(&text[key]) else { return Found::No };
+                    self.step = Step::Colon(key);
+                }
+                (Step::Colon(key), b':') => {
+                    self.at += 1;
+                    self.step = Step::Value(std::mem::take(key));
+                }
+                (Step::Brace | Step::Separator | Step::Key | Step::Colon(_), _) => return Found::No,
             }
-            Some(_) => Found::No,
         }
-    }
-
-    /// A string and a colon.
-    fn key(&mut self) -> Result<String, Found> {
-        self.skip_space();
-        match self.text.as_bytes().get(self.at) {
-            None => return Err(Found::Cut),
-            Some(b'"') => {}
-            Some(_) => return Err(Found::No),
-        }
-        let key = self.value().ok_or(Found::Cut)?;
-        let key = serde_json::from_str(&self.text[key]).map_err(|_| Found::No)?;
-        match self.expect(b':') {
-            Found::Yes => Ok(key),
-            not @ (Found::No | Found::Cut) => Err(not),
+        match &self.step {
+            Step::Value(key) => Found::Yes(key),
+            Step::Brace | Step::Separator | Step::Key | Step::Colon(_) => Found::No,
         }
     }
 
     /// A value, whole: a string, what stands in braces or brackets, or all up to the next comma or brace.
-    fn value(&mut self) -> Option<Range<usize>> {
-        let (start, bytes) = (self.at, self.text.as_bytes());
+    fn value(&mut self, text: &str) -> Option<Range<usize>> {
+        let (start, bytes) = (self.at, text.as_bytes());
         let is_open = matches!(bytes.get(start)?, b'"' | b'{' | b'[');
-        let mut nesting = Nesting::default();
-        for (index, byte) in bytes.iter().enumerate().skip(start) {
-            if !is_open && matches!(byte, b',' | b'}' | b']' | b'<') {
-                self.at = index;
-                return Some(start..self.text[..index].trim_end().len().max(start));
+        for index in self.followed.max(start)..bytes.len() {
+            if !is_open && matches!(bytes[index], b',' | b'}' | b']' | b'<') {
+                self.pass(index);
+                return Some(start..text[..index].trim_end().len().max(start));
             }
-            nesting.step(*byte);
-            if is_open && nesting.depth == 0 && !nesting.in_string {
-                self.at = index + 1;
+            self.nesting.step(bytes[index]);
+            if is_open && self.nesting.depth == 0 && !self.nesting.in_string {
+                self.pass(index + 1);
                 return Some(start..self.at);
             }
         }
+        self.followed = bytes.len();
         None
+    }
+
+    /// A value ends here.
+    fn pass(&mut self, end: usize) {
+        *self = Self { at: end, step: Step::Separator, ..Self::default() };
+    }
+
+    fn skip_space(&mut self, text: &str) {
+        let rest = &text[self.at..];
+        self.at += rest.len() - rest.trim_start_matches([' ', '\n', '\r', '\t']).len();
     }
 }

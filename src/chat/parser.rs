@@ -370,6 +370,134 @@ mod tests {
         assert_eq!(deltas, [Delta::Text(text.to_owned())]);
     }
 
+    #[test]
+    fn a_call_without_arguments_has_an_empty_object() {
+        for arguments in ["\"\"", "\" \"", "null", "", "\"{}\""] {
+            let text = format!("<tool_call>{{\"name\": \"f\", \"arguments\": {arguments}}}</tool_call>");
+            let name = "f".to_owned();
+            let expected = [Delta::ToolCall { name }, Delta::Arguments("{}".to_owned()), Delta::ToolCallEnd];
+            assert_eq!(parse("", &[&text]), expected, "{arguments}");
+        }
+    }
+
+    #[test]
+    fn what_names_no_tool_for_long_is_text_and_the_next_call_is_one() {
+        let endless = format!("<tool_call>{{\"arguments\": [\"{}", "é".repeat(100_000));
+        let text = format!("{endless}<tool_call>{{\"name\": \"f\", \"arguments\": {{}}}}</tool_call>");
+        let name = "f".to_owned();
+        let arguments = Delta::Arguments("{}".to_owned());
+        let expected = [Delta::Text(endless), Delta::ToolCall { name }, arguments, Delta::ToolCallEnd];
+        assert_eq!(parse("", &[&text]), expected);
+        let pieces: Vec<&str> = text.split_inclusive('é').collect();
+        assert_eq!(parse("", &pieces), expected);
+    }
+
+    /// Whatever is long, reading costs about the same for each byte. Reading from the beginning for each piece would take
+    /// minutes.
+    #[test]
+    fn long_calls_are_read_in_linear_time() {
+        let long = "{\\\"a\\\": [1]}, ".repeat(12_000);
+        let texts = [
+            format!("{{\"name\": \"f\", \"arguments\": {{\"a\": \"{long}\"}}}}"),
+            format!("{{\"name\": \"f\", \"arguments\": \"{long}\"}}"),
+            format!("{{\"name\": \"f\", \"x\": \"{long}\", \"arguments\": {{}}}}"),
+            format!("{{\"name\": \"f\", {}}}", "\"x\": 1, ".repeat(20_000)),
+            format!("{{\"arguments\": \"{long}\", \"name\": \"f\"}}"),
+            format!("{{\"{long}\": 1, \"name\": \"f\"}}"),
+            format!("{{\"name\": \"f\", \"arguments\": {}", "[".repeat(200_000)),
+            format!("{{\"name\": \"f\", \"arguments\":{}1}}", " ".repeat(200_000)),
+            "<tool_call>{\"a\": [".repeat(10_000),
+        ];
+        let begin = std::time::Instant::now();
+        for text in texts {
+            let mut parser = ReplyParser::new(BOTH, "", vec!["f".to_owned()]);
+            let call = format!("<tool_call>{text}</tool_call>");
+            for index in 0..call.len() {
+                parser.push(&call[index..=index]);
+            }
+            parser.finish();
+        }
+        assert!(begin.elapsed().as_secs() < 20, "{:?}", begin.elapsed());
+    }
+
+    /// Replies with calls as models write them, and with what they get wrong.
+    fn reply() -> impl Strategy<Value = String> {
+        let value = prop::sample::select(vec![
+            "1",
+            "null",
+            "-1e9",
+            "[]",
+            "{}",
+            "[[{}]]",
+            "\"\"",
+            "\"é\\n\\\"\"",
+            "\"</tool_call>\"",
+            "\"<tool_call>\"",
+            "\"\\ud83d\\ude00\"",
+            "\"\\ud800\"",
+            "\"}\"",
+            "\"\\\\\"",
+            "{\"a\": {\"b\": [\"]\"]}}",
+            "\"👍🏽\"",
+        ]);
+        let object = prop::collection::vec(value, 0..4).prop_map(|values| {
+            let members = values.iter().enumerate().map(|(number, value)| format!("\"k{number}\": {value}"));
+            format!("{{{}}}", members.collect::<Vec<_>>().join(", "))
+        });
+        let wrapped = object.clone().prop_map(|object| serde_json::to_string(&object).unwrap());
+        let arguments = prop_oneof![4 => object, 1 => wrapped, 1 => Just("null".to_owned()), 1 => Just("7".to_owned())];
+        let name = prop::sample::select(vec!["f", "g", "h", ""]);
+        let space = prop::sample::select(vec!["", " ", "\n", "\n\n  "]);
+        let call = (name, arguments, 0..4_u8, space.clone()).prop_map(|(name, arguments, order, space)| {
+            let object = match order {
+                0 => format!("{{\"arguments\": {arguments}, \"name\": \"{name}\"}}"),
+                1 => format!("{{\"id\": [1], \"name\": \"{name}\", \"x\": {{}}, \"parameters\": {arguments}}}"),
+                _ => format!("{{\"name\": \"{name}\", \"arguments\": {arguments}}}"),
+            };
+            format!("<tool_call>{space}{object}{space}</tool_call>{space}")
+        });
+        let thought = prop::sample::select(vec!["", "<think>Hm.</think>", "<think>\nA <tool_call>\n</think>\n\n"]);
+        let words = prop::sample::select(vec!["", "Let me see.\n", "a < b </think> ", "é"]);
+        let parts = (thought, prop::collection::vec(prop_oneof![3 => call, 1 => words.prop_map(str::to_owned)], 0..4));
+        parts.prop_map(|(thought, parts)| thought.to_owned() + &parts.concat())
+    }
+
+    /// A place, how many characters go there, and what comes instead.
+    fn mutation() -> impl Strategy<Value = (prop::sample::Index, usize, &'static str)> {
+        let instead =
+            vec!["", "\"", "\\", "{", "}", "]", ",", ":", "<", "</tool_call>", "<tool_call>", "<think>", " ", "é"];
+        (any::<prop::sample::Index>(), 0..12_usize, prop::sample::select(instead))
+    }
+
+    fn mutated(text: &str, mutations: &[(prop::sample::Index, usize, &str)]) -> String {
+        let mut chars: Vec<char> = text.chars().collect();
+        for (place, num_gone, instead) in mutations {
+            let start = place.index(chars.len() + 1);
+            let end = (start + num_gone).min(chars.len());
+            chars.splice(start..end, instead.chars());
+        }
+        chars.into_iter().collect()
+    }
+
+    fn pieces<'t>(text: &'t str, cuts: &[prop::sample::Index]) -> Vec<&'t str> {
+        let boundaries: Vec<usize> = (0..=text.len()).filter(|index| text.is_char_boundary(*index)).collect();
+        let mut bounds: Vec<usize> = cuts.iter().map(|cut| *cut.get(&boundaries)).collect();
+        bounds.extend([0, text.len()]);
+        bounds.sort_unstable();
+        bounds.windows(2).map(|pair| &text[pair[0]..pair[1]]).collect()
+    }
+
+    /// Calls begin with a name, then come arguments and the end, each at most once.
+    fn is_in_order(deltas: &[Delta]) -> bool {
+        let mut in_call = false;
+        deltas.iter().enumerate().all(|(index, delta)| match delta {
+            Delta::ToolCall { .. } => !std::mem::replace(&mut in_call, true),
+            Delta::Arguments(_) => matches!(deltas[index - 1], Delta::ToolCall { .. }),
+            Delta::ToolCallEnd => std::mem::replace(&mut in_call, false),
+            Delta::Text(text) | Delta::Reasoning(text) => !in_call && !text.is_empty(),
+        })
+    }
+
     proptest! {
         #[test]
         fn any_cut_of_the_text_gives_the_same(
@@ -380,12 +508,23 @@ mod tests {
             cuts in prop::collection::vec(any::<prop::sample::Index>(), 0..10),
         ) {
             let text = parts.concat();
-            let boundaries: Vec<usize> = (0..=text.len()).filter(|index| text.is_char_boundary(*index)).collect();
-            let mut bounds: Vec<usize> = cuts.iter().map(|cut| *cut.get(&boundaries)).collect();
-            bounds.extend([0, text.len()]);
-            bounds.sort_unstable();
-            let pieces: Vec<&str> = bounds.windows(2).map(|pair| &text[pair[0]..pair[1]]).collect();
-            prop_assert_eq!(parse("", &pieces), parse("", &[&text]));
+            prop_assert_eq!(parse("", &pieces(&text, &cuts)), parse("", &[&text]));
+        }
+
+        #[test]
+        fn any_cut_of_a_reply_with_faults_gives_the_same(
+            reply in reply(),
+            mutations in prop::collection::vec(mutation(), 0..4),
+            cuts in prop::collection::vec(any::<prop::sample::Index>(), 0..10),
+            last_words in prop::sample::select(vec!["", "<think>\n"]),
+        ) {
+            let text = mutated(&reply, &mutations);
+            let whole = parse(last_words, &[&text]);
+            prop_assert!(is_in_order(&whole), "{:?}", whole);
+            prop_assert_eq!(parse(last_words, &pieces(&text, &cuts)), &whole[..]);
+            let single: Vec<String> = text.chars().map(String::from).collect();
+            let single: Vec<&str> = single.iter().map(String::as_str).collect();
+            prop_assert_eq!(parse(last_words, &single), whole);
         }
     }
 }
