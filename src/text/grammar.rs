@@ -38,6 +38,8 @@ const MAX_CACHED_BYTES: usize = 1 << 20;
 /// The library recurses along the grammar: some hundred references in a chain overflow a stack of 2 MiB, which nothing can
 /// catch.
 const COMPILE_STACK_BYTES: usize = 256 << 20;
+/// A chain as long as this text can spell fits on that stack.
+const MAX_GRAMMAR_BYTES: usize = 512 * 1024;
 /// Of the automaton that reads the text, 1 to 2 kB each.
 const MAX_LEXER_STATES: usize = 50_000;
 
@@ -80,8 +82,14 @@ impl GrammarCompiler {
     /// Compiles a grammar in llguidance's variant of Lark. Takes up to some hundred milliseconds.
     ///
     /// # Errors
-    /// `Invalid`, in the library's words.
+    /// `Invalid`, in the library's words, or where it is too long.
     pub fn compile(&self, lark: &str) -> Result<Box<dyn Constraint>, GrammarError> {
+        if MAX_GRAMMAR_BYTES < lark.len() {
+            let num_bytes = lark.len();
+            let message =
+                format!("it comes to {num_bytes} bytes, and it may to {MAX_GRAMMAR_BYTES}; shorten the schemas");
+            return Err(GrammarError::Invalid(message));
+        }
         let cached = self.with_cache(|cache| {
             let place = cache.iter().position(|(text, _)| text == lark)?;
             let last = cache.remove(place);
@@ -263,6 +271,23 @@ mod tests {
         let schema =
             format!("{{\"$ref\":\"#/$defs/d0\",\"$defs\":{{{},\"d400\":{{\"type\":\"string\"}}}}}}", chain.join(","));
         let _whatever_it_says = compiler().compile(&format!("start: %json {schema}"));
+    }
+
+    #[test]
+    fn the_longest_chain_of_rules_fits_on_the_stack() {
+        // As short as names can be: each rule is a level.
+        let digit = |value: usize| char::from(b'A' + u8::try_from(value % 26).unwrap());
+        let name = |n: usize| String::from_iter([digit(n / 17_576), digit(n / 676), digit(n / 26), digit(n)]);
+        let num_rules = MAX_GRAMMAR_BYTES / "ABCD:ABCE\n".len() - 8;
+        for lower in [false, true] {
+            let chain: String = (0..num_rules).map(|n| format!("{}:{}\n", name(n), name(n + 1))).collect();
+            let lark = format!("start: AAAA\n{chain}{}: \"a\"\n", name(num_rules));
+            let lark = if lower { lark.to_lowercase() } else { lark };
+            assert!(lark.len() <= MAX_GRAMMAR_BYTES);
+            let _whatever_it_says = compiler().compile(&lark);
+            let Err(GrammarError::Invalid(message)) = compiler().compile(&lark.repeat(2)) else { panic!("too long") };
+            assert!(message.contains("bytes"), "{message}");
+        }
     }
 
     #[test]
