@@ -77,6 +77,10 @@ pub fn encode_compaction<C: Stream<Item = ChatEvent> + Unpin>(
                 ChatEvent::Finished(finished) => {
                     let usage = finished.usage;
                     return match finished.reason {
+                        // A conversation must not be lost for nothing.
+                        FinishReason::Stop | FinishReason::Length if summary.trim().is_empty() => {
+                            encoder.fail(Failure::Model, Some(usage))
+                        }
                         FinishReason::Stop | FinishReason::Length => {
                             encoder.compaction(dialect.seal_compaction(&summary)).complete(usage)
                         }

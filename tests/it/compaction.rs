@@ -68,3 +68,15 @@ async fn a_trigger_is_answered_with_one_compaction() {
     assert_eq!((output[0]["type"].as_str(), output[1].is_null()), (Some("compaction"), true));
     assert_eq!(output[0], events[3]["item"]);
 }
+
+#[actix_web::test]
+async fn a_conversation_is_not_exchanged_for_an_empty_summary() {
+    let mut input = conversation();
+    input.as_array_mut().unwrap().push(json!({ "type": "compaction_trigger" }));
+    for said in ["<think>Let me think.</think>", ""] {
+        let (_, body) = post_to(FakeModel::saying(script(said)), json!({ "input": input, "stream": true })).await;
+        let events = events(&body);
+        assert_eq!(events.last().unwrap()["type"], "response.failed");
+        assert_eq!(events.last().unwrap()["response"]["output"], json!([]));
+    }
+}
