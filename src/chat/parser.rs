@@ -415,7 +415,7 @@ mod tests {
             for index in 0..call.len() {
                 parser.push(&call[index..=index]);
             }
-            parser.finish();
+            parser.finish(false);
         }
         assert!(begin.elapsed().as_secs() < 20, "{:?}", begin.elapsed());
     }

@@ -222,13 +222,13 @@ mod tests {
             { "type": "reasoning", "summary": [], "encrypted_content": token },
             { "type": "reasoning", "content": [{ "type": "reasoning_text", "text": "Own." }], "encrypted_content": token },
             { "type": "reasoning", "content": null, "encrypted_content": "foreign" },
+            { "type": "compaction", "encrypted_content": seal.seal(Purpose::Compaction, "They agreed.") },
             { "type": "compaction", "encrypted_content": token }, // It was made for something else.
-            "text",
         ] });
         let before = body.clone();
         seal.open_input(&mut body);
         assert_eq!(body["input"][0]["content"], json!([{ "type": "reasoning_text", "text": "Hm." }]));
-        assert_eq!(body["input"][3], compaction::expand("Hm."));
+        assert_eq!(body["input"][3], compaction::expand("They agreed."));
         for index in [1, 2, 4] {
             assert_eq!(body["input"][index], before["input"][index]);
         }
