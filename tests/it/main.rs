@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "helpers outside #[test] functions may panic too")]
 
+mod adversarial;
 mod cli;
 mod compaction;
 mod constraint;
