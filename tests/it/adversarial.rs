@@ -5,7 +5,8 @@ use crate::{
     engine::config,
     fake_loader::{models, script},
     fake_model::FakeModel,
-    http::{app_state, events},
+    http::app_state,
+    stream_validator::events,
 };
 use actix_web::{test as service, web::Bytes};
 use ortolan::server;
