@@ -7,7 +7,7 @@ use super::{
     response::{Failure, Response, Usage, new_id, unix_seconds},
 };
 use crate::{
-    chat::{Calls, ChatEvent, ChatRequest, Delta, Message, OutputFormat, Role},
+    chat::{Calls, ChatError, ChatEvent, ChatRequest, Delta, Lease, Message, OutputFormat, Role},
     engine::FinishReason,
 };
 use futures::{Stream, StreamExt, stream};
@@ -58,6 +58,33 @@ pub fn summary_request(request: ChatRequest) -> ChatRequest {
         stop: Vec::new(),
         ..request
     }
+}
+
+/// Where a conversation has more than `threshold` tokens: puts a summary in the place of all but its last turn, and returns
+/// the summary, whose tokens no usage counts. A conversation of one turn, and one whose summary fails, stays as it is.
+///
+/// # Errors
+/// As for a reply.
+pub async fn compact_beyond(
+    threshold: usize,
+    lease: &Lease,
+    request: &mut ChatRequest,
+) -> Result<Option<String>, ChatError> {
+    let Some(last_turn) = request.messages.iter().rposition(|message| message.role == Role::User) else {
+        return Ok(None);
+    };
+    let is_system = |message: &Message| message.role == Role::System;
+    if request.messages[..last_turn].iter().all(is_system) || lease.count_tokens(request.clone()).await? <= threshold {
+        return Ok(None);
+    }
+    let mut older = request.clone();
+    older.messages.truncate(last_turn);
+    let Some(summary) = lease.answer(summary_request(older)).await? else { return Ok(None) };
+    let last = request.messages.split_off(last_turn);
+    request.messages.retain(is_system);
+    request.messages.push(Message::text(Role::Assistant, format!("{INTRODUCTION}{summary}")));
+    request.messages.extend(last);
+    Ok(Some(summary))
 }
 
 /// The events of a response that is nothing but a compaction.

@@ -70,11 +70,12 @@ impl Dialect {
             reasoning_events: self.reasoning_events,
             seal: request.encrypted_reasoning.then(|| Arc::clone(&self.seal)),
             obfuscation: request.obfuscation,
+            compaction: None,
         }
     }
 
     /// A summary that only this server can read.
-    pub(super) fn seal_compaction(&self, summary: &str) -> String {
+    pub fn seal_compaction(&self, summary: &str) -> String {
         self.seal.seal(Purpose::Compaction, summary)
     }
 

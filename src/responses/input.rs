@@ -66,9 +66,12 @@ impl<'a> Conversation<'a> {
             "item_reference" => {
                 Err(kind.unsupported("is `item_reference`, and no item is stored; send the item itself"))
             }
-            compaction @ ("compaction" | "compaction_summary" | "compaction_trigger") => Err(kind.unsupported(
-                format!("is `{compaction}`, and this version does not compact; send the items themselves"),
-            )),
+            // One that this server can open is a message by now.
+            compaction @ ("compaction" | "compaction_summary") => Err(kind.invalid(format!(
+                "is `{compaction}`, which this server cannot open: another one sealed it, or `responses.encryption_key` has \
+                 changed; send the items themselves"
+            ))),
+            "compaction_trigger" => Err(kind.invalid("is `compaction_trigger`, which can only be the last item")),
             other => {
                 self.push_hosted_item(other, field);
                 Ok(())
@@ -268,7 +271,7 @@ mod tests {
         input[1].content[0].text missing_required_parameter: `input[1].content[0].text` is required
         input[1].type unsupported_value: `input[1].type` is `item_reference`, and no item is stored; send the item itself
         input[1].id unsupported_value: `input[1].id` refers to an item, and none is stored; send the item itself
-        input[1].type unsupported_value: `input[1].type` is `compaction`, and this version does not compact; send the items themselves
+        input[1].type invalid_value: `input[1].type` is `compaction`, which this server cannot open: another one sealed it, or `responses.encryption_key` has changed; send the items themselves
         input[1].input missing_required_parameter: `input[1].input` is required
         input[1].call_id invalid_value: No tool call found for function call output with call_id nobody's.
         input[1].call_id missing_required_parameter: `input[1].call_id` is required

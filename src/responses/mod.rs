@@ -26,7 +26,7 @@ mod text_format;
 mod tool_choice;
 mod tools;
 
-pub use compaction::{Compaction, encode_compaction, summary_request, take_trigger};
+pub use compaction::{Compaction, compact_beyond, encode_compaction, summary_request, take_trigger};
 pub use config::{Dialect, DialectError, ReasoningEvents, ResponsesConfig};
 pub use encoder::{EncodeOptions, Encoder, Idle, InCustomToolCall, InFunctionCall, InMessage, InReasoning};
 pub use error::InvalidRequest;

@@ -24,6 +24,7 @@ use std::num::NonZeroU32;
 
 const MAX_DRAFT_TOKENS: u32 = 32;
 const MAX_TOP_LOGPROBS: u32 = 20;
+const MIN_COMPACT_THRESHOLD: u32 = 1000;
 
 /// A request that this version can honour in every field.
 #[derive(Debug)]
@@ -47,6 +48,7 @@ pub struct CreateResponse {
     service_class: ServiceClass,
     max_draft_tokens: Option<u32>,
     reply_options: ReplyOptions,
+    compact_threshold: Option<usize>,
     labels: Labels,
 }
 
@@ -88,6 +90,7 @@ impl CreateResponse {
             service_class: body.optional("service_tier", parse_service_tier)?.unwrap_or_default(),
             max_draft_tokens: body.optional("max_draft_tokens", |field| field.integer(0..=MAX_DRAFT_TOKENS))?,
             reply_options,
+            compact_threshold: body.optional("context_management", parse_context_management)?.flatten(),
             labels: Labels::parse(&body)?,
         };
         match unknown_fields {
@@ -114,6 +117,11 @@ impl CreateResponse {
     /// What the reply is to hold.
     pub fn reply_options(&self) -> ReplyOptions {
         self.reply_options
+    }
+
+    /// Tokens of input beyond which the conversation is compacted before it is answered.
+    pub fn compact_threshold(&self) -> Option<usize> {
+        self.compact_threshold
     }
 
     /// The response as it begins, and what the chat is asked. `model` is the served name, `defaults` its own settings.
@@ -202,6 +210,18 @@ fn parse_top_logprobs(body: &Object, are_included: bool) -> Result<Option<u32>, 
     Ok((0 < asked || are_included).then_some(asked))
 }
 
+/// There is one way to manage a context.
+fn parse_context_management(field: &Field) -> Result<Option<usize>, InvalidRequest> {
+    let mut threshold = None;
+    for entry in field.elements()? {
+        let entry = entry.object()?;
+        entry.require("type")?.choice(&["compaction"])?;
+        let asked = entry.optional("compact_threshold", |field| field.integer(MIN_COMPACT_THRESHOLD..=u32::MAX))?;
+        threshold = asked.map(|tokens| tokens as usize);
+    }
+    Ok(threshold)
+}
+
 /// `auto` leaves the choice to the server, for which all are alike; so do tiers that this server does not have.
 fn parse_service_tier(field: &Field) -> Result<ServiceClass, InvalidRequest> {
     Ok(match field.text()? {
@@ -216,13 +236,11 @@ fn parse_service_tier(field: &Field) -> Result<ServiceClass, InvalidRequest> {
 enum Harmless {
     Null,
     False,
-    EmptyList,
 }
 
 /// Fields that ask for what this version does not do, and how to do without.
 const UNSUPPORTED: &[(&str, Harmless, &str)] = &[
     ("background", Harmless::False, "nothing runs in the background; send `background: false`"),
-    ("context_management", Harmless::EmptyList, "the context is not compacted; shorten the input"),
     ("conversation", Harmless::Null, "conversations are not stored; send the whole conversation as `input`"),
     ("moderation", Harmless::Null, "nothing is moderated; leave it out"),
     ("previous_response_id", Harmless::Null, "responses are not stored; send the whole conversation as `input`"),
@@ -235,7 +253,6 @@ fn refuse_unsupported(body: &Object) -> Result<(), InvalidRequest> {
         let asks_for_nothing = match harmless {
             Harmless::Null => false,
             Harmless::False => field.value() == &Value::Bool(false),
-            Harmless::EmptyList => field.value().as_array().is_some_and(Vec::is_empty),
         };
         if !asks_for_nothing {
             return Err(InvalidRequest::unsupported_parameter(name, why));

@@ -102,7 +102,7 @@ impl Seal {
     /// summary in the place of each compaction. What does not open, perhaps because the key has changed, is left as it is.
     pub fn open_input(&self, body: &mut Value) {
         for item in body.get_mut("input").and_then(Value::as_array_mut).into_iter().flatten() {
-            if item["type"] == "compaction" {
+            if item["type"] == "compaction" || item["type"] == "compaction_summary" {
                 let open = |token| self.open(Purpose::Compaction, token);
                 if let Some(summary) = item["encrypted_content"].as_str().and_then(open) {
                     *item = compaction::expand(&summary);

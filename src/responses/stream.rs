@@ -93,10 +93,12 @@ impl State {
 /// Turns one chat into one event stream, which ends with exactly one terminal event.
 pub fn encode<C: Stream<Item = ChatEvent>>(
     response: Response,
-    options: EncodeOptions,
+    mut options: EncodeOptions,
     chat: C,
 ) -> impl Stream<Item = ResponseEvent> + use<C> {
-    let mut begin = State::Idle(Encoder::begin(response, options));
+    let compaction = options.compaction.take();
+    let begin = Encoder::begin(response, options);
+    let mut begin = State::Idle(compaction.into_iter().fold(begin, Encoder::compaction));
     let first = begin.drain();
     let chat = chat.map(Some).chain(stream::iter([None]));
     let mut logprobs = Vec::new(); // What no text took at the end belongs to tokens that a stop string cut off.
@@ -669,6 +671,7 @@ mod tests {
             reasoning_events,
             seal: is_sealed.then(seal),
             obfuscation,
+            compaction: None,
         })
     }
 

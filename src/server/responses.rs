@@ -24,18 +24,23 @@ pub(super) async fn create(
     let body = CreateResponse::parse(&json, app.config.unknown_fields())?;
     drop(json); // It may be large, and a reply takes its time.
     let streamed = body.stream();
-    let options = app.dialect.encode_options(body.reply_options());
+    let mut options = app.dialect.encode_options(body.reply_options());
+    let compact_threshold = body.compact_threshold();
     let cache_salt = app.cache_salt(&request);
 
     let model = app.models.get(body.model())?;
     generation.set_model(model.name());
     let lease = model.lease().await?;
     let (response, request) = body.begin(model.name(), lease.default_sampling());
-    let request = ChatRequest { cache_salt, ..request };
+    let mut request = ChatRequest { cache_salt, ..request };
     let events = if is_compaction {
         let chat = lease.start(responses::summary_request(request)).await?;
         responses::encode_compaction(response, app.dialect.clone(), chat).left_stream()
     } else {
+        if let Some(threshold) = compact_threshold {
+            let summary = responses::compact_beyond(threshold, &lease, &mut request).await?;
+            options.compaction = summary.map(|summary| app.dialect.seal_compaction(&summary));
+        }
         responses::encode(response, options, lease.start(request).await?).right_stream()
     };
     let events = events.inspect(move |event| {

@@ -80,3 +80,30 @@ async fn a_conversation_is_not_exchanged_for_an_empty_summary() {
         assert_eq!(events.last().unwrap()["response"]["output"], json!([]));
     }
 }
+
+/// The answer to a conversation of four turns, the first of which says so many words, where more than 1000 tokens are
+/// compacted.
+async fn answer(num_words: usize) -> Value {
+    let user = |content: String| json!({ "role": "user", "content": content });
+    let mut input = vec![json!({ "role": "system", "content": "Be brief." }), user("Well? ".repeat(num_words))];
+    for _ in 0..3 {
+        input.extend([json!({ "role": "assistant", "content": "Yes." }), user("And now?".to_owned())]);
+    }
+    let managed = json!([{ "type": "compaction", "compact_threshold": 1000 }]);
+    let model = FakeModel::saying(script("They agreed.")).with_context_tokens(8192);
+    let (status, body) = post_to(model, json!({ "input": input, "context_management": managed, "stream": true })).await;
+    assert_eq!(status, 200, "{body}");
+    events(&body).pop().unwrap()["response"].clone()
+}
+
+#[actix_web::test]
+async fn a_conversation_beyond_its_threshold_is_compacted_and_answered() {
+    let kinds = |response: &Value| -> Vec<Value> {
+        response["output"].as_array().unwrap().iter().map(|item| item["type"].clone()).collect()
+    };
+    let (short, long) = (answer(10).await, answer(1000).await);
+    assert_eq!(kinds(&short), ["message"], "it is not as long as that");
+    assert_eq!(kinds(&long), ["compaction", "message"]);
+    assert_eq!(long["output"][1]["content"][0]["text"], "They agreed.");
+    assert!(long["usage"]["input_tokens"].as_u64().unwrap() < 200, "{}", long["usage"]);
+}

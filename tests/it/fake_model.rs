@@ -18,6 +18,7 @@ pub(crate) const CONTEXT_TOKENS: usize = 512;
 #[derive(Debug)]
 pub(crate) struct FakeModel {
     vocab_size: usize,
+    context_tokens: usize,
     /// How many different tokens it says: few repeat themselves, and can be guessed.
     num_said: usize,
     /// Can only append.
@@ -34,6 +35,7 @@ impl Default for FakeModel {
     fn default() -> Self {
         Self {
             vocab_size: VOCAB_SIZE,
+            context_tokens: CONTEXT_TOKENS,
             num_said: 64,
             is_rigid: false,
             first_failing_run: None,
@@ -58,6 +60,11 @@ impl FakeModel {
     /// Can neither rewind nor move what its slots hold.
     pub(crate) fn rigid() -> Self {
         Self { is_rigid: true, ..Self::default() }
+    }
+
+    /// Takes conversations of so many tokens.
+    pub(crate) fn with_context_tokens(self, context_tokens: usize) -> Self {
+        Self { context_tokens, ..self }
     }
 
     /// Scores so many tokens, nearly all of them alike.
@@ -88,7 +95,7 @@ impl Model for FakeModel {
     fn limits(&self) -> ModelLimits {
         ModelLimits {
             vocab_size: self.vocab_size,
-            context_tokens: CONTEXT_TOKENS,
+            context_tokens: self.context_tokens,
             chunk_tokens: 32,
             can_rewind: !self.is_rigid,
             can_verify_drafts: !self.is_rigid,

@@ -191,6 +191,18 @@ def test_a_conversation_is_compacted_and_goes_on(client):
     assert response.status == "completed"
 
 
+def test_a_long_conversation_is_compacted_before_it_is_answered(client):
+    turns = [[{"role": "user", "content": "Say it. " * 40}, {"role": "assistant", "content": "It. " * 40}] for _ in range(8)]
+    history = [*sum(turns, []), {"role": "user", "content": "Hello!"}]
+    managed = [{"type": "compaction", "compact_threshold": 1000}]
+    with client.responses.stream(input=history, context_management=managed, **BRIEF) as stream:
+        response = stream.get_final_response()
+    assert response.output[0].type == "compaction" and response.output[-1].type == "message"
+    kept = [*response.output, {"role": "user", "content": "Hello!"}]
+    again = client.responses.create(input=kept, context_management=managed, **BRIEF)
+    assert again.output[0].type == "message"
+
+
 def test_an_old_conversation_is_cut_where_that_is_allowed(client):
     turns = [[{"role": "user", "content": "Say it. " * 40}, {"role": "assistant", "content": "It. " * 40}] for _ in range(60)]
     history = [*sum(turns, []), {"role": "user", "content": "Hello!"}]

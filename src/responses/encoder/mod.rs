@@ -82,6 +82,8 @@ pub struct EncodeOptions {
     pub seal: Option<Arc<Seal>>,
     /// Pads deltas.
     pub obfuscation: bool,
+    /// Comes before the reply: a sealed summary of the conversation that it answers.
+    pub compaction: Option<String>,
 }
 
 /// Between items.
