@@ -7,7 +7,7 @@ use super::{
     tools::CallableKind,
 };
 use crate::{
-    chat::{ChatEvent, Delta, Finished, TokenLogprob},
+    chat::{ChatEvent, Delta, Finished, TokenLogprob, Usage},
     engine::FinishReason,
 };
 use futures::{Stream, StreamExt, stream};
@@ -63,9 +63,21 @@ impl State {
         };
         match reason {
             FinishReason::Stop => self.close(ItemStatus::Completed).complete(usage),
-            FinishReason::Length => self.close(ItemStatus::Incomplete).incomplete(usage),
+            FinishReason::Length => self.begun(&usage).close(ItemStatus::Incomplete).incomplete(usage),
             FinishReason::Error => self.close(ItemStatus::Incomplete).fail(Failure::Model, Some(usage)),
             FinishReason::Shutdown => self.close(ItemStatus::Incomplete).fail(Failure::Shutdown, Some(usage)),
+        }
+    }
+
+    /// A reply that was cut before its reasoning said a word has begun to reason all the same.
+    fn begun(self, usage: &Usage) -> Self {
+        match self {
+            Self::Idle(idle) if idle.is_empty() && 0 < usage.reasoning_tokens => Self::Reasoning(idle.open_reasoning()),
+            open @ (Self::Idle(_)
+            | Self::Message(_)
+            | Self::Reasoning(_)
+            | Self::FunctionCall(_)
+            | Self::CustomToolCall(_)) => open,
         }
     }
 
@@ -133,7 +145,7 @@ pub async fn last_response(events: impl Stream<Item = ResponseEvent>) -> Respons
 mod tests {
     use super::*;
     use crate::{
-        chat::{Logprob, Usage},
+        chat::Logprob,
         engine::SamplingParams,
         responses::{CreateResponse, KeySource, Purpose, ReasoningEvents, Seal, UnknownFields},
     };
@@ -507,6 +519,20 @@ mod tests {
         let events = events(&[finished(FinishReason::Error)]);
         assert_snapshot!(events[2], @r#"{"type":"error","sequence_number":2,"code":"server_error","message":"the model failed while it wrote this reply; send the request again","param":null,"error":{"type":"server_error","code":"server_error","message":"the model failed while it wrote this reply; send the request again","param":null}}"#);
         assert_snapshot!(events[3]["response"]["error"], @r#"{"code":"server_error","message":"the model failed while it wrote this reply; send the request again"}"#);
+    }
+
+    #[test]
+    fn reasoning_that_was_cut_before_its_first_word_is_an_item() {
+        assert_snapshot!(transcript(&[finished(FinishReason::Length)]), @r#"
+        0 response.created response is in_progress
+        1 response.in_progress response is in_progress
+        2 response.output_item.added #0 item is in_progress
+        3 response.content_part.added #0
+        4 response.reasoning_text.done #0 text=""
+        5 response.content_part.done #0
+        6 response.output_item.done #0 item is incomplete
+        7 response.incomplete response is incomplete
+        "#);
     }
 
     #[test]

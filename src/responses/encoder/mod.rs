@@ -104,6 +104,11 @@ impl Encoder<Idle> {
         encoder
     }
 
+    /// Whether no item has come yet.
+    pub fn is_empty(&self) -> bool {
+        self.reply.response.output.is_empty()
+    }
+
     /// What the client knows the tool as that the model calls so.
     pub fn called_tool(&self, name: String) -> (CallableKind, ToolName) {
         match self.reply.response.callable(&name) {
