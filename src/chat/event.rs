@@ -2,9 +2,13 @@
 
 use crate::{engine::FinishReason, text::TokenLogprob};
 
-/// Pieces of the reply, then exactly one `Finished`.
+/// Whether the reply waits, its pieces, then exactly one `Finished`.
 #[derive(Clone, Debug, PartialEq)]
 pub enum ChatEvent {
+    /// The reply waits for others.
+    Queued,
+    /// It has begun.
+    Started,
     /// More of the reply.
     Delta(Delta),
     /// Of the tokens that the next [`Delta::Text`] ends with. Only where they were asked for.

@@ -41,7 +41,7 @@ impl Lease {
         while let Some(event) = events.next().await {
             match event {
                 ChatEvent::Delta(Delta::Text(more)) => text.push_str(&more),
-                ChatEvent::Delta(_) | ChatEvent::Logprobs(_) => {}
+                ChatEvent::Queued | ChatEvent::Started | ChatEvent::Delta(_) | ChatEvent::Logprobs(_) => {}
                 ChatEvent::Finished(Finished { reason: FinishReason::Stop | FinishReason::Length, .. }) => {
                     return Ok(Some(text).filter(|text| !text.trim().is_empty()));
                 }

@@ -240,6 +240,8 @@ impl<T: Stream<Item = TextEvent> + Unpin> Reply<T> {
     /// What one text event says and, unless it is the last, what follows. Dropping the rest cancels the request.
     async fn next(mut self) -> Option<(Vec<ChatEvent>, Option<Self>)> {
         let (deltas, end) = match self.text.next().await? {
+            TextEvent::Queued => return Some((vec![ChatEvent::Queued], Some(self))),
+            TextEvent::Started => return Some((vec![ChatEvent::Started], Some(self))),
             TextEvent::Text { text, num_tokens, logprobs } => {
                 self.logprobs.extend(logprobs);
                 self.usage.count(num_tokens, self.parser.is_reasoning());

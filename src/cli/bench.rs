@@ -266,10 +266,13 @@ impl Running {
 }
 
 fn next_token(stream: &mut TokenStream) -> anyhow::Result<()> {
-    match stream.blocking_recv() {
-        Some(TokenEvent::Token(_) | TokenEvent::Logprobs(_)) => Ok(()),
-        Some(TokenEvent::Finished { reason, .. }) => bail!("a sequence ended early ({reason:?})"),
-        None => bail!("the engine has failed"),
+    loop {
+        match stream.blocking_recv() {
+            Some(TokenEvent::Token(_)) => return Ok(()),
+            Some(TokenEvent::Queued | TokenEvent::Started | TokenEvent::Logprobs(_)) => {}
+            Some(TokenEvent::Finished { reason, .. }) => bail!("a sequence ended early ({reason:?})"),
+            None => bail!("the engine has failed"),
+        }
     }
 }
 

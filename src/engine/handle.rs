@@ -119,9 +119,9 @@ impl EngineHandle {
         let Ok(token_permit) = Arc::clone(&self.token_permits).try_acquire_many_owned(num_permits) else {
             return Err(EngineError::TooManyTokensWaiting { capacity: self.max_waiting_tokens });
         };
-        // Room for every token and for `Finished`: the engine's send never blocks, whatever the client does.
+        // Room for every token, `Queued`, `Started` and `Finished`: the engine's send never blocks, whatever the client does.
         let events_per_token = if request.top_logprobs.is_some() { 2 } else { 1 };
-        let (events, stream) = mpsc::channel(events_per_token * max_output_tokens + 1);
+        let (events, stream) = mpsc::channel(events_per_token * max_output_tokens + 3);
         let max_draft_tokens = request.max_draft_tokens.unwrap_or(self.max_draft_tokens).min(MAX_DRAFT_TOKENS);
         let submission = Box::new(Submission {
             prompt,

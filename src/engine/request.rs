@@ -84,8 +84,13 @@ pub(crate) struct Submission {
 impl Submission {
     /// Ends a request that never got a slot.
     pub(crate) fn finish(self, reason: FinishReason) {
-        // Closed means that nobody waits for it any more; it cannot be full, since nothing was sent.
-        let _ = self.events.try_send(TokenEvent::Finished { reason, num_cached_tokens: 0 });
+        self.emit(TokenEvent::Finished { reason, num_cached_tokens: 0 });
+    }
+
+    /// Tells the listener.
+    pub(crate) fn emit(&self, event: TokenEvent) {
+        // Closed means that nobody waits for it any more; it cannot be full, since hardly anything was sent.
+        let _ = self.events.try_send(event);
     }
 
     /// Of two waiting requests, the one with the lower turn goes first; `arrival` counts all requests.
@@ -94,9 +99,13 @@ impl Submission {
     }
 }
 
-/// What the engine says about one sequence: tokens, then exactly one `Finished`.
+/// What the engine says about one sequence: perhaps that it waits, that it has begun, tokens, then exactly one `Finished`.
 #[derive(Clone, Debug, PartialEq)]
 pub enum TokenEvent {
+    /// It has no slot yet.
+    Queued,
+    /// It has got its slot.
+    Started,
     /// Of the token that follows, then of the most probable ones in its place, best first. Only where they were asked for.
     Logprobs(Vec<(TokenId, f32)>),
     /// One generated token.

@@ -1,6 +1,6 @@
 //! Which sequences run in the next step, and how far.
 
-use super::{Batch, FinishReason, KvCache, Model, Prefix, Sequence, request::Submission, stats::Counters};
+use super::{Batch, FinishReason, KvCache, Model, Prefix, Sequence, TokenEvent, request::Submission, stats::Counters};
 
 /// Decides what each step computes.
 #[derive(Debug)]
@@ -16,6 +16,8 @@ pub struct Scheduler {
 #[derive(Debug)]
 struct Waiting {
     turn: u64,
+    /// Whether it has been told.
+    is_told: bool,
     submission: Submission,
 }
 
@@ -35,7 +37,7 @@ impl Scheduler {
         let turn = submission.turn(self.num_arrived);
         self.num_arrived += 1;
         let position = self.waiting.partition_point(|waiting| waiting.turn <= turn);
-        self.waiting.insert(position, Waiting { turn, submission });
+        self.waiting.insert(position, Waiting { turn, is_told: false, submission });
     }
 
     /// Admits waiting requests while slots last, then fills the batch: every sequence that decodes gets its one token
@@ -79,13 +81,17 @@ impl Scheduler {
 
     fn admit(&mut self, kv_cache: &mut KvCache, model: &mut impl Model, counters: &Counters) {
         while kv_cache.has_room() && !self.waiting.is_empty() {
-            let Waiting { turn, submission } = self.waiting.remove(0);
+            let Waiting { turn, submission, .. } = self.waiting.remove(0);
             let prompt = Prefix { tokens: &submission.prompt, salt: submission.cache_salt };
             let running = self.running.iter().map(|sequence| (sequence.slot_index(), sequence.prefix()));
             let (slot, num_cached_tokens) = kv_cache.allocate(prompt, running, model).expect("there is room");
             counters.count_admission(submission.prompt.len(), num_cached_tokens);
             let position = self.running.partition_point(|sequence| sequence.turn() <= turn);
             self.running.insert(position, Sequence::new(submission, turn, slot, num_cached_tokens));
+        }
+        for waiting in self.waiting.iter_mut().filter(|waiting| !waiting.is_told) {
+            waiting.is_told = true;
+            waiting.submission.emit(TokenEvent::Queued);
         }
     }
 

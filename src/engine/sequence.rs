@@ -52,6 +52,7 @@ const PAUSE_STEPS: u32 = 16;
 impl Sequence {
     /// Its slot holds the first `num_cached_tokens` of its prompt.
     pub(super) fn new(submission: Submission, turn: u64, slot: Slot, num_cached_tokens: usize) -> Self {
+        submission.emit(TokenEvent::Started);
         let Submission { prompt, sampling, constraint, stop_tokens, max_output_tokens, events, permit, .. } =
             submission;
         assert!(num_cached_tokens < prompt.len(), "the last token is computed for its scores");

@@ -93,14 +93,14 @@ pub fn encode_compaction<C: Stream<Item = ChatEvent> + Unpin>(
     dialect: Dialect,
     mut chat: C,
 ) -> impl Stream<Item = ResponseEvent> + use<C> {
-    let mut encoder = Encoder::begin(response, super::EncodeOptions::default());
+    let mut encoder = Encoder::begin(response, super::EncodeOptions::default()).start();
     let first = encoder.drain();
     let rest = async move {
         let mut summary = String::new();
         while let Some(event) = chat.next().await {
             match event {
                 ChatEvent::Delta(Delta::Text(text)) => summary.push_str(&text),
-                ChatEvent::Delta(_) | ChatEvent::Logprobs(_) => {}
+                ChatEvent::Queued | ChatEvent::Started | ChatEvent::Delta(_) | ChatEvent::Logprobs(_) => {}
                 ChatEvent::Finished(finished) => {
                     let usage = finished.usage;
                     return match finished.reason {

@@ -25,6 +25,7 @@ pub struct ResponseEvent {
 #[expect(missing_docs, reason = "names are the protocol's")]
 pub enum Payload {
     Created { response: Box<Response> },
+    Queued { response: Box<Response> },
     InProgress { response: Box<Response> },
     ItemAdded { output_index: usize, item: Item },
     PartAdded { item_id: String, output_index: usize, content_index: usize, part: Part },
@@ -97,6 +98,7 @@ impl Payload {
     fn name(&self) -> &'static str {
         match self {
             Self::Created { .. } => "response.created",
+            Self::Queued { .. } => "response.queued",
             Self::InProgress { .. } => "response.in_progress",
             Self::ItemAdded { .. } => "response.output_item.added",
             Self::PartAdded { .. } => "response.content_part.added",

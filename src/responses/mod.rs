@@ -28,7 +28,7 @@ mod tools;
 
 pub use compaction::{Compaction, compact_beyond, encode_compaction, summary_request, take_trigger};
 pub use config::{Dialect, DialectError, ReasoningEvents, ResponsesConfig};
-pub use encoder::{EncodeOptions, Encoder, Idle, InCustomToolCall, InFunctionCall, InMessage, InReasoning};
+pub use encoder::{Begun, EncodeOptions, Encoder, Idle, InCustomToolCall, InFunctionCall, InMessage, InReasoning};
 pub use error::InvalidRequest;
 pub use event::{Payload, ResponseEvent};
 pub use include::ReplyOptions;

@@ -86,6 +86,7 @@ impl Response {
 #[serde(rename_all = "snake_case")]
 #[expect(missing_docs, reason = "names are the protocol's")]
 pub enum Status {
+    Queued,
     InProgress,
     Completed,
     Incomplete,
@@ -96,6 +97,7 @@ impl Status {
     /// As on the wire.
     pub fn name(self) -> &'static str {
         match self {
+            Self::Queued => "queued",
             Self::InProgress => "in_progress",
             Self::Completed => "completed",
             Self::Incomplete => "incomplete",

@@ -1,7 +1,7 @@
 //! Drives the [`Encoder`] from a stream whose next event is known only at run time.
 
 use super::{
-    encoder::{EncodeOptions, Encoder, Idle, InCustomToolCall, InFunctionCall, InMessage, InReasoning},
+    encoder::{Begun, EncodeOptions, Encoder, Idle, InCustomToolCall, InFunctionCall, InMessage, InReasoning},
     event::ResponseEvent,
     response::{Failure, ItemStatus, Response},
     tools::CallableKind,
@@ -15,6 +15,7 @@ use std::mem::take;
 
 /// What is open. Each variant can do only what is legal in it.
 enum State {
+    Begun(Encoder<Begun>),
     Idle(Encoder<Idle>),
     Message(Encoder<InMessage>),
     Reasoning(Encoder<InReasoning>),
@@ -26,7 +27,7 @@ impl State {
     /// A delta of another kind closes what is open. An empty one says nothing, so it opens nothing. The next text takes
     /// the log probabilities.
     fn on_delta(self, delta: Delta, logprobs: &mut Vec<TokenLogprob>) -> Self {
-        match (self, delta) {
+        match (self.started(), delta) {
             (open, Delta::Text(text) | Delta::Reasoning(text) | Delta::Arguments(text)) if text.is_empty() => open,
             (Self::Message(open), Delta::Text(text)) => Self::Message(open.text(text, take(logprobs))),
             (Self::Reasoning(open), Delta::Reasoning(text)) => Self::Reasoning(open.text(text)),
@@ -58,14 +59,30 @@ impl State {
 
     /// None when the chat ended without a word.
     fn finish(self, finished: Option<Finished>) -> Vec<ResponseEvent> {
+        let open = self.started();
         let Some(Finished { reason, usage }) = finished else {
-            return self.close(ItemStatus::Incomplete).fail(Failure::EngineLost, None);
+            return open.close(ItemStatus::Incomplete).fail(Failure::EngineLost, None);
         };
         match reason {
-            FinishReason::Stop => self.close(ItemStatus::Completed).complete(usage),
-            FinishReason::Length => self.begun(&usage).close(ItemStatus::Incomplete).incomplete(usage),
-            FinishReason::Error => self.close(ItemStatus::Incomplete).fail(Failure::Model, Some(usage)),
-            FinishReason::Shutdown => self.close(ItemStatus::Incomplete).fail(Failure::Shutdown, Some(usage)),
+            FinishReason::Stop => open.close(ItemStatus::Completed).complete(usage),
+            FinishReason::Length => open.begun(&usage).close(ItemStatus::Incomplete).incomplete(usage),
+            FinishReason::Error => open.close(ItemStatus::Incomplete).fail(Failure::Model, Some(usage)),
+            FinishReason::Shutdown => open.close(ItemStatus::Incomplete).fail(Failure::Shutdown, Some(usage)),
+        }
+    }
+
+    /// A compaction comes first.
+    fn started(self) -> Self {
+        match self {
+            Self::Begun(encoder) => {
+                let compaction = encoder.options().compaction.clone();
+                Self::Idle(compaction.into_iter().fold(encoder.start(), Encoder::compaction))
+            }
+            open @ (Self::Idle(_)
+            | Self::Message(_)
+            | Self::Reasoning(_)
+            | Self::FunctionCall(_)
+            | Self::CustomToolCall(_)) => open,
         }
     }
 
@@ -73,7 +90,8 @@ impl State {
     fn begun(self, usage: &Usage) -> Self {
         match self {
             Self::Idle(idle) if idle.is_empty() && 0 < usage.reasoning_tokens => Self::Reasoning(idle.open_reasoning()),
-            open @ (Self::Idle(_)
+            open @ (Self::Begun(_)
+            | Self::Idle(_)
             | Self::Message(_)
             | Self::Reasoning(_)
             | Self::FunctionCall(_)
@@ -83,6 +101,7 @@ impl State {
 
     fn close(self, status: ItemStatus) -> Encoder<Idle> {
         match self {
+            Self::Begun(encoder) => encoder.start(),
             Self::Idle(encoder) => encoder,
             Self::Message(open) => open.close(status),
             Self::Reasoning(open) => open.close(status),
@@ -93,6 +112,7 @@ impl State {
 
     fn drain(&mut self) -> Vec<ResponseEvent> {
         match self {
+            Self::Begun(encoder) => encoder.drain(),
             Self::Idle(encoder) => encoder.drain(),
             Self::Message(encoder) => encoder.drain(),
             Self::Reasoning(encoder) => encoder.drain(),
@@ -105,12 +125,10 @@ impl State {
 /// Turns one chat into one event stream, which ends with exactly one terminal event.
 pub fn encode<C: Stream<Item = ChatEvent>>(
     response: Response,
-    mut options: EncodeOptions,
+    options: EncodeOptions,
     chat: C,
 ) -> impl Stream<Item = ResponseEvent> + use<C> {
-    let compaction = options.compaction.take();
-    let begin = Encoder::begin(response, options);
-    let mut begin = State::Idle(compaction.into_iter().fold(begin, Encoder::compaction));
+    let mut begin = State::Begun(Encoder::begin(response, options));
     let first = begin.drain();
     let chat = chat.map(Some).chain(stream::iter([None]));
     let mut logprobs = Vec::new(); // What no text took at the end belongs to tokens that a stop string cut off.
@@ -118,6 +136,15 @@ pub fn encode<C: Stream<Item = ChatEvent>>(
         let events = state.take().map(|open| match event {
             None => open.finish(None),
             Some(ChatEvent::Finished(finished)) => open.finish(Some(finished)),
+            Some(event @ (ChatEvent::Queued | ChatEvent::Started)) => {
+                let mut next = match (open, event) {
+                    (State::Begun(encoder), ChatEvent::Queued) => State::Begun(encoder.queued()),
+                    (open, _) => open.started(),
+                };
+                let events = next.drain();
+                *state = Some(next);
+                events
+            }
             Some(ChatEvent::Logprobs(more)) => {
                 logprobs.extend(more);
                 *state = Some(open);
@@ -519,6 +546,17 @@ mod tests {
         let events = events(&[finished(FinishReason::Error)]);
         assert_snapshot!(events[2], @r#"{"type":"error","sequence_number":2,"code":"server_error","message":"the model failed while it wrote this reply; send the request again","param":null,"error":{"type":"server_error","code":"server_error","message":"the model failed while it wrote this reply; send the request again","param":null}}"#);
         assert_snapshot!(events[3]["response"]["error"], @r#"{"code":"server_error","message":"the model failed while it wrote this reply; send the request again"}"#);
+    }
+
+    #[test]
+    fn a_reply_that_waits_says_so() {
+        let chat = [ChatEvent::Queued, ChatEvent::Started, text("Hi"), finished(FinishReason::Stop)];
+        assert_snapshot!(transcript(&chat).lines().take(4).collect::<Vec<_>>().join("\n"), @r#"
+        0 response.created response is in_progress
+        1 response.queued response is queued
+        2 response.in_progress response is in_progress
+        3 response.output_item.added #0 item is in_progress
+        "#);
     }
 
     #[test]

@@ -20,9 +20,13 @@ use crate::engine::{EngineError, EngineHandle, FinishReason, Request, TokenEvent
 use futures::{Stream, stream};
 use std::sync::Arc;
 
-/// Whole characters of the reply, then exactly one `Finished`.
+/// Whether the reply waits, whole characters of it, then exactly one `Finished`.
 #[derive(Clone, Debug, PartialEq)]
 pub enum TextEvent {
+    /// The reply waits for others.
+    Queued,
+    /// It has begun.
+    Started,
     /// More text.
     Text {
         /// Never empty.
@@ -97,6 +101,8 @@ impl Reply {
                     self.num_tokens += 1;
                     self.detokenizer.push(token)
                 }
+                TokenEvent::Queued => return Some((TextEvent::Queued, Some(self))),
+                TokenEvent::Started => return Some((TextEvent::Started, Some(self))),
                 TokenEvent::Logprobs(logprobs) => {
                     self.logprobs.extend(token_logprob(self.detokenizer.tokenizer(), &logprobs));
                     continue;

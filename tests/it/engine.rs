@@ -47,8 +47,17 @@ pub(crate) fn request(prompt: &[u32], max_output_tokens: u32) -> Request {
     }
 }
 
+/// What a stream says next of its tokens.
+pub(crate) fn next(stream: &mut TokenStream) -> Option<TokenEvent> {
+    iter::from_fn(|| stream.blocking_recv()).find(is_of_tokens)
+}
+
+fn is_of_tokens(event: &TokenEvent) -> bool {
+    !matches!(event, TokenEvent::Queued | TokenEvent::Started)
+}
+
 pub(crate) fn drain(mut stream: TokenStream) -> Vec<TokenEvent> {
-    iter::from_fn(|| stream.blocking_recv()).collect()
+    iter::from_fn(|| next(&mut stream)).collect()
 }
 
 /// The last event of a request that found nothing cached.
@@ -93,7 +102,7 @@ proptest! {
         drop(handle);
         let engine = thread::spawn(|| engine.run());
         for ((mut stream, patience), (prompt, _)) in streams.into_iter().zip(&prompts) {
-            let seen: Vec<TokenEvent> = iter::from_fn(|| stream.blocking_recv()).take(patience).collect();
+            let seen: Vec<TokenEvent> = iter::from_fn(|| next(&mut stream)).take(patience).collect();
             drop(stream);
             let alone = generate(FakeModel::default(), &config(1, 1000), slice::from_ref(prompt));
             prop_assert_eq!(&alone[0][..seen.len()], &seen[..]);
@@ -123,14 +132,14 @@ fn a_long_prompt_does_not_hold_up_a_running_reply() {
     let mut running = handle.submit(request(&[1], 100)).unwrap();
     let mut step = || {
         permits.send(()).unwrap();
-        assert_eq!(running.blocking_recv(), Some(TokenEvent::Token(TokenId(7))));
+        assert_eq!(next(&mut running), Some(TokenEvent::Token(TokenId(7))));
     };
     step();
     let mut long = handle.submit(request(&[5; 30], 1)).unwrap();
     // The step that is already under way, then 30 prompt tokens at 3 a step beside the running row: a token each.
     (0..11).for_each(|_| step());
     drop(permits);
-    assert_eq!(long.blocking_recv(), Some(TokenEvent::Token(TokenId(7))));
+    assert_eq!(next(&mut long), Some(TokenEvent::Token(TokenId(7))));
     drop((running, long, handle));
     engine.join().unwrap();
 }
@@ -144,7 +153,7 @@ fn dropping_the_stream_ends_the_sequence_within_one_step() {
     drop(handle);
     let engine = thread::spawn(|| engine.run());
     permits.send(()).unwrap();
-    assert!(matches!(stream.blocking_recv(), Some(TokenEvent::Token(_))));
+    assert!(matches!(next(&mut stream), Some(TokenEvent::Token(_))));
     drop(stream); // Cancelled while it runs.
     drop(permits);
     engine.join().unwrap(); // `run` asserts that no KV slot leaked.
@@ -158,7 +167,7 @@ fn served(classes: &[ServiceClass]) -> Vec<usize> {
     let engine = thread::spawn(|| engine.run());
     let mut running = handle.submit(request(&[5], 2)).unwrap();
     permits.send(()).unwrap();
-    assert!(matches!(running.blocking_recv(), Some(TokenEvent::Token(_))), "the slot is taken");
+    assert!(matches!(next(&mut running), Some(TokenEvent::Token(_))), "the slot is taken");
     let submit = |service_class| handle.submit(Request { service_class, ..request(&[5], 1) }).unwrap();
     let mut waiting: Vec<(usize, TokenStream)> = classes.iter().map(|class| submit(*class)).enumerate().collect();
     permits.send(()).unwrap();
@@ -168,7 +177,8 @@ fn served(classes: &[ServiceClass]) -> Vec<usize> {
         permits.send(()).unwrap();
         // Each reply is one token, so each run serves one request.
         let served = loop {
-            let ready = waiting.iter_mut().position(|(_, stream)| stream.try_recv().is_ok());
+            let ready =
+                waiting.iter_mut().position(|(_, stream)| stream.try_recv().is_ok_and(|event| is_of_tokens(&event)));
             if let Some(position) = ready {
                 break position;
             }
@@ -203,7 +213,7 @@ fn prompts_that_are_too_long_together_are_refused_until_one_gets_its_slot() {
     assert!(matches!(submit(1).unwrap_err(), EngineError::TooManyTokensWaiting { capacity: 10 }));
     let engine = thread::spawn(|| engine.run());
     permits.send(()).unwrap();
-    assert!(matches!(first.blocking_recv(), Some(TokenEvent::Token(_))), "the first one has its slot");
+    assert!(matches!(next(&mut first), Some(TokenEvent::Token(_))), "the first one has its slot");
     let others = [submit(4).unwrap(), submit(6).unwrap()];
     assert!(matches!(submit(1).unwrap_err(), EngineError::TooManyTokensWaiting { .. }));
     drop((permits, first, others, handle));
@@ -219,7 +229,7 @@ fn a_full_queue_refuses_at_once() {
     let mut running = submit().unwrap();
     let mut step = || {
         permits.send(()).unwrap();
-        assert!(matches!(running.blocking_recv(), Some(TokenEvent::Token(_))));
+        assert!(matches!(next(&mut running), Some(TokenEvent::Token(_))));
     };
     step(); // `running` owns the only slot.
     let _waiting = (submit().unwrap(), submit().unwrap());
@@ -239,7 +249,7 @@ fn shutting_down_ends_everything_with_its_own_reason() {
     let waiting = handle.submit(request(&[2], 400)).unwrap();
     let engine = thread::spawn(|| engine.run());
     permits.send(()).unwrap();
-    assert!(matches!(running.blocking_recv(), Some(TokenEvent::Token(_))));
+    assert!(matches!(next(&mut running), Some(TokenEvent::Token(_))));
     handle.shut_down();
     assert!(!handle.is_running());
     assert!(matches!(handle.submit(request(&[1], 1)), Err(EngineError::Stopped)));
@@ -300,4 +310,16 @@ fn what_is_drawn_does_not_depend_on_the_threads_that_draw() {
     assert!(alone.iter().all(|reply| reply.len() == 5), "four tokens and `Finished`");
     assert_ne!(alone[0][..4], alone[1][..4], "draws differ");
     assert_eq!(alone, replies(3));
+}
+
+#[test]
+fn a_request_is_told_that_it_waits_and_that_it_has_begun() {
+    let (engine, handle) = Engine::new(&config(1, 64), FakeModel::default());
+    let streams = [(); 2].map(|()| handle.submit(request(&[5], 1)).unwrap());
+    drop(handle);
+    engine.run();
+    let [first, second] = streams.map(|mut stream| iter::from_fn(|| stream.blocking_recv()).collect::<Vec<_>>());
+    assert!(matches!(first[..], [TokenEvent::Started, TokenEvent::Token(_), TokenEvent::Finished { .. }]), "{first:?}");
+    let [TokenEvent::Queued, rest @ ..] = &second[..] else { panic!("{second:?}") };
+    assert_eq!(rest.len(), first.len());
 }

@@ -62,7 +62,11 @@ async fn said(lease: Lease) -> String {
     let events = lease.start(hello()).await.unwrap();
     let text = events.map(|event| match event {
         ChatEvent::Delta(Delta::Text(text)) => text,
-        ChatEvent::Delta(_) | ChatEvent::Logprobs(_) | ChatEvent::Finished(_) => String::new(),
+        ChatEvent::Queued
+        | ChatEvent::Started
+        | ChatEvent::Delta(_)
+        | ChatEvent::Logprobs(_)
+        | ChatEvent::Finished(_) => String::new(),
     });
     text.collect().await
 }

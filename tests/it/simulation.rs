@@ -2,7 +2,7 @@
 //! them, each says what it would say alone.
 
 use crate::{
-    engine::{config, request},
+    engine::{config, next, request},
     fake_model::{FakeModel, says},
 };
 use ortolan::engine::{
@@ -66,6 +66,7 @@ fn check(mut stream: TokenStream, case: &Case) -> usize {
     while said.len() < case.num_read {
         match stream.blocking_recv().expect("a stream ends with `Finished`") {
             TokenEvent::Token(token) => said.push(token),
+            TokenEvent::Queued | TokenEvent::Started => {}
             TokenEvent::Logprobs(_) => panic!("nobody asked for them"),
             TokenEvent::Finished { reason, num_cached_tokens } => {
                 assert_eq!((said, reason), (case.expected.clone(), FinishReason::Length));
@@ -167,7 +168,7 @@ fn guesses_that_prove_right_save_steps() {
         let case = request(&[1, 2], 100);
         let mut stream = handle.submit(Request { max_draft_tokens: Some(max_draft_tokens), ..case }).unwrap();
         let mut num_said = 0;
-        while let Some(TokenEvent::Token(token)) = stream.blocking_recv() {
+        while let Some(TokenEvent::Token(token)) = next(&mut stream) {
             assert_eq!(token, TokenId(7));
             num_said += 1;
         }

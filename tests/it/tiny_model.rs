@@ -48,7 +48,7 @@ pub(crate) fn endless(prompt: &[u32], max_output_tokens: u32) -> Request {
 pub(crate) fn token_ids(events: &[TokenEvent]) -> Vec<u32> {
     let token = |event: &TokenEvent| match event {
         TokenEvent::Token(token) => Some(token.0),
-        TokenEvent::Logprobs(_) | TokenEvent::Finished { .. } => None,
+        TokenEvent::Queued | TokenEvent::Started | TokenEvent::Logprobs(_) | TokenEvent::Finished { .. } => None,
     };
     events.iter().filter_map(token).collect()
 }

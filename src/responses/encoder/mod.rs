@@ -1,15 +1,22 @@
 //! The order of events, as types.
 //!
 //! ```text
-//! begin ─► Idle ─open_message──────────► InMessage        (text)*──────close─► Idle ─complete, incomplete or fail─► ∎
+//! begin ─► Begun (queued)─ start ─► Idle
+//!
+//!          Idle ─open_message──────────► InMessage        (text)*──────close─► Idle ─complete, incomplete or fail─► ∎
 //!            ├───open_reasoning────────► InReasoning      (text)*──────close───┤
 //!            ├───open_function_call────► InFunctionCall   (arguments)*─close───┤
 //!            ├───open_custom_tool_call─► InCustomToolCall (arguments)*─close───┤
 //!            └───compaction────────────────────────────────────────────────────┘
 //! ```
 //!
-//! A delta outside an item does not compile, nor does a delta of another kind, nor anything after the end:
+//! Nothing comes of a reply that has not started, and a delta outside an item does not compile, nor does a delta of another kind, nor anything after the end:
 //!
+//! ```compile_fail,E0599
+//! # fn f(begun: ortolan::responses::Encoder<ortolan::responses::Begun>) {
+//! begun.open_message();
+//! # }
+//! ```
 //! ```compile_fail,E0599
 //! # fn f(idle: ortolan::responses::Encoder<ortolan::responses::Idle>) {
 //! idle.text("no item is open".to_owned());
@@ -86,6 +93,10 @@ pub struct EncodeOptions {
     pub compaction: Option<String>,
 }
 
+/// Before anything is done for it.
+#[derive(Debug)]
+pub struct Begun;
+
 /// Between items.
 #[derive(Debug)]
 pub struct Idle;
@@ -93,17 +104,32 @@ pub struct Idle;
 /// Our items have one content part each.
 const CONTENT_INDEX: usize = 0;
 
-impl Encoder<Idle> {
-    /// Emits `response.created` and `response.in_progress`.
+impl Encoder<Begun> {
+    /// Emits `response.created`.
     pub fn begin(response: Response, options: EncodeOptions) -> Self {
-        let (created, in_progress) = (Box::new(response.clone()), Box::new(response.clone()));
+        let created = Box::new(response.clone());
         let reply = Reply { response, options, outbox: Vec::new(), next_sequence_number: 0 };
-        let mut encoder = Self { reply: Box::new(reply), state: Idle };
+        let mut encoder = Self { reply: Box::new(reply), state: Begun };
         encoder.emit(Payload::Created { response: created });
-        encoder.emit(Payload::InProgress { response: in_progress });
         encoder
     }
 
+    /// Emits `response.queued`: others come first.
+    pub fn queued(mut self) -> Self {
+        let response = Response { status: Status::Queued, ..self.reply.response.clone() };
+        self.emit(Payload::Queued { response: Box::new(response) });
+        self
+    }
+
+    /// Emits `response.in_progress`.
+    pub fn start(mut self) -> Encoder<Idle> {
+        let response = Box::new(self.reply.response.clone());
+        self.emit(Payload::InProgress { response });
+        self.replace_state(Idle).1
+    }
+}
+
+impl Encoder<Idle> {
     /// Whether no item has come yet.
     pub fn is_empty(&self) -> bool {
         self.reply.response.output.is_empty()
@@ -178,6 +204,11 @@ impl Encoder<Idle> {
 }
 
 impl<S> Encoder<S> {
+    /// How the reply is told.
+    pub fn options(&self) -> &EncodeOptions {
+        &self.reply.options
+    }
+
     /// The events not yet sent.
     pub fn drain(&mut self) -> Vec<ResponseEvent> {
         std::mem::take(&mut self.reply.outbox)
