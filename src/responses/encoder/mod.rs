@@ -1,7 +1,7 @@
 //! The order of events, as types.
 //!
 //! ```text
-//! begin ─► Begun (queued)─ start ─► Idle
+//! begin ─► Begun (queued)? ─start─► Idle
 //!
 //!          Idle ─open_message──────────► InMessage        (text)*──────close─► Idle ─complete, incomplete or fail─► ∎
 //!            ├───open_reasoning────────► InReasoning      (text)*──────close───┤
@@ -10,7 +10,8 @@
 //!            └───compaction────────────────────────────────────────────────────┘
 //! ```
 //!
-//! Nothing comes of a reply that has not started, and a delta outside an item does not compile, nor does a delta of another kind, nor anything after the end:
+//! An item before the start does not compile, nor does a delta outside an item, nor one of another kind, nor anything after
+//! the end:
 //!
 //! ```compile_fail,E0599
 //! # fn f(begun: ortolan::responses::Encoder<ortolan::responses::Begun>) {
