@@ -1,6 +1,7 @@
 //! What the model said, told apart.
 
 use crate::{engine::FinishReason, text::TokenLogprob};
+use futures::{Stream, StreamExt};
 
 /// Whether the reply waits, its pieces, then exactly one `Finished`.
 #[derive(Clone, Debug, PartialEq)]
@@ -55,4 +56,17 @@ pub struct Usage {
     pub output_tokens: usize,
     /// Those of them inside reasoning.
     pub reasoning_tokens: usize,
+}
+
+/// The text of a reply, without reasoning and calls, and how it ended; without an end, the engine was lost.
+pub async fn whole_answer(mut events: impl Stream<Item = ChatEvent> + Unpin) -> (String, Option<Finished>) {
+    let mut text = String::new();
+    while let Some(event) = events.next().await {
+        match event {
+            ChatEvent::Delta(Delta::Text(more)) => text.push_str(&more),
+            ChatEvent::Queued | ChatEvent::Started | ChatEvent::Delta(_) | ChatEvent::Logprobs(_) => {}
+            ChatEvent::Finished(finished) => return (text, Some(finished)),
+        }
+    }
+    (text, None)
 }

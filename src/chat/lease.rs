@@ -1,7 +1,7 @@
 //! The right to talk to a loaded model.
 
-use super::{Chat, ChatError, ChatEvent, ChatRequest, Delta, Finished, ServedModel};
-use crate::engine::{FinishReason, SamplingParams};
+use super::{Chat, ChatError, ChatEvent, ChatRequest, Finished, ServedModel, event::whole_answer};
+use crate::engine::SamplingParams;
 use futures::{Stream, StreamExt};
 use std::sync::Arc;
 
@@ -31,24 +31,12 @@ impl Lease {
         self.chat.count_tokens(request).await
     }
 
-    /// The answer to a request, when it is complete; reasoning and calls are left out. None when it failed.
+    /// The [whole answer](whole_answer) to a request.
     ///
     /// # Errors
     /// As for a reply.
-    pub async fn answer(&self, request: ChatRequest) -> Result<Option<String>, ChatError> {
-        let mut events = self.chat.start(request).await?;
-        let mut text = String::new();
-        while let Some(event) = events.next().await {
-            match event {
-                ChatEvent::Delta(Delta::Text(more)) => text.push_str(&more),
-                ChatEvent::Queued | ChatEvent::Started | ChatEvent::Delta(_) | ChatEvent::Logprobs(_) => {}
-                ChatEvent::Finished(Finished { reason: FinishReason::Stop | FinishReason::Length, .. }) => {
-                    return Ok(Some(text).filter(|text| !text.trim().is_empty()));
-                }
-                ChatEvent::Finished(_) => return Ok(None),
-            }
-        }
-        Ok(None)
+    pub async fn answer(&self, request: ChatRequest) -> Result<(String, Option<Finished>), ChatError> {
+        Ok(whole_answer(self.chat.start(request).await?).await)
     }
 
     /// See [`Chat::start`].

@@ -17,7 +17,7 @@ mod truncation;
 
 pub use crate::text::{Logprob, TokenLogprob};
 pub use error::ChatError;
-pub use event::{ChatEvent, Delta, Finished, Usage};
+pub use event::{ChatEvent, Delta, Finished, Usage, whole_answer};
 pub use lease::Lease;
 pub use loader::{LoadFailure, LoadTime, Loader, ModelEntry};
 pub use markup::Prompt;

@@ -7,7 +7,7 @@ use super::{
     response::{Failure, Response, Usage, new_id, unix_seconds},
 };
 use crate::{
-    chat::{Calls, ChatError, ChatEvent, ChatRequest, Delta, Lease, Message, OutputFormat, Role},
+    chat::{self, Calls, ChatError, ChatEvent, ChatRequest, Finished, Lease, Message, OutputFormat, Role},
     engine::FinishReason,
 };
 use futures::{Stream, StreamExt, stream};
@@ -79,7 +79,10 @@ pub async fn compact_beyond(
     }
     let mut older = request.clone();
     older.messages.truncate(last_turn);
-    let Some(summary) = lease.answer(summary_request(older)).await? else { return Ok(None) };
+    let (summary, finished) = lease.answer(summary_request(older)).await?;
+    if !finished.is_some_and(|finished| is_summary(&summary, finished.reason)) {
+        return Ok(None);
+    }
     let last = request.messages.split_off(last_turn);
     request.messages.retain(is_system);
     request.messages.push(Message::text(Role::Assistant, format!("{INTRODUCTION}{summary}")));
@@ -87,37 +90,29 @@ pub async fn compact_beyond(
     Ok(Some(summary))
 }
 
+/// A conversation must not be exchanged for nothing.
+fn is_summary(text: &str, reason: FinishReason) -> bool {
+    matches!(reason, FinishReason::Stop | FinishReason::Length) && !text.trim().is_empty()
+}
+
 /// The events of a response that is nothing but a compaction.
 pub fn encode_compaction<C: Stream<Item = ChatEvent> + Unpin>(
     response: Response,
     dialect: Dialect,
-    mut chat: C,
+    chat: C,
 ) -> impl Stream<Item = ResponseEvent> + use<C> {
     let mut encoder = Encoder::begin(response, super::EncodeOptions::default()).start();
     let first = encoder.drain();
     let rest = async move {
-        let mut summary = String::new();
-        while let Some(event) = chat.next().await {
-            match event {
-                ChatEvent::Delta(Delta::Text(text)) => summary.push_str(&text),
-                ChatEvent::Queued | ChatEvent::Started | ChatEvent::Delta(_) | ChatEvent::Logprobs(_) => {}
-                ChatEvent::Finished(finished) => {
-                    let usage = finished.usage;
-                    return match finished.reason {
-                        // A conversation must not be lost for nothing.
-                        FinishReason::Stop | FinishReason::Length if summary.trim().is_empty() => {
-                            encoder.fail(Failure::Model, Some(usage))
-                        }
-                        FinishReason::Stop | FinishReason::Length => {
-                            encoder.compaction(dialect.seal_compaction(&summary)).complete(usage)
-                        }
-                        FinishReason::Error => encoder.fail(Failure::Model, Some(usage)),
-                        FinishReason::Shutdown => encoder.fail(Failure::Shutdown, Some(usage)),
-                    };
-                }
+        let (summary, finished) = chat::whole_answer(chat).await;
+        match finished {
+            None => encoder.fail(Failure::EngineLost, None),
+            Some(Finished { reason, usage }) if is_summary(&summary, reason) => {
+                encoder.compaction(dialect.seal_compaction(&summary)).complete(usage)
             }
+            Some(Finished { reason: FinishReason::Shutdown, usage }) => encoder.fail(Failure::Shutdown, Some(usage)),
+            Some(Finished { usage, .. }) => encoder.fail(Failure::Model, Some(usage)),
         }
-        encoder.fail(Failure::EngineLost, None)
     };
     stream::iter(first).chain(stream::once(rest).flat_map(stream::iter))
 }

@@ -17,7 +17,7 @@ pub struct InvalidRequest {
 
 impl InvalidRequest {
     /// A field that must be there is not.
-    pub(super) fn missing(path: &str) -> Self {
+    pub(crate) fn missing(path: &str) -> Self {
         Self::new(path, "missing_required_parameter", "is required".to_owned())
     }
 

@@ -1,12 +1,12 @@
 //! `POST /v1/responses/compact`
 
-use super::{ApiError, AppState, body, request_log::Generation};
-use crate::{
-    chat::ChatRequest,
-    responses::{self, Compaction, CreateResponse},
+use super::{
+    ApiError, AppState,
+    addressed::{Addressed, read_body},
+    request_log::Generation,
 };
+use crate::responses::{self, Compaction, CreateResponse, InvalidRequest};
 use actix_web::{HttpRequest, HttpResponse, web};
-use serde_json::Value;
 
 /// A window of items to go on from, in place of a conversation that has become long.
 pub(super) async fn compact(
@@ -15,20 +15,14 @@ pub(super) async fn compact(
     payload: web::Payload,
     generation: web::ReqData<Generation>,
 ) -> Result<HttpResponse, ApiError> {
-    if app.is_draining() {
-        return Err(ApiError::Draining);
-    }
-    let mut json: Value = body::read_json(&request, payload, &app.config).await?;
-    app.dialect.resolve(&mut json)?;
+    let json = read_body(&app, &request, payload).await?;
     let body = CreateResponse::parse(&json, app.config.unknown_fields())?;
-    let cache_salt = app.cache_salt(&request);
-
-    let model = app.models.get(body.model())?;
-    generation.set_model(model.name());
-    let lease = model.lease().await?;
-    let (response, request) = body.begin(model.name(), lease.default_sampling());
-    let request = ChatRequest { cache_salt, ..responses::summary_request(request) };
-    let chat = lease.start(request).await?;
+    if body.model().is_none() {
+        // The protocol wants it here, and nowhere else.
+        return Err(InvalidRequest::missing("model").into());
+    }
+    let Addressed { lease, response, request } = Addressed::new(&app, &request, body, &generation).await?;
+    let chat = lease.start(responses::summary_request(request)).await?;
     let events = responses::encode_compaction(response, app.dialect.clone(), chat);
     let response = responses::last_response(events).await;
     generation.set_outcome(&response);

@@ -1,5 +1,6 @@
 //! HTTP. The only layer that names actix, and the only one that knows status codes.
 
+mod addressed;
 mod body;
 mod compact;
 mod config;

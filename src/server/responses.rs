@@ -1,10 +1,12 @@
 //! `POST /v1/responses`
 
-use super::{ApiError, AppState, body, request_log::Generation, sse};
-use crate::{
-    chat::ChatRequest,
-    responses::{self, CreateResponse},
+use super::{
+    ApiError, AppState,
+    addressed::{Addressed, read_body},
+    request_log::Generation,
+    sse,
 };
+use crate::responses::{self, CreateResponse};
 use actix_web::{HttpRequest, HttpResponse, web};
 use futures::StreamExt;
 
@@ -15,24 +17,14 @@ pub(super) async fn create(
     payload: web::Payload,
     generation: web::ReqData<Generation>,
 ) -> Result<HttpResponse, ApiError> {
-    if app.is_draining() {
-        return Err(ApiError::Draining);
-    }
-    let mut json = body::read_json(&request, payload, &app.config).await?;
-    app.dialect.resolve(&mut json)?;
+    let mut json = read_body(&app, &request, payload).await?;
     let is_compaction = responses::take_trigger(&mut json);
     let body = CreateResponse::parse(&json, app.config.unknown_fields())?;
     drop(json); // It may be large, and a reply takes its time.
     let streamed = body.stream();
     let mut options = app.dialect.encode_options(body.reply_options());
     let compact_threshold = body.compact_threshold();
-    let cache_salt = app.cache_salt(&request);
-
-    let model = app.models.get(body.model())?;
-    generation.set_model(model.name());
-    let lease = model.lease().await?;
-    let (response, request) = body.begin(model.name(), lease.default_sampling());
-    let mut request = ChatRequest { cache_salt, ..request };
+    let Addressed { lease, response, mut request } = Addressed::new(&app, &request, body, &generation).await?;
     let events = if is_compaction {
         let chat = lease.start(responses::summary_request(request)).await?;
         responses::encode_compaction(response, app.dialect.clone(), chat).left_stream()

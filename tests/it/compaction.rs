@@ -37,6 +37,9 @@ async fn a_window_takes_the_place_of_a_conversation() {
     assert_eq!(items[1]["content"], json!([{ "type": "input_text", "text": "Second." }]));
     assert!(!window.to_string().contains("agreed"), "the summary is sealed");
 
+    let nameless = post("/v1/responses/compact", json!({ "input": conversation() }));
+    assert_eq!(service::call_service(&app, nameless).await.status(), 400, "it has to name the model");
+
     // The window counts as many tokens as what it stands for.
     let count = async |input: Value| {
         let body = json!({ "input": input });
