@@ -285,11 +285,22 @@ fn nearest<'k>(key: &str, known: impl IntoIterator<Item = &'k String>) -> String
 
 /// The cause in its own words, and the layer of the key that they name.
 fn invalid(cause: &Cause, origins: &Origins) -> ConfigError {
-    let message = with_dots(&cause.to_string());
+    let message = without_types(with_dots(&cause.to_string()));
     let named = origins.iter().filter(|(key, _)| message.contains(&format!("`{key}")));
     // `server.port` is named by itself, an element of a list as `models[0].name`.
     let origin = named.max_by_key(|(key, _)| key.len()).map(|(_, (_, origin))| origin.clone());
     ConfigError::Invalid { message, origin }
+}
+
+/// The config crate names the Rust type where a word is not one of those that a key takes.
+fn without_types(message: String) -> String {
+    let Some((_type, rest)) = message.strip_prefix("enum ").and_then(|rest| rest.split_once(' ')) else {
+        return message;
+    };
+    match rest.strip_prefix("does not have variant constructor ") {
+        Some(rest) => format!("none of the words that config/default.toml lists is {rest}"),
+        None => message,
+    }
 }
 
 /// The config crate spells `models[0].name` as `models[0]name`.
@@ -358,6 +369,7 @@ mod tests {
         insta::assert_snapshot!(error(&["server.prot=1"]), @"--set sets `server.prot`, which is not a setting; did you mean `server.port`?");
         insta::assert_snapshot!(error(&["server.port=many"]), @r#"invalid type: string "many", expected an integer for key `server.port` (set by --set)"#);
         insta::assert_snapshot!(error(&["engine.max_batch_size=0"]), @"invalid value: integer `0`, expected a nonzero u32 for key `engine.max_batch_size` (set by --set)");
+        insta::assert_snapshot!(error(&["responses.reasoning_events=raw"]), @"none of the words that config/default.toml lists is raw for key `responses.reasoning_events` (set by --set)");
         insta::assert_snapshot!(error(&["engine.providers=[\"gpu\"]"]), @"unknown variant `gpu`, expected one of `cpu`, `cuda`, `tensorrt` for key `engine.providers[0]` (set by --set)");
         insta::assert_snapshot!(error(&["models=[{ name = \"a\", paht = \"b\" }]"]), @"--set sets `models[0].paht`, which is not a setting; did you mean `models[0].path`?");
         insta::assert_snapshot!(error(&["models=[]"]), @"`models` is empty; name at least one model (set by --set)");
