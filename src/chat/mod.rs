@@ -51,6 +51,8 @@ pub struct ChatModel {
     pub tokenizer: Arc<Tokenizer>,
     /// Messages to prompt.
     pub template: ChatTemplate,
+    /// How it marks reasoning and tool calls.
+    pub reply_format: ReplyFormat,
     /// Tokens that end a reply.
     pub stop_tokens: Arc<[TokenId]>,
     /// What applies where a request says nothing.
@@ -160,7 +162,7 @@ impl Chat {
     /// Renders and tokenizes; compiles what the reply has to follow.
     fn prompt(&self, request: &mut ChatRequest) -> Result<Start, ChatError> {
         let (rendered, tokens) = self.fitting_prompt(request)?;
-        let ReplyFormat { think, tool_call } = self.model.template.reply_format();
+        let ReplyFormat { think, tool_call } = self.model.reply_format;
         // A model that must call does so in our format if it has none of its own.
         let format = ReplyFormat { think, tool_call: tool_call || request.calls.mode == CallMode::Required };
         let constraint = self.constraint(request, format, format.begins_reasoning(rendered.last_words()))?;

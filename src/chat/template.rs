@@ -1,7 +1,7 @@
 //! Prompts from messages, through the model's own chat template.
 
 use super::{
-    ChatError, ChatRequest, Message, ReplyFormat, Role, Tool, ToolCall,
+    ChatError, ChatRequest, Message, Role, Tool, ToolCall,
     markup::{Markup, Prompt, Scope},
     python_json,
 };
@@ -22,7 +22,6 @@ pub struct ChatTemplate {
     environment: Environment<'static>,
     /// `bos_token`, `eos_token` and their like.
     special_tokens: BTreeMap<String, String>,
-    reply_format: ReplyFormat,
     markup: Markup,
 }
 
@@ -63,7 +62,6 @@ impl ChatTemplate {
         if MAX_SOURCE_BYTES < source.len() {
             return Err(TemplateError::TooLarge { num_bytes: source.len() });
         }
-        let reply_format = ReplyFormat::of_template(source);
         let markup = Markup::new(added_tokens, source).map_err(|error| TemplateError::Invalid(error.to_string()))?;
         let source = without_generation_tags(source);
         let compile = move || {
@@ -76,12 +74,7 @@ impl ChatTemplate {
         let environment = compiled
             .map_err(|_| TemplateError::Invalid("the compiler panicked on it".to_owned()))?
             .map_err(|error| TemplateError::Invalid(describe(&error)))?;
-        Ok(Self { environment, special_tokens, reply_format, markup })
-    }
-
-    /// How this model marks reasoning and tool calls.
-    pub fn reply_format(&self) -> ReplyFormat {
-        self.reply_format
+        Ok(Self { environment, special_tokens, markup })
     }
 
     /// The prompt for a chat. Where a client's words spell a token that steers the model, the prompt remembers that they

@@ -1,7 +1,7 @@
 //! One of `[[models]]`: its folder is checked at start, its engine started and, after it was unloaded, started again.
 
 use crate::{
-    chat::{Chat, ChatModel, ChatTemplate, LoadFailure, LoadTime, Loader, ModelEntry},
+    chat::{Chat, ChatModel, ChatTemplate, LoadFailure, LoadTime, Loader, ModelEntry, ReplyFormat},
     config::ModelConfig,
     engine::{self, Engine, Runtime},
     model_dir::ModelDir,
@@ -157,6 +157,7 @@ fn chat_model(dir: &ModelDir) -> anyhow::Result<ChatModel> {
     Ok(ChatModel {
         tokenizer: Arc::new(tokenizer),
         template,
+        reply_format: ReplyFormat::of_template(source),
         stop_tokens: stop_tokens.into(),
         default_sampling: dir.generation.sampling(),
         prompt_permits: Arc::new(Semaphore::new(thread::available_parallelism().map_or(1, usize::from))),

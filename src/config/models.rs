@@ -18,6 +18,10 @@ pub struct ModelConfig {
     pub load: LoadTime,
     /// Seconds without a request until it is unloaded; 0 keeps it.
     pub idle_unload: u64,
+    /// Which of the folder's graphs, such as `q4f16`; `auto` picks one.
+    pub variant: String,
+    /// How it marks reasoning and calls, by name; `auto` finds out.
+    pub response_format: String,
     /// Its own engine's.
     pub engine: EngineConfig,
 }
@@ -30,6 +34,10 @@ pub struct LoadingConfig {
     pub load: LoadTime,
     /// Seconds without a request until a model is unloaded; 0 keeps it.
     pub idle_unload: u64,
+    /// Which of a folder's graphs, such as `q4f16`; `auto` picks one.
+    pub variant: String,
+    /// How models mark reasoning and calls, by name; `auto` finds out.
+    pub response_format: String,
 }
 
 /// Keys of an entry that have no default.

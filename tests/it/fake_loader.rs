@@ -3,7 +3,7 @@
 use crate::{engine::config, fake_model::FakeModel, tiny_model::fixture};
 use futures::executor::block_on;
 use ortolan::{
-    chat::{Chat, ChatModel, ChatTemplate, LoadFailure, LoadTime, Loader, ModelEntry, Models},
+    chat::{Chat, ChatModel, ChatTemplate, LoadFailure, LoadTime, Loader, ModelEntry, Models, ReplyFormat},
     engine::{Engine, EngineConfig, SamplingParams, TokenId},
     text::{Piece, Tokenizer},
 };
@@ -33,11 +33,10 @@ pub(crate) fn script(reply: &str) -> Vec<u32> {
 
 fn chat_model() -> ChatModel {
     let template = fs::read_to_string(fixture("tiny-gqa").join("chat_template.jinja")).unwrap();
-    // The markup that a reply may use is read off the template.
-    let template = template + "{# <think> </think> #}";
     ChatModel {
         tokenizer: tokenizer(),
         template: ChatTemplate::new(&template, BTreeMap::new(), tokenizer().added_tokens()).unwrap(),
+        reply_format: ReplyFormat { think: true, tool_call: true },
         stop_tokens: [STOP].into(),
         default_sampling: SamplingParams { temperature: 0.0, ..SamplingParams::default() },
         prompt_permits: Arc::new(Semaphore::new(2)),
