@@ -5,6 +5,7 @@ mod generation;
 mod hf;
 mod onnx;
 mod signature;
+pub mod variant;
 
 pub use error::ModelDirError;
 pub use generation::Generation;
