@@ -6,7 +6,7 @@ use crate::{
         self, Batch, Engine, EngineConfig, EngineHandle, Logits, Model, ModelSpec, Request, Runtime, SamplingParams,
         ServiceClass, Stats, TokenEvent, TokenId, TokenStream,
     },
-    model_dir::ModelDir,
+    model_dir::{ModelDir, Target},
 };
 use anyhow::{Context, bail};
 use clap::Args;
@@ -72,7 +72,7 @@ struct Rate {
 }
 
 pub(super) fn run(args: &BenchArgs, config: &EngineConfig, runtime: &Runtime) -> anyhow::Result<u8> {
-    let spec = ModelDir::open(&args.dir)?.spec;
+    let spec = ModelDir::open(&args.dir, &Target::CPU)?.spec;
     let most_rows = args.rows.iter().map(|rows| rows.get()).max().unwrap_or(1);
     // While the last prompts are computed, the first sequences decode already.
     let num_chunks = args.context.div_ceil(config.max_step_tokens.checked_sub(most_rows).unwrap_or(32).max(1));

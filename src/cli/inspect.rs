@@ -1,11 +1,11 @@
 //! `ortolan inspect DIR`
 
 use super::{SUCCESS, print_line};
-use crate::model_dir::ModelDir;
+use crate::model_dir::{ModelDir, Target};
 use std::path::Path;
 
 pub(super) fn run(dir: &Path) -> anyhow::Result<u8> {
-    for (name, value) in describe(&ModelDir::open(dir)?) {
+    for (name, value) in describe(&ModelDir::open(dir, &Target::CPU)?) {
         print_line(format_args!("{name:<18} {value}"))?;
     }
     Ok(SUCCESS)
@@ -37,7 +37,7 @@ fn describe(model: &ModelDir) -> Vec<(&'static str, String)> {
         ("context", format!("{} tokens", spec.context_tokens)),
         ("memory per token", bytes(spec.kv_bytes_per_token() as u64)),
         ("memory per slot", format!("{} for the whole context", bytes(slot_bytes as u64))),
-        ("chat template", if model.chat_template.is_some() { "yes" } else { "none: cannot be served" }.to_owned()),
+        ("chat template", if model.chat_template().is_some() { "yes" } else { "none: cannot be served" }.to_owned()),
         ("stop tokens", stop_tokens.join(", ")),
         ("operators", operators),
     ]

@@ -1,10 +1,11 @@
 //! One of `[[models]]`: its folder is checked at start, its engine started and, after it was unloaded, started again.
 
+use super::machine;
 use crate::{
     chat::{Chat, ChatModel, ChatTemplate, LoadFailure, LoadTime, Loader, ModelEntry, ReplyFormat},
     config::ModelConfig,
     engine::{self, Engine, Runtime},
-    model_dir::ModelDir,
+    model_dir::{ModelDir, Target},
     text::Tokenizer,
 };
 use anyhow::{Context, bail};
@@ -90,6 +91,7 @@ impl ModelLoader {
         let (ModelConfig { name, engine: config, .. }, spec) = (&self.config, dir.spec);
         tracing::info!(
             model = name,
+            variant = dir.variant.name,
             family = spec.family.name(),
             layers = spec.kv.len() / 2,
             context_tokens = spec.context_tokens,
@@ -111,6 +113,9 @@ impl ModelLoader {
     }
 }
 
+/// In the config, leaves a choice to ortolan.
+const AUTO: &str = "auto";
+
 /// Goes off when the thread that holds it panics.
 struct Alarm(watch::Sender<bool>);
 
@@ -125,7 +130,10 @@ impl Drop for Alarm {
 
 impl Folder {
     fn open(config: &ModelConfig) -> anyhow::Result<Self> {
-        let dir = ModelDir::open(&config.path)?;
+        let device = machine::device(&config.engine.providers);
+        let variant = Some(config.variant.as_str()).filter(|variant| *variant != AUTO);
+        let target = Target { variant, device, memory_bytes: machine::free_memory(device) };
+        let dir = ModelDir::open(&config.path, &target)?;
         let chat = chat_model(&dir)?;
         Ok(Self { dir, chat })
     }
@@ -141,7 +149,7 @@ fn chat_model(dir: &ModelDir) -> anyhow::Result<ChatModel> {
             dir.spec.vocab_size
         );
     }
-    let Some(source) = &dir.chat_template else {
+    let Some(source) = dir.chat_template() else {
         bail!("{} has no chat template; add chat_template.jinja", dir.path.display());
     };
     let template = ChatTemplate::new(source, dir.special_tokens.clone(), tokenizer.added_tokens())

@@ -3,6 +3,7 @@
 mod bench;
 mod inspect;
 mod loader;
+mod machine;
 mod serve;
 
 use crate::{

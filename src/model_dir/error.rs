@@ -1,5 +1,6 @@
 //! What can be wrong with a model folder.
 
+use super::variant::VariantError;
 use std::{io, path::PathBuf};
 
 /// Each is one sentence for the operator.
@@ -33,11 +34,37 @@ pub enum ModelDirError {
         /// Where and why.
         message: String,
     },
-    /// The length of the context is nowhere else.
-    #[error("{} does not say `max_position_embeddings`, the length of the model's context; add it", path.display())]
-    NoContext {
-        /// `config.json`
+    /// No graph can be taken.
+    #[error("the model folder {} cannot be served: {cause}{advice}", path.display())]
+    Variant {
+        /// The folder.
         path: PathBuf,
+        /// Why not, and what there is.
+        cause: VariantError,
+        /// What else is in it.
+        advice: &'static str,
+    },
+    /// A file that a name or a link places elsewhere.
+    #[error("{} lies outside of the model folder, where nothing is read; copy the file into it", path.display())]
+    Outside {
+        /// Where it would be in the folder.
+        path: PathBuf,
+    },
+    /// The folder is not as its manifest says.
+    #[error("{} is not as manifest.json says: {what}; download it again, or run `ortolan manifest` if it was you who changed it", path.display())]
+    Altered {
+        /// Which file.
+        path: PathBuf,
+        /// How it differs.
+        what: String,
+    },
+    /// The file cannot be written.
+    #[error("{} cannot be written: {source}", path.display())]
+    Unwritable {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
     },
     /// The graph has a form that ortolan does not run.
     #[error("the graph {} is not understood: {message}", path.display())]

@@ -1,13 +1,15 @@
 //! `generation_config.json`: how the model's authors want it sampled and where its replies end.
 
-use super::hf::TokenIds;
 use crate::engine::{SamplingParams, TokenId};
 use serde::Deserialize;
+use serde_json::Value;
 
 /// Settings of the model's authors; what they leave open is none.
 #[derive(Debug, Default, Deserialize)]
 pub struct Generation {
+    #[serde(default)]
     eos_token_id: Option<TokenIds>,
+    bos_token_id: Option<u32>,
     do_sample: Option<bool>,
     temperature: Option<f32>,
     top_k: Option<u32>,
@@ -16,17 +18,50 @@ pub struct Generation {
     repetition_penalty: Option<f32>,
 }
 
+/// One token or several. Some files spell "none" as -1.
+#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq)]
+#[serde(from = "Value")]
+pub(super) struct TokenIds(Vec<u32>);
+
+impl TokenIds {
+    /// `None` where the value names no token.
+    pub(super) fn of(value: &Value) -> Option<Self> {
+        let id = |value: &Value| value.as_u64().and_then(|id| u32::try_from(id).ok());
+        let ids: Vec<u32> = match value {
+            Value::Array(several) => several.iter().filter_map(id).collect(),
+            one => id(one).into_iter().collect(),
+        };
+        Some(Self(ids)).filter(|ids| !ids.0.is_empty())
+    }
+}
+
+impl From<Value> for TokenIds {
+    fn from(value: Value) -> Self {
+        Self::of(&value).unwrap_or_default()
+    }
+}
+
 impl Generation {
-    /// Takes the end tokens of `config.json` where this file names none.
-    pub(super) fn with_fallback(mut self, eos_token_id: Option<TokenIds>) -> Self {
-        self.eos_token_id = self.eos_token_id.or(eos_token_id);
+    /// The `search` of `genai_config.json`, which says nothing of tokens.
+    pub(super) fn of_genai(search: &Value) -> Self {
+        Self::deserialize(search).unwrap_or_default()
+    }
+
+    /// Takes the tokens of another file where this one names none.
+    pub(super) fn with_fallback(mut self, eos_token_id: Option<TokenIds>, bos_token_id: Option<u32>) -> Self {
+        self.eos_token_id = self.eos_token_id.filter(|ids| !ids.0.is_empty()).or(eos_token_id);
+        self.bos_token_id = self.bos_token_id.or(bos_token_id);
         self
+    }
+
+    /// Token that begins a text, for templates that name it.
+    pub fn bos_token(&self) -> Option<TokenId> {
+        self.bos_token_id.map(TokenId)
     }
 
     /// Tokens that end a reply.
     pub fn stop_tokens(&self) -> Vec<TokenId> {
-        let ids = self.eos_token_id.clone().map(TokenIds::into_vec).unwrap_or_default();
-        ids.into_iter().map(TokenId).collect()
+        self.eos_token_id.iter().flat_map(|ids| &ids.0).copied().map(TokenId).collect()
     }
 
     /// What applies where a request says nothing. `do_sample: false` means the best token each time; a file without it is
@@ -60,7 +95,8 @@ mod tests {
     fn end_tokens_are_one_or_several() {
         assert_eq!(parse(r#"{"eos_token_id": 7}"#).stop_tokens(), [TokenId(7)]);
         assert_eq!(parse(r#"{"eos_token_id": [7, 9]}"#).stop_tokens(), [TokenId(7), TokenId(9)]);
-        assert_eq!(parse("{}").with_fallback(Some(TokenIds::One(3))).stop_tokens(), [TokenId(3)]);
+        assert_eq!(parse("{}").with_fallback(Some(TokenIds(vec![3])), None).stop_tokens(), [TokenId(3)]);
+        assert_eq!(parse(r#"{"eos_token_id": -1}"#).stop_tokens(), []);
     }
 
     #[test]

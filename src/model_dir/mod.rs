@@ -1,86 +1,135 @@
 //! Is this folder a complete and consistent model? Nothing is run here, so `ortolan inspect` needs no runtime library.
 
 mod error;
+mod folder;
 mod generation;
 mod hf;
+mod manifest;
 mod onnx;
 mod signature;
+mod tokenizer_config;
 pub mod variant;
 
 pub use error::ModelDirError;
 pub use generation::Generation;
+pub use manifest::write_manifest;
 pub use onnx::OnnxSummary;
+pub use tokenizer_config::DEFAULT_TEMPLATE;
 
 use crate::engine::ModelSpec;
-use hf::{HfConfig, TokenizerConfig};
+use folder::Folder;
+use hf::HfConfig;
+use serde_json::Value;
 use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
 };
+use tokenizer_config::TokenizerConfig;
+use variant::{Device, Variant};
 
 /// What a model folder holds, checked against itself.
 #[derive(Debug)]
 pub struct ModelDir {
-    /// The folder.
+    /// Where `config.json` and the tokenizer are: the folder, or one of the GenAI model builder's in it.
     pub path: PathBuf,
+    /// The graph that was chosen.
+    pub variant: Variant,
+    /// All that there are.
+    pub variants: Vec<Variant>,
+    /// Whether every file is as `manifest.json` says; false where there is none.
+    pub is_sealed: bool,
     /// From the graph, checked against `config.json`.
     pub spec: ModelSpec,
     /// What else the graph says of itself.
     pub onnx: OnnxSummary,
-    /// `model_type` of `config.json`.
+    /// As `transformers` calls the family.
     pub model_type: Option<String>,
     /// `tokenizer.json`
     pub tokenizer: PathBuf,
-    /// Jinja source, from `chat_template.jinja` or `tokenizer_config.json`.
-    pub chat_template: Option<String>,
+    /// Jinja sources by name; most folders have one, [`DEFAULT_TEMPLATE`].
+    pub chat_templates: BTreeMap<String, String>,
+    /// How a reply is told apart, where the tokenizer's config says it.
+    pub response_template: Option<Value>,
     /// `bos_token`, `eos_token` and their like, for the template.
     pub special_tokens: BTreeMap<String, String>,
-    /// From `generation_config.json`.
+    /// From `generation_config.json` or `genai_config.json`.
     pub generation: Generation,
+    /// Options that the exporter wants of execution providers, by the provider's name.
+    pub provider_options: BTreeMap<String, BTreeMap<String, String>>,
 }
 
-/// Where exporters put the graph, most usual first.
-const ONNX_FILES: [&str; 2] = ["onnx/model.onnx", "model.onnx"];
+/// What the graph is chosen for.
+#[derive(Clone, Copy, Debug)]
+pub struct Target<'a> {
+    /// By name; `None` takes the best.
+    pub variant: Option<&'a str>,
+    /// Where it is to run.
+    pub device: Device,
+    /// What the weights may need of; `None` where that is not known.
+    pub memory_bytes: Option<u64>,
+}
+
+impl Target<'_> {
+    /// The best graph for a CPU, however large.
+    pub const CPU: Target<'static> = Target { variant: None, device: Device::Cpu, memory_bytes: None };
+}
+
+const GENAI_CONFIG: &str = "genai_config.json";
+/// Those of graphs that are not merged, as Optimum wrote them until 2023.
+const UNMERGED: &str = "decoder_with_past_model.onnx";
+/// What a config that leaves out the length of the context is taken for: it is the default of the classes whose configs do.
+const UNTOLD_CONTEXT: usize = 131_072;
 
 impl ModelDir {
-    /// Reads everything but the weights.
+    /// Reads everything but the weights; those, too, where there is a manifest.
     ///
     /// # Errors
     /// See [`ModelDirError`]; each is one sentence that names the file.
-    pub fn open(path: &Path) -> Result<Self, ModelDirError> {
-        if !path.is_dir() {
-            return Err(ModelDirError::NotAFolder { path: path.to_path_buf() });
-        }
-        let config_path = path.join("config.json");
-        let config: HfConfig = hf::read_json(&config_path)?;
-        let context_tokens = config.max_position_embeddings.ok_or(ModelDirError::NoContext { path: config_path })?;
-        let tokenizer_config: TokenizerConfig = hf::read_optional_json(&path.join("tokenizer_config.json"))?;
-        let generation: Generation = hf::read_optional_json(&path.join("generation_config.json"))?;
-        let tokenizer = path.join("tokenizer.json");
-        if !tokenizer.is_file() {
-            return Err(ModelDirError::Missing { path: tokenizer });
-        }
-        let file = find_onnx(path)?;
+    pub fn open(path: &Path, target: &Target<'_>) -> Result<Self, ModelDirError> {
+        let top = Folder::open(path)?;
+        let files = top.files()?;
+        let is_sealed = manifest::check(&top, &files)?;
+        let variants = variant::variants(&files);
+        let variant = variant::choose(&files, target.variant, target.device, target.memory_bytes).map_err(|cause| {
+            let unmerged = files.iter().any(|(name, _)| name.ends_with(UNMERGED));
+            ModelDirError::Variant { path: path.to_path_buf(), cause, advice: if unmerged { MERGE } else { "" } }
+        })?;
+        let folder = top.enter(&variant.dir)?;
+        let genai: Option<Value> = folder.json(GENAI_CONFIG)?;
+        let config = HfConfig::read(&folder, genai.as_ref())?;
+        let mut tokenizer_config = TokenizerConfig::read(&folder)?;
+        let tokenizer = folder.require("tokenizer.json")?;
+        let file = match &genai {
+            Some(genai) => hf::genai_graph(&folder, genai)?,
+            None => top.require(&variant.graph)?,
+        };
         let graph = onnx::read(&file)?;
+        let context_tokens = config.context_tokens.unwrap_or(UNTOLD_CONTEXT);
         let spec = signature::spec(&file, &graph, &config, context_tokens)?;
+        let search = genai.as_ref().map(|genai| Generation::of_genai(&genai["search"]));
+        let generation = folder.json("generation_config.json")?.or(search).unwrap_or_default();
         Ok(Self {
+            path: folder.root().to_path_buf(),
+            variant,
+            variants,
+            is_sealed,
             spec,
             onnx: graph.summary,
-            model_type: config.model_type.clone(),
             tokenizer,
-            chat_template: match hf::read_optional_text(&path.join("chat_template.jinja"))? {
-                Some(source) => Some(source),
-                None => tokenizer_config.default_chat_template(),
-            },
-            special_tokens: tokenizer_config.special_tokens(),
-            generation: generation.with_fallback(config.eos_token_id),
-            path: path.to_path_buf(),
+            chat_templates: tokenizer_config.chat_templates(&folder)?,
+            special_tokens: tokenizer_config.special_tokens(&folder)?,
+            response_template: tokenizer_config.response_template,
+            generation: generation.with_fallback(config.eos_token_id, config.bos_token_id),
+            provider_options: genai.as_ref().map(hf::provider_options).unwrap_or_default(),
+            model_type: config.model_type,
         })
+    }
+
+    /// The chat template that has no other name.
+    pub fn chat_template(&self) -> Option<&str> {
+        self.chat_templates.get(DEFAULT_TEMPLATE).map(String::as_str)
     }
 }
 
-fn find_onnx(path: &Path) -> Result<PathBuf, ModelDirError> {
-    let candidates = ONNX_FILES.map(|file| path.join(file));
-    let found = candidates.iter().find(|file| file.is_file());
-    found.cloned().ok_or_else(|| ModelDirError::Missing { path: path.join(ONNX_FILES[0]) })
-}
+const MERGE: &str =
+    " (decoder_model.onnx and decoder_with_past_model.onnx are two halves of one: export it again as one graph)";

@@ -7,7 +7,7 @@ use crate::{
 use ortolan::{
     chat::{ChatRequest, ChatTemplate, Message, Role, Tool, ToolCall},
     engine::TokenId,
-    model_dir::ModelDir,
+    model_dir::{ModelDir, Target},
     text::{Piece, Tokenizer},
 };
 use serde::Deserialize;
@@ -127,10 +127,10 @@ fn request(case: &Rendering) -> ChatRequest {
 /// Tokens are the same too, but where a client's words spell a special token.
 #[test]
 fn the_starters_prompts_are_those_of_transformers() {
-    let dir = ModelDir::open(&starter()).unwrap();
+    let dir = ModelDir::open(&starter(), &Target::CPU).unwrap();
     let tokenizer = Tokenizer::load(&dir.tokenizer).unwrap();
     let template =
-        ChatTemplate::new(&dir.chat_template.unwrap(), dir.special_tokens, tokenizer.added_tokens()).unwrap();
+        ChatTemplate::new(dir.chat_template().unwrap(), dir.special_tokens.clone(), tokenizer.added_tokens()).unwrap();
     let mut num_plain = 0;
     for case in golden::<Rendering>("chat_template_starter") {
         if case.add_generation_prompt == Some(false) {

@@ -6,7 +6,7 @@ use ortolan::{
         Engine, EngineConfig, EngineHandle, GraphEdits, LoadError, Model, ProviderConfig, ProviderName, Request,
         Runtime, TokenEvent, load,
     },
-    model_dir::{ModelDir, ModelDirError},
+    model_dir::{ModelDir, ModelDirError, Target},
 };
 use std::{
     collections::BTreeMap,
@@ -35,7 +35,7 @@ pub(crate) fn fixture(name: &str) -> PathBuf {
 
 /// An engine on a thread of its own, which ends with the last handle.
 pub(crate) fn start(dir: &Path, config: &EngineConfig) -> (EngineHandle, thread::JoinHandle<()>) {
-    let spec = ModelDir::open(dir).unwrap().spec;
+    let spec = ModelDir::open(dir, &Target::CPU).unwrap().spec;
     let (engine, handle) = Engine::new(config, load(runtime(), spec, config).unwrap());
     (handle, thread::spawn(|| engine.run()))
 }
@@ -107,12 +107,12 @@ fn no_edit_of_the_graph_and_no_sharing_of_runs_changes_what_is_said() {
 #[test]
 fn a_runtime_without_query_seqlens_is_used_without_it() {
     let config = config(2, 16);
-    let model = load(runtime(), ModelDir::open(&fixture("tiny-gqa")).unwrap().spec, &config).unwrap();
+    let model = load(runtime(), ModelDir::open(&fixture("tiny-gqa"), &Target::CPU).unwrap().spec, &config).unwrap();
     let is_oldest = env::var_os("ORT_DYLIB_PATH").is_some_and(|path| path.to_string_lossy().contains("oldest"));
     assert_eq!(model.limits().can_verify_drafts, !is_oldest);
     let graph_edits = GraphEdits { query_seqlens: false, ..config.graph_edits };
     let config = EngineConfig { graph_edits, ..config };
-    let model = load(runtime(), ModelDir::open(&fixture("tiny-gqa")).unwrap().spec, &config).unwrap();
+    let model = load(runtime(), ModelDir::open(&fixture("tiny-gqa"), &Target::CPU).unwrap().spec, &config).unwrap();
     assert!(!model.limits().can_verify_drafts);
 }
 
@@ -143,7 +143,7 @@ fn copy(name: &str) -> tempfile::TempDir {
 
 /// What `ModelDir::open` says, without the name of the folder.
 fn refusal(dir: &Path) -> String {
-    let error: ModelDirError = ModelDir::open(dir).unwrap_err();
+    let error: ModelDirError = ModelDir::open(dir, &Target::CPU).unwrap_err();
     error.to_string().replace(&dir.display().to_string(), "DIR")
 }
 
@@ -173,15 +173,15 @@ fn a_file_that_is_missing_or_cut_short_is_named() {
     let refused = refusal(dir.path());
     assert!(refused.starts_with("DIR/onnx/model.onnx is not valid: it is cut short"), "{refused}");
     fs::remove_file(onnx).unwrap();
-    insta::assert_snapshot!(refusal(dir.path()), @"the model folder is not complete: DIR/onnx/model.onnx is missing; download the whole folder");
+    insta::assert_snapshot!(refusal(dir.path()), @"the model folder DIR cannot be served: there is no ONNX graph of a language model (such as onnx/model.onnx); export one with Optimum or the GenAI model builder");
     fs::write(dir.path().join("config.json"), "{").unwrap();
-    insta::assert_snapshot!(refusal(dir.path()), @"DIR/config.json is not valid: EOF while parsing an object at line 1 column 1; download it again");
+    insta::assert_snapshot!(refusal(dir.path()), @"the model folder DIR cannot be served: there is no ONNX graph of a language model (such as onnx/model.onnx); export one with Optimum or the GenAI model builder");
     insta::assert_snapshot!(refusal(Path::new("DIR")), @"the model folder DIR does not exist; set `path` of the model to a folder with config.json and onnx/model.onnx");
 }
 
 #[test]
 fn a_provider_that_cannot_be_had_is_an_error_unless_fallback_is_allowed() {
-    let spec = || ModelDir::open(&fixture("tiny-gqa")).unwrap().spec;
+    let spec = || ModelDir::open(&fixture("tiny-gqa"), &Target::CPU).unwrap().spec;
     for name in [ProviderName::Cuda, ProviderName::TensorRt] {
         let provider = ProviderConfig { name, options: BTreeMap::new() };
         let strict = EngineConfig { providers: vec![provider], ..config(1, 100) };
