@@ -172,10 +172,11 @@ fn a_file_that_is_missing_or_cut_short_is_named() {
     fs::write(&onnx, &bytes[..bytes.len() / 2]).unwrap();
     let refused = refusal(dir.path());
     assert!(refused.starts_with("DIR/onnx/model.onnx is not valid: it is cut short"), "{refused}");
-    fs::remove_file(onnx).unwrap();
+    fs::remove_file(&onnx).unwrap();
     insta::assert_snapshot!(refusal(dir.path()), @"the model folder DIR cannot be served: there is no ONNX graph of a language model (such as onnx/model.onnx); export one with Optimum or the GenAI model builder");
+    fs::write(onnx, bytes).unwrap();
     fs::write(dir.path().join("config.json"), "{").unwrap();
-    insta::assert_snapshot!(refusal(dir.path()), @"the model folder DIR cannot be served: there is no ONNX graph of a language model (such as onnx/model.onnx); export one with Optimum or the GenAI model builder");
+    insta::assert_snapshot!(refusal(dir.path()), @"DIR/config.json is not valid: EOF while parsing an object at line 1 column 1; download it again");
     insta::assert_snapshot!(refusal(Path::new("DIR")), @"the model folder DIR does not exist; set `path` of the model to a folder with config.json and onnx/model.onnx");
 }
 
