@@ -1,67 +1,154 @@
 //! `ortolan inspect DIR`
 
-use super::{SUCCESS, print_line};
-use crate::model_dir::{ModelDir, Target};
+use super::{SUCCESS, checked_model, machine, print_line};
+use crate::{
+    chat::ChatModel,
+    engine::EngineConfig,
+    model_dir::{ModelDir, variant},
+    text::Tokenizer,
+};
 use std::path::Path;
 
-pub(super) fn run(dir: &Path) -> anyhow::Result<u8> {
-    for (name, value) in describe(&ModelDir::open(dir, &Target::CPU)?) {
+/// Prints what the folder holds, then what keeps it from being served or should be looked at.
+pub(super) fn run(path: &Path, variant: &str, config: &EngineConfig) -> anyhow::Result<u8> {
+    let dir = checked_model::open_dir(path, variant, config)?;
+    let chat = checked_model::chat_model(&dir);
+    for (name, value) in describe(&dir, config).into_iter().chain(describe_chat(&dir, chat.as_ref().ok())) {
         print_line(format_args!("{name:<18} {value}"))?;
     }
-    Ok(SUCCESS)
+    for problem in problems(&dir, config) {
+        print_line(format_args!("{:<18} {problem}", "look at"))?;
+    }
+    chat.map(|_| SUCCESS)
 }
 
-fn describe(model: &ModelDir) -> Vec<(&'static str, String)> {
-    let spec = &model.spec;
-    let slot_bytes = spec.kv_bytes_per_token().saturating_mul(spec.context_tokens);
+fn describe(dir: &ModelDir, config: &EngineConfig) -> Vec<(&'static str, String)> {
+    let spec = &dir.spec;
     let mut kinds: Vec<String> = spec
         .kv
         .iter()
         .map(|kv| format!("{} heads of {} in {}", kv.num_heads, kv.head_size, kv.element_type.name()))
         .collect();
     kinds.dedup();
-    let mut operators: Vec<(&String, &usize)> = model.onnx.operators.iter().collect();
+    let others = dir.variants.iter().filter(|variant| variant.name != dir.variant.name);
+    let others = match variant::list(others) {
+        none if none.is_empty() => none,
+        others => format!("; there are also {others}"),
+    };
+    let mut operators: Vec<(&String, &usize)> = dir.onnx.operators.iter().collect();
     operators.sort_by(|left, right| right.1.cmp(left.1).then(left.0.cmp(right.0)));
     let operators = operators.iter().map(|(name, count)| format!("{name} {count}")).collect::<Vec<_>>().join(", ");
-    let stop_tokens: Vec<String> = model.generation.stop_tokens().iter().map(|token| token.0.to_string()).collect();
-    vec![
-        ("folder", model.path.display().to_string()),
-        ("model type", model.model_type.clone().unwrap_or_else(|| "not told".to_owned())),
-        ("graph", format!("{} ({})", spec.path.display(), bytes(model.onnx.num_bytes))),
-        ("exported by", format!("{}, IR version {}", model.onnx.producer, model.onnx.ir_version)),
+    let memory = Memory::of(dir, config);
+    let providers: Vec<&str> = dir.provider_options.keys().map(String::as_str).collect();
+    let mut lines = vec![
+        ("folder", dir.path.display().to_string()),
+        ("model type", dir.model_type.clone().unwrap_or_else(|| "not told".to_owned())),
+        ("variant", format!("{} ({}){others}", dir.variant.name, variant::size(dir.variant.bytes))),
+        ("graph", spec.path.display().to_string()),
+        ("exported by", format!("{}, IR version {}", dir.onnx.producer, dir.onnx.ir_version)),
         ("family", spec.family.name().to_owned()),
         ("position ids", if spec.has_position_ids { "fed" } else { "made by the graph" }.to_owned()),
         ("layers", (spec.kv.len() / 2).to_string()),
         ("keys and values", kinds.join("; ")),
         ("logits", format!("{} of {} tokens", spec.logits_type.name(), spec.vocab_size)),
-        ("context", format!("{} tokens", spec.context_tokens)),
-        ("memory per token", bytes(spec.kv_bytes_per_token() as u64)),
-        ("memory per slot", format!("{} for the whole context", bytes(slot_bytes as u64))),
-        ("chat template", if model.chat_template().is_some() { "yes" } else { "none: cannot be served" }.to_owned()),
-        ("stop tokens", stop_tokens.join(", ")),
+        ("context", format!("{} tokens, of which {} are used", spec.context_tokens, memory.context_tokens)),
+        ("memory per token", variant::size(spec.kv_bytes_per_token() as u64)),
+        ("memory per slot", variant::size(memory.slot)),
+        ("slots", memory.slots()),
+        ("manifest", if dir.is_sealed { "every file is as it says" } else { "none" }.to_owned()),
         ("operators", operators),
-    ]
+    ];
+    if !providers.is_empty() {
+        lines.insert(5, ("made for", providers.join(", ")));
+    }
+    lines
 }
 
-/// In the largest binary unit that leaves a whole part.
-fn bytes(count: u64) -> String {
-    const UNITS: [&str; 4] = ["bytes", "KiB", "MiB", "GiB"];
-    let power = (0..UNITS.len()).rev().find(|power| 1024_u64.pow(u32::try_from(*power).unwrap_or(0)) <= count);
-    match power.unwrap_or(0) {
-        0 => format!("{count} bytes"),
-        power => format!("{:.1} {}", count as f64 / 1024_f64.powi(i32::try_from(power).unwrap_or(0)), UNITS[power]),
+/// What is left is told where the model cannot be served.
+fn describe_chat(dir: &ModelDir, chat: Option<&ChatModel>) -> Vec<(&'static str, String)> {
+    let names: Vec<&str> = dir.chat_templates.keys().map(String::as_str).collect();
+    let mut lines = vec![
+        ("chat template", if names.is_empty() { "none".to_owned() } else { names.join(", ") }),
+        ("special tokens", pairs(dir.special_tokens.iter().map(|(name, text)| (name.as_str(), text.clone())))),
+    ];
+    if let Some(chat) = chat {
+        let text = |id: u32| text_of(&chat.tokenizer, id);
+        lines.push(("stop tokens", chat.stop_tokens.iter().map(|token| text(token.0)).collect::<Vec<_>>().join(", ")));
+    }
+    lines
+}
+
+fn pairs<'n>(pairs: impl Iterator<Item = (&'n str, String)>) -> String {
+    pairs.map(|(name, value)| format!("{name} {value}")).collect::<Vec<_>>().join(", ")
+}
+
+/// Number and spelling.
+fn text_of(tokenizer: &Tokenizer, id: u32) -> String {
+    match tokenizer.added_tokens().iter().find(|token| token.id == id) {
+        Some(token) => format!("{} {id}", token.text),
+        None => id.to_string(),
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+/// Memory that a model takes beside what it computes with.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Memory {
+    pub(super) weights: u64,
+    /// Keys and values of one slot.
+    pub(super) slot: u64,
+    pub(super) num_slots: u64,
+    context_tokens: usize,
+    free: Option<u64>,
+}
 
-    #[test]
-    fn sizes_are_readable() {
-        assert_eq!(
-            [0, 1023, 1024, 1536, 3 << 30].map(bytes),
-            ["0 bytes", "1023 bytes", "1.0 KiB", "1.5 KiB", "3.0 GiB"]
-        );
+impl Memory {
+    pub(super) fn of(dir: &ModelDir, config: &EngineConfig) -> Self {
+        let context_tokens = dir.spec.context_tokens.min(config.max_context_tokens.get() as usize);
+        Self {
+            weights: dir.variant.bytes,
+            slot: dir.spec.kv_bytes_per_token().saturating_mul(context_tokens) as u64,
+            num_slots: u64::from(config.max_batch_size.get()),
+            context_tokens,
+            free: machine::free_memory(machine::device(&config.providers)),
+        }
     }
+
+    /// Weights and slots.
+    pub(super) fn needed(&self) -> u64 {
+        self.weights.saturating_add(self.slot.saturating_mul(self.num_slots))
+    }
+
+    pub(super) fn is_short(&self) -> bool {
+        self.free.is_some_and(|free| free < self.needed())
+    }
+
+    fn slots(&self) -> String {
+        let fitting = self.free.and_then(|free| free.saturating_sub(self.weights).checked_div(self.slot));
+        let fitting = fitting.map(|slots| format!("; {slots} would fit beside the weights")).unwrap_or_default();
+        format!("{} of {} in engine.max_batch_size{fitting}", self.num_slots, variant::size(self.slot))
+    }
+}
+
+/// What may go wrong though the model can be served, and how to mend it.
+pub(super) fn problems(dir: &ModelDir, config: &EngineConfig) -> Vec<String> {
+    let mut problems = Vec::new();
+    let memory = Memory::of(dir, config);
+    if let Some(free) = memory.free.filter(|_| memory.is_short()) {
+        problems.push(format!(
+            "weights and {} slots take {}, and {} are free: lower engine.max_batch_size or engine.max_context_tokens, \
+             or take a smaller variant",
+            memory.num_slots,
+            variant::size(memory.needed()),
+            variant::size(free)
+        ));
+    }
+    let has_provider = |name: &String| config.providers.iter().any(|provider| provider.name.to_string() == *name);
+    if !dir.provider_options.is_empty() && !dir.provider_options.keys().any(has_provider) {
+        let names: Vec<&str> = dir.provider_options.keys().map(String::as_str).collect();
+        problems.push(format!(
+            "the export is for {}, which is not among engine.providers: operators may be missing or slow",
+            names.join(" or ")
+        ));
+    }
+    problems
 }

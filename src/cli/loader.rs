@@ -1,20 +1,18 @@
 //! One of `[[models]]`: its folder is checked at start, its engine started and, after it was unloaded, started again.
 
-use super::machine;
+use super::checked_model::CheckedModel;
 use crate::{
-    chat::{Chat, ChatModel, ChatTemplate, LoadFailure, LoadTime, Loader, ModelEntry, ReplyFormat},
+    chat::{Chat, LoadFailure, LoadTime, Loader, ModelEntry},
     config::ModelConfig,
     engine::{self, Engine, Runtime},
-    model_dir::{ModelDir, Target},
-    text::Tokenizer,
 };
-use anyhow::{Context, bail};
+use anyhow::Context;
 use std::{
     sync::{Arc, Mutex},
     thread::{self, JoinHandle},
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 
 /// Loads one model each time it is asked to.
 #[derive(Debug)]
@@ -23,19 +21,12 @@ pub(super) struct ModelLoader {
     runtime: Runtime,
     alarm: watch::Sender<bool>,
     /// As it was checked, for a load that comes at once.
-    checked: Mutex<Option<Folder>>,
+    checked: Mutex<Option<CheckedModel>>,
     engine: Arc<EngineThread>,
 }
 
 /// The thread of the last load's engine.
 pub(super) type EngineThread = Mutex<Option<JoinHandle<()>>>;
-
-/// What is read before the graph is opened.
-#[derive(Debug)]
-struct Folder {
-    dir: ModelDir,
-    chat: ChatModel,
-}
 
 /// Checks the folder of a model and tells how to serve it. `alarm` becomes true when an engine panics.
 pub(super) fn entry(
@@ -43,17 +34,17 @@ pub(super) fn entry(
     runtime: &Runtime,
     alarm: &watch::Sender<bool>,
 ) -> anyhow::Result<(ModelEntry, Arc<EngineThread>)> {
-    let folder = Folder::open(&config)?;
+    let model = CheckedModel::open(&config)?;
     let ModelConfig { load, idle_unload, .. } = config;
     let (name, limits) = (config.name.clone(), &config.engine);
-    let context_tokens = folder.dir.spec.context_tokens.min(limits.max_context_tokens.get() as usize);
+    let context_tokens = model.dir.spec.context_tokens.min(limits.max_context_tokens.get() as usize);
     let max_waiting = limits.max_batch_size.get() as usize + limits.max_waiting.get() as usize;
     let engine = Arc::<EngineThread>::default();
     let loader = ModelLoader {
         config,
         runtime: runtime.clone(),
         alarm: alarm.clone(),
-        checked: Mutex::new(Some(folder).filter(|_| load == LoadTime::Start)),
+        checked: Mutex::new(Some(model).filter(|_| load == LoadTime::Start)),
         engine: Arc::clone(&engine),
     };
     let entry = ModelEntry {
@@ -87,7 +78,7 @@ impl ModelLoader {
         join(&self.engine);
         let began = Instant::now();
         let checked = self.checked.lock().expect("nothing panics while it holds this").take();
-        let Folder { dir, chat } = checked.map_or_else(|| Folder::open(&self.config), Ok)?;
+        let CheckedModel { dir, chat } = checked.map_or_else(|| CheckedModel::open(&self.config), Ok)?;
         let (ModelConfig { name, engine: config, .. }, spec) = (&self.config, dir.spec);
         tracing::info!(
             model = name,
@@ -113,9 +104,6 @@ impl ModelLoader {
     }
 }
 
-/// In the config, leaves a choice to ortolan.
-const AUTO: &str = "auto";
-
 /// Goes off when the thread that holds it panics.
 struct Alarm(watch::Sender<bool>);
 
@@ -126,50 +114,6 @@ impl Drop for Alarm {
             self.0.send_replace(true);
         }
     }
-}
-
-impl Folder {
-    fn open(config: &ModelConfig) -> anyhow::Result<Self> {
-        let device = machine::device(&config.engine.providers);
-        let variant = Some(config.variant.as_str()).filter(|variant| *variant != AUTO);
-        let target = Target { variant, device, memory_bytes: machine::free_memory(device) };
-        let dir = ModelDir::open(&config.path, &target)?;
-        let chat = chat_model(&dir)?;
-        Ok(Self { dir, chat })
-    }
-}
-
-fn chat_model(dir: &ModelDir) -> anyhow::Result<ChatModel> {
-    let tokenizer = Tokenizer::load(&dir.tokenizer)?;
-    if dir.spec.vocab_size < tokenizer.vocab_size() {
-        bail!(
-            "{} has {} tokens and the graph scores only {}; take tokenizer and graph from one export",
-            dir.tokenizer.display(),
-            tokenizer.vocab_size(),
-            dir.spec.vocab_size
-        );
-    }
-    let Some(source) = dir.chat_template() else {
-        bail!("{} has no chat template; add chat_template.jinja", dir.path.display());
-    };
-    let template = ChatTemplate::new(source, dir.special_tokens.clone(), tokenizer.added_tokens())
-        .with_context(|| format!("the model folder {} cannot be served", dir.path.display()))?;
-    let mut stop_tokens = dir.generation.stop_tokens();
-    if stop_tokens.is_empty() {
-        let eos = dir.special_tokens.get("eos_token").and_then(|text| tokenizer.token(text));
-        stop_tokens.extend(eos);
-    }
-    if stop_tokens.is_empty() {
-        bail!("{} names no end-of-text token; set `eos_token_id` in generation_config.json", dir.path.display());
-    }
-    Ok(ChatModel {
-        tokenizer: Arc::new(tokenizer),
-        template,
-        reply_format: ReplyFormat::of_template(source),
-        stop_tokens: stop_tokens.into(),
-        default_sampling: dir.generation.sampling(),
-        prompt_permits: Arc::new(Semaphore::new(thread::available_parallelism().map_or(1, usize::from))),
-    })
 }
 
 #[cfg(test)]

@@ -1,6 +1,8 @@
 //! The command line.
 
 mod bench;
+mod checked_model;
+mod doctor;
 mod inspect;
 mod loader;
 mod machine;
@@ -9,6 +11,7 @@ mod serve;
 use crate::{
     config::{Config, Origins, Overrides, RuntimeConfig},
     engine::{LoadError, Runtime},
+    model_dir::write_manifest,
 };
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
@@ -32,8 +35,20 @@ enum Command {
     Serve(ConfigArgs),
     /// Print every setting's effective value and where it came from.
     Config(ConfigArgs),
-    /// Tell what a model folder holds: graph family, types, context, KV memory.
+    /// Tell what a model folder holds, how it will be served and what is wrong with it.
     Inspect {
+        /// A folder as exported to Hugging Face.
+        dir: PathBuf,
+        /// One of its graphs, such as q4f16; without it, the one that suits this machine best.
+        #[arg(long, value_name = "NAME", default_value = "auto")]
+        variant: String,
+        #[command(flatten)]
+        config: ConfigArgs,
+    },
+    /// Check the runtime library, the execution providers, the memory and every configured model, and tell what to mend.
+    Doctor(ConfigArgs),
+    /// Write manifest.json into a model folder: the SHA-256 of every file, which is compared before each load.
+    Manifest {
         /// A folder as exported to Hugging Face.
         dir: PathBuf,
     },
@@ -82,7 +97,13 @@ fn execute(command: Command) -> anyhow::Result<u8> {
             }
             Ok(SUCCESS)
         }
-        Command::Inspect { dir } => inspect::run(&dir),
+        Command::Inspect { dir, variant, config } => inspect::run(&dir, &variant, &config.load()?.0.engine),
+        Command::Doctor(args) => doctor::run(&args.load()?.0),
+        Command::Manifest { dir } => {
+            let (path, num_files) = write_manifest(&dir)?;
+            print_line(format_args!("{} lists {num_files} files", path.display()))?;
+            Ok(SUCCESS)
+        }
         Command::Bench { bench, config } => {
             let (config, _) = config.load()?;
             bench::run(&bench, &config.engine, &runtime(&config.runtime)?)

@@ -12,6 +12,7 @@ mod fake_loader;
 mod fake_model;
 mod golden;
 mod http;
+mod inspect;
 mod models;
 mod simulation;
 mod stream_validator;

@@ -131,11 +131,17 @@ fn the_context_can_be_filled_to_its_end() {
 }
 
 /// A copy of a fixture that a test may break.
-fn copy(name: &str) -> tempfile::TempDir {
+pub(crate) fn copy(name: &str) -> tempfile::TempDir {
     let copy = tempfile::tempdir().unwrap();
     fs::create_dir(copy.path().join("onnx")).unwrap();
-    for file in ["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "onnx/model.onnx"]
-    {
+    for file in [
+        "config.json",
+        "generation_config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "chat_template.jinja",
+        "onnx/model.onnx",
+    ] {
         fs::copy(fixture(name).join(file), copy.path().join(file)).unwrap();
     }
     copy

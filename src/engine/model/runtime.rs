@@ -1,7 +1,7 @@
 //! The ONNX Runtime library: found, loaded once, kept.
 
-use super::LoadError;
-use ort::environment::Environment;
+use super::{LoadError, ProviderConfig, error::words};
+use ort::{environment::Environment, session::Session};
 use std::{
     env,
     path::{Path, PathBuf},
@@ -20,6 +20,7 @@ const LIBRARY: &str = if cfg!(target_os = "macos") {
 #[derive(Clone, Debug)]
 pub struct Runtime {
     pub(super) environment: Environment,
+    library: PathBuf,
 }
 
 impl Runtime {
@@ -41,7 +42,22 @@ impl Runtime {
             builder.with_name("ortolan").with_telemetry(false).build().map_err(|error| unusable(error.to_string()))?;
         environment.set_log_level(ort::logging::LogLevel::Warning);
         tracing::info!(library = %library.display(), build = ort::info(), "loaded ONNX Runtime");
-        Ok(Self { environment })
+        Ok(Self { environment, library })
+    }
+
+    /// The file that was loaded; its name ends in its version.
+    pub fn library(&self) -> &Path {
+        &self.library
+    }
+
+    /// Whether a session could run on this provider.
+    ///
+    /// # Errors
+    /// `Provider`, as a load would say it.
+    pub fn check(&self, provider: &ProviderConfig) -> Result<(), LoadError> {
+        let builder = Session::builder(&self.environment);
+        let mut builder = builder.map_err(|error| LoadError::LibraryUnusable { message: words(&error) })?;
+        provider.register(&mut builder)
     }
 }
 

@@ -1,0 +1,89 @@
+//! All that is read of a model before its graph is opened, and whether it can be served.
+
+use super::machine;
+use crate::{
+    chat::{ChatModel, ChatTemplate, ReplyFormat},
+    config::ModelConfig,
+    engine::{EngineConfig, TokenId},
+    model_dir::{ModelDir, Target},
+    text::Tokenizer,
+};
+use anyhow::{Context, bail};
+use std::{collections::BTreeMap, path::Path, sync::Arc, thread};
+use tokio::sync::Semaphore;
+
+/// A model folder that is complete.
+#[derive(Debug)]
+pub(super) struct CheckedModel {
+    pub(super) dir: ModelDir,
+    pub(super) chat: ChatModel,
+}
+
+/// In the config, leaves a choice to ortolan.
+const AUTO: &str = "auto";
+
+impl CheckedModel {
+    pub(super) fn open(config: &ModelConfig) -> anyhow::Result<Self> {
+        let dir = open_dir(&config.path, &config.variant, &config.engine)?;
+        let chat = chat_model(&dir)?;
+        Ok(Self { dir, chat })
+    }
+}
+
+/// Opens a folder with the graph that is called so, or the one that suits the machine best.
+pub(super) fn open_dir(path: &Path, variant: &str, config: &EngineConfig) -> anyhow::Result<ModelDir> {
+    let device = machine::device(&config.providers);
+    let variant = Some(variant).filter(|variant| *variant != AUTO);
+    let target = Target { variant, device, memory_bytes: machine::free_memory(device) };
+    Ok(ModelDir::open(path, &target)?)
+}
+
+/// What a chat needs of a folder.
+pub(super) fn chat_model(dir: &ModelDir) -> anyhow::Result<ChatModel> {
+    let tokenizer = Tokenizer::load(&dir.tokenizer)?;
+    if dir.spec.vocab_size < tokenizer.vocab_size() {
+        bail!(
+            "{} has {} tokens and the graph scores only {}; take tokenizer and graph from one export",
+            dir.tokenizer.display(),
+            tokenizer.vocab_size(),
+            dir.spec.vocab_size
+        );
+    }
+    let Some(source) = dir.chat_template() else {
+        bail!("{} has no chat template; add chat_template.jinja", dir.path.display());
+    };
+    let template = ChatTemplate::new(source, special_tokens(dir, &tokenizer), tokenizer.added_tokens())
+        .with_context(|| format!("the model folder {} cannot be served", dir.path.display()))?;
+    let stop_tokens = stop_tokens(dir, &tokenizer);
+    if stop_tokens.is_empty() {
+        bail!("{} names no end-of-text token; set `eos_token_id` in generation_config.json", dir.path.display());
+    }
+    Ok(ChatModel {
+        tokenizer: Arc::new(tokenizer),
+        template,
+        reply_format: ReplyFormat::of_template(source),
+        stop_tokens: stop_tokens.into(),
+        default_sampling: dir.generation.sampling(),
+        prompt_permits: Arc::new(Semaphore::new(thread::available_parallelism().map_or(1, usize::from))),
+    })
+}
+
+/// Those that the tokenizer's config names; the one that begins a text may only be told by its number.
+fn special_tokens(dir: &ModelDir, tokenizer: &Tokenizer) -> BTreeMap<String, String> {
+    let mut tokens = dir.special_tokens.clone();
+    let added = tokenizer.added_tokens();
+    let text = |token: TokenId| added.iter().find(|added| added.id == token.0).map(|added| added.text.clone());
+    if let Some(text) = dir.generation.bos_token().and_then(text) {
+        tokens.entry("bos_token".to_owned()).or_insert(text);
+    }
+    tokens
+}
+
+/// Every token that the folder says to end a text with.
+fn stop_tokens(dir: &ModelDir, tokenizer: &Tokenizer) -> Vec<TokenId> {
+    let eos = dir.special_tokens.get("eos_token").and_then(|text| tokenizer.token(text));
+    let mut tokens: Vec<TokenId> = dir.generation.stop_tokens().into_iter().chain(eos).collect();
+    tokens.sort_unstable();
+    tokens.dedup();
+    tokens
+}

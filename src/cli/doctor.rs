@@ -1,0 +1,94 @@
+//! `ortolan doctor`: what this machine lacks to serve what the config says.
+
+use super::{FAILURE, SUCCESS, checked_model::CheckedModel, inspect, machine, print_line, runtime};
+use crate::{
+    config::{Config, ModelConfig},
+    engine::{LoadError, Runtime},
+    model_dir::variant,
+};
+
+/// Checks everything that can be checked without loading a model; tells each finding on a line of its own.
+pub(super) fn run(config: &Config) -> anyhow::Result<u8> {
+    let mut report = Report::default();
+    match runtime(&config.runtime) {
+        Ok(runtime) => {
+            report.good("runtime", runtime.library().display())?;
+            check_providers(config, &runtime, &mut report)?;
+        }
+        Err(error) => report.bad("runtime", error)?,
+    }
+    match machine::free_memory(variant::Device::Cpu) {
+        Some(free) => report.good("memory", format_args!("{} are free", variant::size(free)))?,
+        None => report.doubtful("memory", "the system does not tell how much is free")?,
+    }
+    for model in &config.models {
+        check_model(model, &mut report)?;
+    }
+    report.finish()
+}
+
+/// Each that any model names, once.
+fn check_providers(config: &Config, runtime: &Runtime, report: &mut Report) -> anyhow::Result<()> {
+    let mut checked = Vec::new();
+    for (provider, fallback) in
+        config.models.iter().flat_map(|model| model.engine.providers.iter().map(|one| (one, model.engine.fallback)))
+    {
+        if checked.contains(&provider) {
+            continue;
+        }
+        checked.push(provider);
+        let part = format!("provider {}", provider.name);
+        match runtime.check(provider) {
+            Ok(()) => report.good(&part, "can be had")?,
+            Err(error @ LoadError::Provider { .. }) if fallback => report.doubtful(&part, error)?,
+            Err(error) => report.bad(&part, error)?,
+        }
+    }
+    Ok(())
+}
+
+fn check_model(config: &ModelConfig, report: &mut Report) -> anyhow::Result<()> {
+    let part = format!("model {}", config.name);
+    let dir = match CheckedModel::open(config) {
+        Ok(model) => model.dir,
+        Err(error) => return report.bad(&part, format_args!("{error:#}")),
+    };
+    let memory = inspect::Memory::of(&dir, &config.engine);
+    report.good(
+        &part,
+        format_args!(
+            "{} in {}, weights {}, {} slots of {}",
+            dir.variant.name,
+            dir.path.display(),
+            variant::size(memory.weights),
+            memory.num_slots,
+            variant::size(memory.slot)
+        ),
+    )?;
+    inspect::problems(&dir, &config.engine).into_iter().try_for_each(|problem| report.doubtful(&part, problem))
+}
+
+/// Findings, as they are told.
+#[derive(Debug, Default)]
+struct Report {
+    num_bad: usize,
+}
+
+impl Report {
+    fn good(&mut self, part: &str, finding: impl std::fmt::Display) -> anyhow::Result<()> {
+        print_line(format_args!("ok       {part:<18} {finding}"))
+    }
+
+    fn doubtful(&mut self, part: &str, finding: impl std::fmt::Display) -> anyhow::Result<()> {
+        print_line(format_args!("look at  {part:<18} {finding}"))
+    }
+
+    fn bad(&mut self, part: &str, finding: impl std::fmt::Display) -> anyhow::Result<()> {
+        self.num_bad += 1;
+        print_line(format_args!("FAILED   {part:<18} {finding}"))
+    }
+
+    fn finish(self) -> anyhow::Result<u8> {
+        Ok(if self.num_bad == 0 { SUCCESS } else { FAILURE })
+    }
+}

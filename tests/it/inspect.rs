@@ -1,0 +1,93 @@
+//! The real binary: what it tells of a model folder and of the machine.
+
+use crate::{cli::ortolan, tiny_model::fixture};
+use std::{fs, path::Path, process::Output};
+
+fn run(args: &[&str]) -> Output {
+    ortolan().args(args).output().unwrap()
+}
+
+/// What was printed, without the folder's name and without what differs from machine to machine.
+fn printed(output: &Output, dir: &Path) -> String {
+    let text = String::from_utf8_lossy(&output.stdout).replace(&dir.display().to_string(), "DIR");
+    let is_same_everywhere = |line: &&str| !line.starts_with("slots") && !line.contains(" free");
+    text.lines().filter(is_same_everywhere).collect::<Vec<_>>().join("\n")
+}
+
+#[test]
+fn a_folder_is_described() {
+    let dir = fixture("tiny-gqa");
+    let output = run(&["inspect", dir.to_str().unwrap()]);
+    assert!(output.status.success());
+    insta::assert_snapshot!(printed(&output, &dir), @"
+    folder             DIR
+    model type         llama
+    variant            fp32 (622.4 KiB)
+    graph              DIR/onnx/model.onnx
+    exported by        onnxruntime-genai, IR version 10
+    family             gqa
+    position ids       made by the graph
+    layers             2
+    keys and values    2 heads of 16 in float32
+    logits             float32 of 512 tokens
+    context            1024 tokens, of which 1024 are used
+    memory per token   512 B
+    memory per slot    512.0 KiB
+    manifest           none
+    operators          MatMul 11, Mul 4, SkipSimplifiedLayerNormalization 4, Cast 2, Constant 2, Gather 2, GroupQueryAttention 2, Sigmoid 2, ReduceSum 1, Shape 1, SimplifiedLayerNormalization 1, Sub 1
+    chat template      default
+    special tokens     eos_token <|im_end|>, pad_token <|endoftext|>
+    stop tokens        <|endoftext|> 505, <|im_end|> 507
+    ");
+}
+
+#[test]
+fn a_folder_that_cannot_be_served_is_described_and_told_why() {
+    let dir = crate::tiny_model::copy("tiny-gqa");
+    fs::remove_file(dir.path().join("chat_template.jinja")).unwrap();
+    let output = run(&["inspect", dir.path().to_str().unwrap()]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(printed(&output, dir.path()).contains("chat template      none"));
+    let error = String::from_utf8_lossy(&output.stderr).replace(&dir.path().display().to_string(), "DIR");
+    insta::assert_snapshot!(error, @"ortolan: DIR has no chat template; add chat_template.jinja");
+}
+
+#[test]
+fn the_doctor_names_what_to_mend_and_goes_on() {
+    let dir = fixture("tiny-gqa");
+    let models = format!(
+        "models=[{{ name = \"gone\", path = \"/nowhere\" }}, {{ name = \"tiny\", path = {:?}, \
+         engine = {{ providers = [\"tensorrt\"], fallback = true }} }}]",
+        dir.display().to_string()
+    );
+    let output = run(&["doctor", "--set", &models, "--set", "runtime.library=.runtime/libonnxruntime.so"]);
+    assert_eq!(output.status.code(), Some(1));
+    let findings = printed(&output, &dir);
+    let runtime = findings.lines().next().unwrap();
+    assert!(runtime.starts_with("ok       runtime") && runtime.contains("/libonnxruntime.so."), "{runtime}");
+    insta::assert_snapshot!(findings.split_once('\n').unwrap().1, @"
+    ok       provider cpu       can be had
+    look at  provider tensorrt  the execution provider `tensorrt` cannot be loaded: this build of ONNX Runtime does not have it; run scripts/serve --gpu for the CUDA build and install the CUDA 13 and TensorRT libraries, or set `engine.fallback = true` to run on the CPU
+    FAILED   model gone         the model folder /nowhere does not exist; set `path` of the model to a folder with config.json and onnx/model.onnx
+    ok       model tiny         fp32 in DIR, weights 622.4 KiB, 8 slots of 512.0 KiB
+    ");
+}
+
+#[test]
+fn a_sealed_folder_that_was_changed_is_not_served() {
+    let dir = crate::tiny_model::copy("tiny-gqa");
+    let path = dir.path().to_str().unwrap();
+    let output = run(&["manifest", path]);
+    insta::assert_snapshot!(printed(&output, dir.path()), @"DIR/manifest.json lists 6 files");
+    assert!(run(&["inspect", path]).status.success());
+    let graph = dir.path().join("onnx/model.onnx");
+    let mut bytes = fs::read(&graph).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    fs::write(graph, bytes).unwrap();
+    let models = format!("models=[{{ name = \"tiny\", path = {path:?} }}]");
+    let output = run(&["serve", "--set", "server.port=0", "--set", &models]);
+    assert_eq!(output.status.code(), Some(1));
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(stderr.contains("its SHA-256 is another"), "{stderr}");
+}
