@@ -4,10 +4,11 @@ use super::checked_model::CheckedModel;
 use crate::{
     chat::{Chat, LoadFailure, LoadTime, Loader, ModelEntry},
     config::ModelConfig,
-    engine::{self, Engine, Runtime},
+    engine::{self, Engine, EngineConfig, Runtime},
 };
 use anyhow::Context;
 use std::{
+    collections::BTreeMap,
     sync::{Arc, Mutex},
     thread::{self, JoinHandle},
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
@@ -89,6 +90,7 @@ impl ModelLoader {
             kv_bytes_per_token = spec.kv_bytes_per_token(),
             "loading model"
         );
+        let config = &with_exporters_options(config, &dir.provider_options);
         let (engine, handle) = Engine::new(config, engine::load(&self.runtime, spec, config)?);
         let alarm = Alarm(self.alarm.clone());
         let run = move || {
@@ -102,6 +104,20 @@ impl ModelLoader {
         tracing::info!(model = name, context_tokens = handle.limits().context_tokens, seconds, "model is ready");
         Ok(Chat::new(chat, handle))
     }
+}
+
+/// The config, with what the export asks of its providers and the config does not set. Graphs are not captured: that takes
+/// more than the option.
+fn with_exporters_options(config: &EngineConfig, wanted: &BTreeMap<String, BTreeMap<String, String>>) -> EngineConfig {
+    const CAPTURE: &str = "enable_cuda_graph";
+    let mut config = config.clone();
+    for provider in &mut config.providers {
+        let options = wanted.get(&provider.name.to_string()).into_iter().flatten();
+        for (key, value) in options.filter(|(key, _)| *key != CAPTURE) {
+            provider.options.entry(key.clone()).or_insert_with(|| value.clone());
+        }
+    }
+    config
 }
 
 /// Goes off when the thread that holds it panics.
@@ -119,6 +135,18 @@ impl Drop for Alarm {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::{Config, Overrides};
+
+    #[test]
+    fn the_exports_options_are_taken_where_the_config_sets_none() {
+        let settings = vec!["engine.providers=[{ name = \"cuda\", options = { a = 1 } }, \"cpu\"]".to_owned()];
+        let (config, _) = Config::load(&Overrides { settings, ..Overrides::default() }).unwrap();
+        let options = [("a", "2"), ("b", "3"), ("enable_cuda_graph", "1")];
+        let options = options.map(|(key, value)| (key.to_owned(), value.to_owned()));
+        let wanted = BTreeMap::from([("cuda".to_owned(), BTreeMap::from(options))]);
+        let config = with_exporters_options(&config.engine, &wanted);
+        insta::assert_compact_debug_snapshot!(config.providers, @r#"[ProviderConfig { name: Cuda, options: {"a": "1", "b": "3"} }, ProviderConfig { name: Cpu, options: {} }]"#);
+    }
 
     #[test]
     fn the_alarm_goes_off_when_its_thread_panics_and_not_when_it_ends() {

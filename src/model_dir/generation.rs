@@ -27,9 +27,9 @@ impl TokenIds {
     /// `None` where the value names no token.
     pub(super) fn of(value: &Value) -> Option<Self> {
         let id = |value: &Value| value.as_u64().and_then(|id| u32::try_from(id).ok());
-        let ids: Vec<u32> = match value {
-            Value::Array(several) => several.iter().filter_map(id).collect(),
-            one => id(one).into_iter().collect(),
+        let ids: Vec<u32> = match value.as_array() {
+            Some(several) => several.iter().filter_map(id).collect(),
+            None => id(value).into_iter().collect(),
         };
         Some(Self(ids)).filter(|ids| !ids.0.is_empty())
     }
