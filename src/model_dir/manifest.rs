@@ -150,6 +150,8 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(ProptestConfig::with_cases(1000))]
+
         /// Of the weights and of the manifest itself.
         #[test]
         fn no_flipped_bit_goes_unseen(file in prop::sample::select(vec!["onnx/model.onnx", "manifest.json"]), place: u16, bit in 0_u32..8) {

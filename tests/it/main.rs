@@ -11,6 +11,7 @@ mod equality;
 mod fake_loader;
 mod fake_model;
 mod golden;
+mod hostile_folder;
 mod http;
 mod inspect;
 mod models;
