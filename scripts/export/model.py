@@ -50,7 +50,7 @@ INT8_OPTIONS = {"shared_embeddings": "false"}
 def let_gemma3_build() -> None:
     """Gives the builder Gemma 3's rotary settings where it looks for them: since transformers 5 each kind of layer has
     its own in `rope_parameters`, and the builder knows the older, flat keys only."""
-    from onnxruntime_genai.models.builders import gemma
+    from builders import gemma
 
     original = gemma.Gemma3Model.__init__
 
@@ -66,8 +66,7 @@ def let_gemma3_build() -> None:
 
 
 def build(checkpoint: Path, out: Path, precision: str, device: str, options: dict[str, str]) -> None:
-    import onnxruntime_genai.models  # puts the folder of the builder's parts on the path
-    from onnxruntime_genai.models import builder
+    from onnxruntime_genai.models import builder  # puts the folder of the builder's parts on the path
 
     let_gemma3_build()
     # The second folder is for intermediate files. The builder writes it anew, and fails where a name in it is taken.
