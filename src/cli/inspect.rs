@@ -3,7 +3,7 @@
 use super::{SUCCESS, checked_model, machine, print_line};
 use crate::{
     chat::ChatModel,
-    engine::EngineConfig,
+    engine::{CacheKind, CacheTensor, EngineConfig},
     model_dir::{ModelDir, variant},
     text::Tokenizer,
 };
@@ -24,11 +24,8 @@ pub(super) fn run(path: &Path, variant: &str, config: &EngineConfig) -> anyhow::
 
 fn describe(dir: &ModelDir, config: &EngineConfig) -> Vec<(&'static str, String)> {
     let spec = &dir.spec;
-    let mut kinds: Vec<String> = spec
-        .kv
-        .iter()
-        .map(|kv| format!("{} heads of {} in {}", kv.num_heads, kv.head_size, kv.element_type.name()))
-        .collect();
+    let mut kinds: Vec<String> = spec.cache.iter().map(kind).collect();
+    kinds.sort();
     kinds.dedup();
     let others = dir.variants.iter().filter(|variant| variant.name != dir.variant.name);
     let others = match variant::list(others) {
@@ -47,12 +44,12 @@ fn describe(dir: &ModelDir, config: &EngineConfig) -> Vec<(&'static str, String)
         ("graph", spec.path.display().to_string()),
         ("exported by", format!("{}, IR version {}", dir.onnx.producer, dir.onnx.ir_version)),
         ("family", spec.family.name().to_owned()),
-        ("position ids", if spec.has_position_ids { "fed" } else { "made by the graph" }.to_owned()),
-        ("layers", (spec.kv.len() / 2).to_string()),
-        ("keys and values", kinds.join("; ")),
+        ("position ids", if spec.position_ids.is_some() { "fed" } else { "made by the graph" }.to_owned()),
+        ("layers", spec.num_layers.to_string()),
+        ("cache", kinds.join("; ")),
         ("logits", format!("{} of {} tokens", spec.logits_type.name(), spec.vocab_size)),
         ("context", format!("{} tokens, of which {} are used", spec.context_tokens, memory.context_tokens)),
-        ("memory per token", variant::size(spec.kv_bytes_per_token() as u64)),
+        ("memory per token", variant::size(spec.cache_bytes_per_token() as u64)),
         ("memory per slot", variant::size(memory.slot)),
         ("slots", memory.slots()),
         ("manifest", if dir.is_sealed { "every file is as it says" } else { "none" }.to_owned()),
@@ -62,6 +59,21 @@ fn describe(dir: &ModelDir, config: &EngineConfig) -> Vec<(&'static str, String)
         lines.insert(5, ("made for", providers.join(", ")));
     }
     lines
+}
+
+/// What a tensor of the cache holds, without its name.
+fn kind(tensor: &CacheTensor) -> String {
+    let element_type = tensor.element_type.name();
+    match &tensor.kind {
+        CacheKind::Columns { num_heads, head_size, window } => {
+            let window = window.map_or_else(String::new, |window| format!(", the last {window} tokens"));
+            format!("keys and values of {num_heads} heads of {head_size} in {element_type}{window}")
+        }
+        CacheKind::State { sizes, .. } => {
+            let sizes: Vec<String> = sizes.iter().map(ToString::to_string).collect();
+            format!("states of {} in {element_type}", sizes.join(" x "))
+        }
+    }
 }
 
 /// What is left is told where the model cannot be served.
@@ -106,7 +118,7 @@ impl Memory {
         let context_tokens = dir.spec.context_tokens.min(config.max_context_tokens.get() as usize);
         Self {
             weights: dir.variant.bytes,
-            slot: dir.spec.kv_bytes_per_token().saturating_mul(context_tokens) as u64,
+            slot: dir.spec.cache_bytes_per_slot(context_tokens) as u64,
             num_slots: u64::from(config.max_batch_size.get()),
             context_tokens,
             free: machine::free_memory(machine::device(&config.providers)),

@@ -85,9 +85,9 @@ impl ModelLoader {
             model = name,
             variant = dir.variant.name,
             family = spec.family.name(),
-            layers = spec.kv.len() / 2,
+            layers = spec.num_layers,
             context_tokens = spec.context_tokens,
-            kv_bytes_per_token = spec.kv_bytes_per_token(),
+            cache_bytes_per_token = spec.cache_bytes_per_token(),
             "loading model"
         );
         let config = &with_exporters_options(config, &dir.provider_options);

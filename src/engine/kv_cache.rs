@@ -162,13 +162,14 @@ impl KvCache {
         prompt: Prefix<'_>,
         running: impl Iterator<Item = (usize, Prefix<'t>)>,
     ) -> Option<(Source, usize)> {
-        let free = self.free.iter().enumerate().map(|(position, free)| {
-            let num_tokens = free.prefix().common_with(&prompt);
-            let is_usable = self.can_rewind || num_tokens == free.tokens.len();
-            (Source::Free(position), if is_usable { num_tokens } else { 0 })
-        });
+        let usable = |prefix: Prefix<'_>| {
+            let num_tokens = prefix.common_with(&prompt);
+            if self.can_rewind || num_tokens == prefix.tokens.len() { num_tokens } else { 0 }
+        };
+        let free = self.free.iter().enumerate();
+        let free = free.map(|(position, free)| (Source::Free(position), usable(free.prefix())));
         let running = running.filter(|_| self.can_move_slots);
-        let running = running.map(|(row, prefix)| (Source::Running(row), prefix.common_with(&prompt)));
+        let running = running.map(|(row, prefix)| (Source::Running(row), usable(prefix)));
         let longest = running.chain(free).max_by_key(|(_, num_tokens)| *num_tokens)?;
         Some(longest).filter(|(_, num_tokens)| MIN_RETAINED_TOKENS <= *num_tokens)
     }
@@ -246,12 +247,12 @@ mod tests {
     }
 
     impl Memory {
-        fn new(num_rows: usize, can_move_slots: bool) -> Self {
+        fn new(num_rows: usize, can_move_slots: bool, can_rewind: bool) -> Self {
             let limits = ModelLimits {
                 vocab_size: 8,
                 context_tokens: 100,
                 chunk_tokens: 32,
-                can_rewind: true,
+                can_rewind,
                 can_verify_drafts: false,
                 can_move_slots,
             };
@@ -273,6 +274,7 @@ mod tests {
         }
 
         fn copy_slot(&mut self, from: usize, to: usize, num_tokens: usize) -> Result<(), ModelError> {
+            assert!(self.limits.can_rewind || num_tokens == self.rows[from].len(), "a part cannot be copied");
             self.rows[to] = self.rows[from][..num_tokens].to_vec();
             Ok(())
         }
@@ -285,7 +287,11 @@ mod tests {
     }
 
     fn cache(num_rows: u32, can_move_slots: bool) -> (KvCache, Memory) {
-        let memory = Memory::new(num_rows as usize, can_move_slots);
+        cache_over(Memory::new(num_rows as usize, can_move_slots, true))
+    }
+
+    fn cache_over(memory: Memory) -> (KvCache, Memory) {
+        let num_rows = u32::try_from(memory.rows.len()).unwrap();
         (KvCache::new(NonZeroU32::new(num_rows).unwrap(), true, &memory), memory)
     }
 
@@ -363,6 +369,30 @@ mod tests {
     }
 
     #[test]
+    fn what_cannot_be_cut_back_is_used_whole_or_not_at_all() {
+        let (mut cache, mut memory) = cache_over(Memory::new(3, true, false));
+        let held = tokens(0, 40);
+        let (running, _) = compute(&mut cache, &mut memory, &held);
+        let mut longer = held.clone();
+        longer.extend(tokens(500, 5));
+        let prefix = Prefix { tokens: &held, salt: 0 };
+        let others = [(running.index(), prefix)];
+        let mut reused = |prompt: &[TokenId]| {
+            let prompt = Prefix { tokens: prompt, salt: 0 };
+            let (slot, num_reused) = cache.allocate(prompt, others.into_iter(), &mut memory).unwrap();
+            cache.release(slot, Vec::new(), 0);
+            num_reused
+        };
+        assert_eq!([reused(&held), reused(&longer), reused(&tokens(0, 30))], [0, 40, 0]);
+        cache.release(running, held.clone(), 0);
+        // The same once nobody runs it.
+        let (slot, num_reused) = cache.allocate(Prefix { tokens: &held, salt: 0 }, [].into_iter(), &mut memory).unwrap();
+        assert_eq!(num_reused, 0);
+        cache.release(slot, Vec::new(), 0);
+        assert_eq!(compute(&mut cache, &mut memory, &longer).1, 40);
+    }
+
+    #[test]
     fn a_gap_between_running_rows_is_closed() {
         let (mut cache, mut memory) = cache(4, true);
         let mut slots: Vec<Slot> =
@@ -381,10 +411,10 @@ mod tests {
         #[test]
         fn whatever_comes_the_cache_tells_the_truth(
             num_rows in 1_u32..5,
-            can_move_slots in any::<bool>(),
+            (can_move_slots, can_rewind) in any::<(bool, bool)>(),
             requests in prop::collection::vec((0_u64..2, 0_u32..3, 1_u32..60, 0_u32..2, any::<prop::sample::Index>()), 1..60),
         ) {
-            let (mut cache, mut memory) = cache(num_rows, can_move_slots);
+            let (mut cache, mut memory) = cache_over(Memory::new(num_rows as usize, can_move_slots, can_rewind));
             let mut running: Vec<(Slot, Vec<TokenId>, u64)> = Vec::new();
             for (salt, first, len, end, leaves) in requests {
                 let mut prompt = tokens(first * 1000, len);
@@ -398,7 +428,9 @@ mod tests {
                 let prefix = Prefix { tokens: &prompt, salt };
                 let (slot, num_reused) = cache.allocate(prefix, others.into_iter(), &mut memory).unwrap();
                 prop_assert!(num_reused < prompt.len());
-                prop_assert_eq!(memory.rows[slot.index()].get(..num_reused), Some(&prompt[..num_reused]));
+                let held = &memory.rows[slot.index()];
+                prop_assert_eq!(held.get(..num_reused), Some(&prompt[..num_reused]));
+                prop_assert!(can_rewind || num_reused == 0 || num_reused == held.len());
                 memory.rows[slot.index()] = prompt.clone();
                 running.push((slot, prompt, salt));
                 let first = running.iter().map(|(slot, ..)| slot.index()).min().unwrap();

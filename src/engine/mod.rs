@@ -23,11 +23,11 @@ pub use constraint::{Constraint, ConstraintError};
 pub use error::EngineError;
 pub use handle::{EngineHandle, TokenStream};
 pub use kv_cache::{KvCache, Prefix, Slot};
-pub(crate) use model::proto;
 pub use model::{
-    ElementType, GraphEdits, GraphFamily, KvTensor, LoadError, Logits, Model, ModelError, ModelLimits, ModelSpec,
-    ProviderConfig, ProviderName, Runtime, load,
+    CacheKind, CacheTensor, ElementType, FloatType, GraphEdits, GraphFamily, IntType, LoadError, Logits, Model,
+    ModelError, ModelLimits, ModelSpec, NumLogits, PositionIds, ProviderConfig, ProviderName, Runtime, load,
 };
+pub(crate) use model::{DataFileError, MAX_CACHE_RANK, locate_data_file, proto};
 pub use request::{FinishReason, Request, ServiceClass, TokenEvent, TokenId};
 pub use sampler::{Picked, SampleError, Sampler, SamplingParams};
 pub use scheduler::Scheduler;

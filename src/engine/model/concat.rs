@@ -1,7 +1,7 @@
 //! Graphs whose present is past with the new tokens appended: each run's output is the next run's input.
 
 use super::{
-    KvTensor, Logits, Model, ModelError, ModelLimits,
+    CacheKind, CacheTensor, LoadError, Logits, Model, ModelError, ModelLimits,
     ffi::{Run, Tensor},
     graph::{Graph, c_name, signed},
     inputs::InputRow,
@@ -10,26 +10,28 @@ use crate::engine::{Batch, Row};
 use ort::memory::Allocator;
 use std::{ffi::CString, ops::Range, time::Duration};
 
-/// Keys and values live in groups: sequences that ran together last time and, if the same ones run next, go on without a
+/// Keys, values and states live in groups: sequences that ran together last time and, if the same ones run next, go on without a
 /// copy. Any other set is put together from their groups, on the host.
 pub(super) struct ConcatModel {
-    kv: Vec<Layer>,
+    cache: Vec<Link>,
     /// Before the graph, since fields drop in order and a value must not outlive its session.
     groups: Vec<Group>,
+    /// Where the runtime puts what it returns.
+    allocator: Allocator,
     graph: Graph,
 }
 
-/// Keys or values of one layer.
-struct Layer {
+/// An output and the input that it becomes.
+struct Link {
     past: CString,
     present: CString,
-    spec: KvTensor,
+    tensor: CacheTensor,
 }
 
 /// Sequences in neighbouring rows of the same tensors.
 struct Group {
-    /// `[members, num_heads, num_columns, head_size]` of each layer.
-    kv: Vec<Tensor<'static>>,
+    /// `[members, num_heads, num_columns, head_size]`, or `[members, …]` of a state.
+    cache: Vec<Tensor<'static>>,
     members: Vec<Member>,
     num_columns: usize,
 }
@@ -61,10 +63,15 @@ impl Member {
 }
 
 impl ConcatModel {
-    pub(super) fn new(graph: Graph) -> Self {
-        let layer =
-            |spec: &KvTensor| Layer { past: c_name(&spec.past), present: c_name(&spec.present), spec: spec.clone() };
-        Self { kv: graph.spec().kv.iter().map(layer).collect(), groups: Vec::new(), graph }
+    pub(super) fn new(graph: Graph) -> Result<Self, LoadError> {
+        let link = |tensor: &CacheTensor| Link {
+            past: c_name(&tensor.past),
+            present: c_name(&tensor.present),
+            tensor: tensor.clone(),
+        };
+        let cache = graph.spec().cache.iter().map(link).collect();
+        let allocator = graph.device_allocator().map_err(|error| graph.failed(&error))?;
+        Ok(Self { cache, groups: Vec::new(), allocator, graph })
     }
 
     /// Rows that can run together: those that decode, all of them where the graph is told positions, else those that
@@ -75,7 +82,7 @@ impl ConcatModel {
             let goes_with = |set: &&mut Vec<usize>| {
                 let first = &batch.rows()[set[0]];
                 let both_decode = [first, row].iter().all(|row| row.num_tokens() == 1 && 0 < row.start);
-                both_decode && (self.graph.spec().has_position_ids || first.start == row.start)
+                both_decode && (self.graph.spec().position_ids.is_some() || first.start == row.start)
             };
             match sets.iter_mut().filter(|_| self.graph.is_on_host()).find(goes_with) {
                 Some(set) => set.push(index),
@@ -86,6 +93,38 @@ impl ConcatModel {
             set.sort_unstable_by_key(|index| batch.rows()[*index].slot_index);
         }
         sets
+    }
+
+    /// Computes the tokens in this range of each of these rows, which are equally long.
+    fn run(
+        &mut self,
+        batch: &Batch,
+        set: &[usize],
+        tokens: Range<usize>,
+        logits: &mut Logits,
+    ) -> Result<(), ModelError> {
+        let rows: Vec<&Row> = set.iter().map(|index| &batch.rows()[*index]).collect();
+        let wanted: Vec<(usize, usize)> = rows.iter().map(|row| (row.slot_index, row.start + tokens.start)).collect();
+        let mut group = self.take_group(&wanted)?;
+        let num_columns = group.num_columns + tokens.len();
+        let inputs = &mut self.graph.inputs;
+        inputs.begin(tokens.len(), num_columns);
+        for ((index, row), member) in set.iter().zip(&rows).zip(&mut group.members) {
+            member.shared.end = num_columns;
+            let num_behind = row.num_tokens() - tokens.end;
+            let input = InputRow {
+                index: *index,
+                new_tokens: &batch.new_tokens(row)[tokens.clone()],
+                start: row.start + tokens.start,
+                num_logits: row.num_logits.saturating_sub(num_behind).min(tokens.len()),
+            };
+            inputs.push(&input, member.columns(member.num_tokens()));
+        }
+        let cache = (self.cache.as_slice(), &group, &self.allocator);
+        group.cache = self.graph.run(logits, &cache, bind_cache)?;
+        group.num_columns = num_columns;
+        self.groups.push(group);
+        Ok(())
     }
 
     /// Takes the group whose members are just these, or puts one together.
@@ -122,44 +161,77 @@ impl ConcatModel {
     /// A copy of the first tokens of these slots, of each as many as are told.
     fn put_together(&self, wanted: &[(usize, usize)]) -> Result<Group, ModelError> {
         let num_columns = wanted.iter().map(|(_, num_tokens)| *num_tokens).max().unwrap_or(0);
-        let mut kv = Vec::with_capacity(self.kv.len());
-        for (number, layer) in self.kv.iter().enumerate() {
-            let KvTensor { num_heads, head_size, element_type, .. } = layer.spec;
-            let shape = [wanted.len(), num_heads, num_columns, head_size].map(signed);
-            if num_columns == 0 {
-                kv.push(Tensor::empty(self.graph.device_allocator()?.memory_info(), &shape, element_type)?);
-                continue;
-            }
-            if !self.graph.is_on_host() {
-                return Err(ModelError::new("keys and values on this device cannot be put together on the host"));
-            }
-            // Zeros, since a masked column that is not a number would still spoil the sum.
-            let mut tensor = Tensor::zeros(&shape, element_type)?;
-            let token_bytes = head_size * element_type.num_bytes();
-            let heads = tensor.host_bytes_mut()?.chunks_exact_mut(num_columns * token_bytes);
-            for (place, head) in heads.enumerate() {
-                let (slot_index, num_tokens) = wanted[place / num_heads];
-                if num_tokens == 0 {
-                    continue;
-                }
-                let (group, row) = self.find(slot_index).expect("a sequence goes on where it was");
-                let source_head = row * num_heads + place % num_heads;
-                let source = &group.kv[number].host_bytes()?[source_head * group.num_columns * token_bytes..];
-                let mut end = 0;
-                for columns in group.members[row].columns(num_tokens) {
-                    let (from, begin) = (&source[columns.start * token_bytes..columns.end * token_bytes], end);
-                    end += from.len();
-                    head[begin..end].copy_from_slice(from);
-                }
-            }
-            kv.push(tensor);
+        if 0 < num_columns && !self.graph.is_on_host() {
+            return Err(ModelError::new("keys and values on this device cannot be put together on the host"));
         }
+        let cache = (0..self.cache.len()).map(|number| match &self.cache[number].tensor.kind {
+            CacheKind::Columns { num_heads, head_size, .. } => {
+                self.put_columns_together(number, [*num_heads, *head_size], (wanted, num_columns))
+            }
+            CacheKind::State { sizes, .. } => self.put_states_together(number, sizes, wanted),
+        });
+        let cache = cache.collect::<Result<_, _>>()?;
         let member = |(slot_index, num_tokens): &(usize, usize)| Member {
             slot_index: Some(*slot_index),
             num_own: *num_tokens,
             shared: num_columns..num_columns,
         };
-        Ok(Group { kv, members: wanted.iter().map(member).collect(), num_columns })
+        Ok(Group { cache, members: wanted.iter().map(member).collect(), num_columns })
+    }
+
+    fn put_columns_together(
+        &self,
+        number: usize,
+        [num_heads, head_size]: [usize; 2],
+        (wanted, num_columns): (&[(usize, usize)], usize),
+    ) -> Result<Tensor<'static>, ModelError> {
+        let element_type = self.cache[number].tensor.element_type;
+        let shape = [wanted.len(), num_heads, num_columns, head_size].map(signed);
+        if num_columns == 0 {
+            return Ok(Tensor::empty(self.allocator.memory_info(), &shape, element_type)?);
+        }
+        // Zeros, since a masked column that is not a number would still spoil the sum.
+        let mut tensor = Tensor::zeros(&shape, element_type)?;
+        let token_bytes = head_size * element_type.num_bytes();
+        let heads = tensor.host_bytes_mut()?.chunks_exact_mut(num_columns * token_bytes);
+        for (place, head) in heads.enumerate() {
+            let (slot_index, num_tokens) = wanted[place / num_heads];
+            if num_tokens == 0 {
+                continue;
+            }
+            let (group, row) = self.find(slot_index).expect("a sequence goes on where it was");
+            let source_head = row * num_heads + place % num_heads;
+            let source = &group.cache[number].host_bytes()?[source_head * group.num_columns * token_bytes..];
+            let mut end = 0;
+            for columns in group.members[row].columns(num_tokens) {
+                let (from, begin) = (&source[columns.start * token_bytes..columns.end * token_bytes], end);
+                end += from.len();
+                head[begin..end].copy_from_slice(from);
+            }
+        }
+        Ok(tensor)
+    }
+
+    /// States begin as zeros, and are of all tokens that their slots hold.
+    fn put_states_together(
+        &self,
+        number: usize,
+        sizes: &[usize],
+        wanted: &[(usize, usize)],
+    ) -> Result<Tensor<'static>, ModelError> {
+        let shape: Vec<i64> = [wanted.len()].iter().chain(sizes).copied().map(signed).collect();
+        let mut tensor = Tensor::zeros(&shape, self.cache[number].tensor.element_type)?;
+        let bytes = tensor.host_bytes_mut()?;
+        let state_bytes = bytes.len() / wanted.len();
+        for (state, (slot_index, num_tokens)) in bytes.chunks_exact_mut(state_bytes).zip(wanted) {
+            if *num_tokens == 0 {
+                continue;
+            }
+            let (group, row) = self.find(*slot_index).expect("a sequence goes on where it was");
+            assert_eq!(group.members[row].num_tokens(), *num_tokens, "nothing is taken out of a state");
+            state.copy_from_slice(&group.cache[number].host_bytes()?[row * state_bytes..][..state_bytes]);
+        }
+        Ok(tensor)
     }
 
     /// A slot's group and its row there.
@@ -179,39 +251,36 @@ impl ConcatModel {
 }
 
 /// Past as it was, present wherever the runtime puts it.
-fn bind_kv<'d>((kv, group, allocator): &'d (&[Layer], &Group, &Allocator), run: &mut Run<'_, 'd>) -> ort::Result<()> {
-    for (layer, past) in kv.iter().zip(&group.kv) {
-        run.bind_input(&layer.past, past)?;
-        run.bind_new_output(&layer.present, allocator.memory_info())?;
+fn bind_cache<'d>((cache, group, allocator): &'d (&[Link], &Group, &Allocator), run: &mut Run<'_, 'd>) -> ort::Result<()> {
+    for (link, past) in cache.iter().zip(&group.cache) {
+        run.bind_input(&link.past, past)?;
+        run.bind_new_output(&link.present, allocator.memory_info())?;
     }
     Ok(())
 }
 
 impl Model for ConcatModel {
     fn limits(&self) -> ModelLimits {
-        let is_on_host = self.graph.is_on_host();
-        ModelLimits { can_rewind: is_on_host, can_move_slots: is_on_host, ..self.graph.limits() }
+        let (is_on_host, limits) = (self.graph.is_on_host(), self.graph.limits());
+        let has_cache_branch = self.graph.spec().has_cache_branch;
+        ModelLimits {
+            // What does not fit into the first run of a sequence comes in runs of one token.
+            chunk_tokens: if has_cache_branch { limits.context_tokens } else { limits.chunk_tokens },
+            can_rewind: is_on_host && !self.graph.spec().has_states(),
+            can_move_slots: is_on_host,
+            ..limits
+        }
     }
 
     fn forward(&mut self, batch: &Batch, logits: &mut Logits) -> Result<(), ModelError> {
-        let allocator = self.graph.device_allocator()?;
         for set in self.sets(batch) {
-            let rows: Vec<&Row> = set.iter().map(|index| &batch.rows()[*index]).collect();
-            let wanted: Vec<(usize, usize)> = rows.iter().map(|row| (row.slot_index, row.start)).collect();
-            let mut group = self.take_group(&wanted)?;
-            let width = rows[0].num_tokens();
-            let num_columns = group.num_columns + width;
-            let inputs = &mut self.graph.inputs;
-            inputs.begin(width, num_columns);
-            for ((index, row), member) in set.iter().zip(&rows).zip(&mut group.members) {
-                member.shared.end = num_columns;
-                let new_tokens = batch.new_tokens(row);
-                let input = InputRow { index: *index, new_tokens, start: row.start, num_logits: row.num_logits };
-                inputs.push(&input, member.columns(member.num_tokens()));
+            let width = batch.rows()[set[0]].num_tokens();
+            // The branch for rows that go on is made for single tokens.
+            let goes_on = 0 < batch.rows()[set[0]].start;
+            let step = if self.graph.spec().has_cache_branch && goes_on { 1 } else { width };
+            for first in (0..width).step_by(step) {
+                self.run(batch, &set, first..first + step, logits)?;
             }
-            group.kv = self.graph.run(logits, &(self.kv.as_slice(), &group, &allocator), bind_kv)?;
-            group.num_columns = num_columns;
-            self.groups.push(group);
         }
         Ok(())
     }

@@ -3,7 +3,7 @@
 //! A graph is spliced, not decoded and encoded again: bytes that no edit names, weights above all, go through as they
 //! are. Field numbers are those of `onnx.proto3` of the ONNX project.
 
-use super::proto::{DimensionProto, TensorShapeProto, TensorTypeProto, TypeProto, ValueInfoProto};
+use super::proto::{DimensionProto, StringStringEntryProto, TensorShapeProto, TensorTypeProto, TypeProto, ValueInfoProto};
 use prost::{DecodeError, Message, decode_length_delimiter, encode_length_delimiter};
 use serde::Deserialize;
 use std::{
@@ -15,6 +15,9 @@ use std::{
 pub(super) const QUERY_SEQLENS: &str = "query_seqlens";
 /// Name of the input that tells which positions are to be scored.
 pub(super) const LOGITS_INDICES: &str = "logits_indices";
+
+/// Names of an input that tells how many of the last positions are to be scored, as some exporters have it.
+const NUM_LOGITS: [&str; 2] = ["num_logits_to_keep", "logits_to_keep"];
 
 /// `[engine.graph_edits]`: which edits are wanted, and of an edited graph, which were made.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq)]
@@ -80,14 +83,6 @@ struct AttributeProto {
     /// `AttributeType`; 2 is an integer.
     #[prost(int32, tag = "20")]
     r#type: i32,
-}
-
-#[derive(Message)]
-struct StringStringEntryProto {
-    #[prost(string, tag = "1")]
-    key: String,
-    #[prost(string, tag = "2")]
-    value: String,
 }
 
 const INT_ATTRIBUTE: i32 = 2;
@@ -232,7 +227,9 @@ impl<'m> Surface<'m> {
                 "MatMul" | "MatMulNBits" | "FusedMatMul" => {
                     let gathered = producers.get(node.input.first()?.as_str());
                     let is_pruned = gathered.is_some_and(|index| is_selection(&self.nodes[*index].op_type));
-                    let is_free = !is_pruned && !self.inputs.contains(LOGITS_INDICES);
+                    // A graph that is told how many positions to keep is told to keep all of them.
+                    let keeps_all = NUM_LOGITS.iter().any(|name| self.inputs.contains(name));
+                    let is_free = (!is_pruned || keeps_all) && !self.inputs.contains(LOGITS_INDICES);
                     return is_free.then_some(Head { node: index, scores });
                 }
                 "Cast" | "Tanh" | "Mul" | "Div" | "Add" | "Clip" => {

@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    io,
     path::{Component, Path, PathBuf},
 };
 
@@ -15,26 +16,53 @@ pub(super) struct ExternalData {
     names: BTreeMap<String, String>,
 }
 
+/// Why a data file cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum DataFileError {
+    /// The download was not complete.
+    #[error("{} cannot be found: {source}; download the whole folder", path.display())]
+    Missing {
+        /// Where it was looked for.
+        path: PathBuf,
+        /// In the system's words.
+        source: io::Error,
+    },
+    /// A graph may not read any file of the machine.
+    #[error("it names the data file {file}, which is outside its own folder; take another export")]
+    Outside {
+        /// In the graph's words.
+        file: String,
+    },
+}
+
+/// Where a data file really is that a graph names: in the graph's folder or, in the Hugging Face cache, among the blobs
+/// of the same model.
+pub(crate) fn locate(graph: &Path, file: &str) -> Result<PathBuf, DataFileError> {
+    let beside = graph.parent().unwrap_or(Path::new("."));
+    let real = |path: PathBuf| path.canonicalize().map_err(|source| DataFileError::Missing { path, source });
+    let folder = real(beside.to_path_buf())?;
+    let outside = || DataFileError::Outside { file: file.to_owned() };
+    if !Path::new(file).components().all(|part| matches!(part, Component::Normal(_) | Component::CurDir)) {
+        return Err(outside());
+    }
+    let place = real(beside.join(file))?;
+    let snapshots = folder.ancestors().find(|ancestor| ancestor.ends_with("snapshots"));
+    let blobs = snapshots.and_then(|snapshots| snapshots.with_file_name("blobs").canonicalize().ok());
+    let is_inside = place.starts_with(&folder) || blobs.is_some_and(|blobs| place.starts_with(blobs));
+    if is_inside { Ok(place) } else { Err(outside()) }
+}
+
 impl ExternalData {
     /// Looks for the files that a graph names.
     ///
     /// # Errors
-    /// A file that is missing, or files in more folders than one; in words for the operator.
+    /// A file that is missing or outside, or files in more folders than one; in words for the operator.
     pub(super) fn find(graph: &Path, files: &BTreeSet<String>) -> Result<Self, String> {
         let beside = graph.parent().unwrap_or(Path::new("."));
-        let real = |path: &Path| {
-            path.canonicalize()
-                .map_err(|error| format!("{} cannot be found: {error}; download the whole folder", path.display()))
-        };
-        let folder = real(beside)?;
+        let folder = beside.canonicalize().map_err(|error| format!("{} cannot be found: {error}", beside.display()))?;
         let mut places = Vec::new();
         for file in files {
-            if !Path::new(file).components().all(|part| matches!(part, Component::Normal(_) | Component::CurDir)) {
-                return Err(format!(
-                    "it names the data file {file}, which is not in its own folder; take another export"
-                ));
-            }
-            places.push((file, real(&beside.join(file))?));
+            places.push((file, locate(graph, file).map_err(|error| error.to_string())?));
         }
         if places.iter().all(|(file, place)| *place == folder.join(file)) {
             return Ok(Self { folder, names: BTreeMap::new() });
@@ -83,12 +111,12 @@ mod tests {
     #[test]
     fn links_are_followed_to_the_folder_where_they_all_lead() {
         let dir = tempfile::tempdir().unwrap();
-        let [blobs, snapshot] = ["blobs", "snapshot"].map(|name| dir.path().join(name));
+        let [blobs, snapshot] = ["blobs", "snapshots/5e1f/onnx"].map(|name| dir.path().join(name));
         fs::create_dir_all(&blobs).unwrap();
         fs::create_dir_all(&snapshot).unwrap();
         for (blob, name) in [("5f0a", "a.data"), ("77b2", "b.data")] {
             fs::write(blobs.join(blob), "").unwrap();
-            symlink(Path::new("../blobs").join(blob), snapshot.join(name)).unwrap();
+            symlink(Path::new("../../../blobs").join(blob), snapshot.join(name)).unwrap();
         }
         let graph = snapshot.join("model.onnx");
         let data = ExternalData::find(&graph, &files(&["a.data", "b.data"])).unwrap();
@@ -105,8 +133,12 @@ mod tests {
         let graph = dir.path().join("model.onnx");
         for outside in ["../secret", "/etc/passwd", "a/../../b"] {
             let error = ExternalData::find(&graph, &files(&[outside])).unwrap_err();
-            assert!(error.contains("is not in its own folder"), "{error}");
+            assert!(error.contains("is outside its own folder"), "{error}");
         }
+        let elsewhere = tempfile::NamedTempFile::new().unwrap();
+        symlink(elsewhere.path(), dir.path().join("link")).unwrap();
+        let error = ExternalData::find(&graph, &files(&["link"])).unwrap_err();
+        assert!(error.contains("the data file link, which is outside"), "{error}");
         let error = ExternalData::find(&graph, &files(&["gone"])).unwrap_err();
         assert!(error.contains("/gone cannot be found") && error.contains("download the whole folder"), "{error}");
     }

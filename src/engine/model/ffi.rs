@@ -4,8 +4,8 @@
 
 #![expect(unsafe_code, reason = "see above")]
 
-use super::ElementType;
-use half::f16;
+use super::{ElementType, FloatType};
+use half::{bf16, f16};
 use ort::{
     AsPointer, Result,
     memory::{Allocator, MemoryInfo},
@@ -124,11 +124,23 @@ impl Element for f16 {
     const TYPE: sys::ONNXTensorElementDataType = sys::ONNXTensorElementDataType::ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16;
 }
 
+impl Element for bf16 {
+    const TYPE: sys::ONNXTensorElementDataType = sys::ONNXTensorElementDataType::ONNX_TENSOR_ELEMENT_DATA_TYPE_BFLOAT16;
+}
+
+impl Element for bool {
+    const TYPE: sys::ONNXTensorElementDataType = sys::ONNXTensorElementDataType::ONNX_TENSOR_ELEMENT_DATA_TYPE_BOOL;
+}
+
 impl ElementType {
     fn raw(self) -> sys::ONNXTensorElementDataType {
         match self {
-            Self::F32 => f32::TYPE,
-            Self::F16 => f16::TYPE,
+            Self::Float(FloatType::F32) => f32::TYPE,
+            Self::Float(FloatType::F16) => f16::TYPE,
+            Self::Float(FloatType::BF16) => bf16::TYPE,
+            Self::Int8 => sys::ONNXTensorElementDataType::ONNX_TENSOR_ELEMENT_DATA_TYPE_INT8,
+            Self::Uint8 => sys::ONNXTensorElementDataType::ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8,
+            Self::Float8 => sys::ONNXTensorElementDataType::ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT8E4M3FN,
         }
     }
 }

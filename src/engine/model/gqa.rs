@@ -1,24 +1,28 @@
 //! Graphs with `GroupQueryAttention`: keys and values are written into one buffer, in place.
 
 use super::{
-    LoadError, Logits, Model, ModelError, ModelLimits,
+    CacheKind, CacheTensor, ElementType, LoadError, Logits, Model, ModelError, ModelLimits,
     error::words,
     ffi::{Buffer, Run, Tensor},
     graph::{Graph, c_name, signed},
     inputs::InputRow,
     plan::{Plan, PlanLimits, PlannedRun},
+    spec::MAX_CACHE_RANK,
 };
 use crate::engine::Batch;
 use std::{ffi::CString, ops::Range, time::Duration};
 
-/// One buffer `[num_slots, num_heads, context_tokens, head_size]` per layer and side, bound as past and as present.
-/// The operator reads only what the attention mask covers, so a slot needs no cleaning before it is used again.
+/// One buffer per tensor of the cache, with a part for each slot. The slots of a run are bound as past and as present.
+/// The operator reads only what the attention mask covers, so columns need no cleaning before a slot is used again;
+/// a state does, and a sequence's first run reads zeros instead.
 pub(super) struct GqaModel {
     /// Before the graph, since fields drop in order and an allocator must not outlive its session.
-    kv: Vec<Slab>,
+    cache: Vec<Slab>,
     graph: Graph,
     plan: Plan,
     run_overhead_tokens: usize,
+    /// Whether every tensor has a column for each token, so that the last ones can be taken back.
+    can_rewind: bool,
     /// The batch's row in each slot of a run.
     occupants: Vec<Option<usize>>,
 }
@@ -28,31 +32,79 @@ pub(super) struct GqaModel {
 const CPU_RUN_OVERHEAD_TOKENS: usize = 4;
 const GPU_RUN_OVERHEAD_TOKENS: usize = 256;
 
+/// `[slots, heads, columns, …]`; a state is one column of one head.
 struct Slab {
     past: CString,
     present: CString,
     buffer: Buffer,
     num_heads: usize,
-    context_tokens: usize,
-    /// Size of one head's key or value.
-    token_bytes: usize,
-    head_size: usize,
-    element_type: super::ElementType,
+    num_columns: usize,
+    column_bytes: usize,
+    /// As the graph sees it, for one slot.
+    shape: [i64; MAX_CACHE_RANK],
+    rank: usize,
+    element_type: ElementType,
+    state: Option<State>,
+}
+
+/// What a tensor needs that is not read by position.
+struct State {
+    /// What a sequence begins with.
+    zeros: Tensor<'static>,
+    /// Where the buffer's second half begins, which present is bound to and copied from where it cannot be written in
+    /// place.
+    second_half: Option<usize>,
 }
 
 impl Slab {
+    fn new(tensor: &CacheTensor, graph: &Graph, num_slots: usize) -> ort::Result<Self> {
+        let element_bytes = tensor.element_type.num_bytes();
+        let (num_heads, num_columns, column_bytes, sizes) = match &tensor.kind {
+            CacheKind::Columns { num_heads, head_size, window } => {
+                let num_columns = graph.num_columns(*window);
+                (*num_heads, num_columns, head_size * element_bytes, vec![*num_heads, num_columns, *head_size])
+            }
+            CacheKind::State { sizes, .. } => (1, 1, sizes.iter().product::<usize>() * element_bytes, sizes.clone()),
+        };
+        let num_bytes = num_slots * num_heads * num_columns * column_bytes;
+        let (mut shape, rank) = ([1; MAX_CACHE_RANK], 1 + sizes.len());
+        shape[1..rank].copy_from_slice(&sizes.into_iter().map(signed).collect::<Vec<_>>());
+        let state = match tensor.kind {
+            CacheKind::Columns { .. } => None,
+            CacheKind::State { is_in_place, .. } => Some(State {
+                zeros: Tensor::zeros(&shape[..rank], tensor.element_type)?,
+                second_half: (!is_in_place).then_some(num_bytes),
+            }),
+        };
+        let halves = if state.as_ref().is_some_and(|state| state.second_half.is_some()) { 2 } else { 1 };
+        Ok(Self {
+            past: c_name(&tensor.past),
+            present: c_name(&tensor.present),
+            buffer: Buffer::allocate(graph.device_allocator()?, halves * num_bytes)?,
+            num_heads,
+            num_columns,
+            column_bytes,
+            shape,
+            rank,
+            element_type: tensor.element_type,
+            state,
+        })
+    }
+
     fn head_bytes(&self) -> usize {
-        self.context_tokens * self.token_bytes
+        self.num_columns * self.column_bytes
     }
 
     fn slot_bytes(&self) -> usize {
         self.num_heads * self.head_bytes()
     }
 
-    /// `[slots, num_heads, context_tokens, head_size]`
-    fn view(&self, slots: &Range<usize>) -> ort::Result<Tensor<'_>> {
-        let shape = [slots.len(), self.num_heads, self.context_tokens, self.head_size].map(signed);
-        Tensor::from_buffer(&self.buffer, slots.start * self.slot_bytes(), &shape, self.element_type)
+    /// Past or present of these slots.
+    fn view(&self, slots: &Range<usize>, first_byte: usize) -> ort::Result<Tensor<'_>> {
+        let mut shape = self.shape;
+        shape[0] = signed(slots.len());
+        let first_byte = first_byte + slots.start * self.slot_bytes();
+        Tensor::from_buffer(&self.buffer, first_byte, &shape[..self.rank], self.element_type)
     }
 
     /// Where each head of two slots begins.
@@ -60,6 +112,19 @@ impl Slab {
         let (head_bytes, slot_bytes) = (self.head_bytes(), self.slot_bytes());
         let begin = move |slot: usize, head: usize| slot * slot_bytes + head * head_bytes;
         (0..self.num_heads).map(move |head| (begin(one, head), begin(other, head)))
+    }
+
+    /// Bytes of the columns that so many tokens have left in each head.
+    fn used_bytes(&self, num_tokens: usize) -> usize {
+        num_tokens.min(self.num_columns) * self.column_bytes
+    }
+
+    /// Brings what a run has written beside the state to where the next run reads it.
+    fn settle(&mut self, slots: &Range<usize>) {
+        if let Some(State { second_half: Some(second_half), .. }) = self.state {
+            let (begin, num_bytes) = (slots.start * self.slot_bytes(), slots.len() * self.slot_bytes());
+            self.buffer.copy(second_half + begin, begin, num_bytes);
+        }
     }
 }
 
@@ -70,28 +135,34 @@ impl GqaModel {
             0 => GPU_RUN_OVERHEAD_TOKENS,
             set => set as usize,
         };
-        let context_tokens = graph.limits().context_tokens;
-        let num_bytes = graph.spec().kv_bytes_per_token().saturating_mul(context_tokens).saturating_mul(num_slots);
+        let (spec, context_tokens) = (graph.spec(), graph.limits().context_tokens);
+        // A state may take twice as much.
+        let num_bytes = spec.cache_bytes_per_slot(context_tokens).saturating_mul(2).saturating_mul(num_slots);
         if isize::try_from(num_bytes).is_err() {
             return Err(LoadError::KvCache { num_bytes, message: "no machine has as much memory".to_owned() });
         }
-        let failed = |error: ort::Error| LoadError::KvCache { num_bytes, message: words(&error) };
-        let mut kv = Vec::new();
-        for tensor in &graph.spec().kv {
-            let allocator = graph.device_allocator().map_err(failed)?;
-            let num_bytes = tensor.bytes_per_token() * context_tokens * num_slots;
-            kv.push(Slab {
-                past: c_name(&tensor.past),
-                present: c_name(&tensor.present),
-                buffer: Buffer::allocate(allocator, num_bytes).map_err(failed)?,
-                num_heads: tensor.num_heads,
-                context_tokens,
-                token_bytes: tensor.head_size * tensor.element_type.num_bytes(),
-                head_size: tensor.head_size,
-                element_type: tensor.element_type,
-            });
+        let mut cache = Vec::with_capacity(spec.cache.len());
+        for tensor in &spec.cache {
+            if matches!(tensor.kind, CacheKind::State { is_in_place: false, .. }) && !graph.is_on_host() {
+                return Err(LoadError::StateNotInPlace { path: spec.path.clone(), past: tensor.past.clone() });
+            }
+            let failed = |error: ort::Error| LoadError::KvCache { num_bytes, message: words(&error) };
+            cache.push(Slab::new(tensor, &graph, num_slots).map_err(failed)?);
         }
-        Ok(Self { kv, graph, plan: Plan::default(), run_overhead_tokens, occupants: Vec::new() })
+        let can_rewind = cache.iter().all(|slab| slab.state.is_none() && context_tokens <= slab.num_columns);
+        Ok(Self { cache, graph, plan: Plan::default(), run_overhead_tokens, can_rewind, occupants: Vec::new() })
+    }
+
+    fn plan_limits(&self) -> PlanLimits {
+        let has_states = self.graph.spec().has_states();
+        PlanLimits {
+            run_overhead_tokens: self.run_overhead_tokens,
+            can_pad: self.graph.can_pad(),
+            // A window would be cut to the single token that an idle slot is said to hold.
+            can_idle: self.graph.can_pad() && !self.graph.spec().has_windows(),
+            begins_alone: has_states,
+            context_tokens: self.graph.limits().context_tokens,
+        }
     }
 
     fn fill_inputs(&mut self, batch: &Batch, run: &PlannedRun) {
@@ -119,12 +190,20 @@ impl GqaModel {
     }
 }
 
-/// Past and present of the same slots, in the same place.
-fn bind_kv<'d>((kv, slots): &'d (&[Slab], Range<usize>), run: &mut Run<'_, 'd>) -> ort::Result<()> {
-    for slab in *kv {
-        let view = slab.view(slots)?;
-        run.bind_input(&slab.past, &view)?;
-        run.bind_output(&slab.present, &view)?;
+/// Past and present of the same slots, in the same place where that can be.
+fn bind_cache<'d>((cache, planned): &'d (&[Slab], PlannedRun), run: &mut Run<'_, 'd>) -> ort::Result<()> {
+    for slab in *cache {
+        let view = slab.view(&planned.slots, 0)?;
+        match &slab.state {
+            Some(State { zeros, .. }) if planned.begins => run.bind_input(&slab.past, zeros)?,
+            Some(_) | None => run.bind_input(&slab.past, &view)?,
+        }
+        match slab.state {
+            Some(State { second_half: Some(second_half), .. }) => {
+                run.bind_output(&slab.present, &slab.view(&planned.slots, second_half)?)?;
+            }
+            Some(_) | None => run.bind_output(&slab.present, &view)?,
+        }
     }
     Ok(())
 }
@@ -132,26 +211,21 @@ fn bind_kv<'d>((kv, slots): &'d (&[Slab], Range<usize>), run: &mut Run<'_, 'd>) 
 impl Model for GqaModel {
     fn limits(&self) -> ModelLimits {
         ModelLimits {
-            can_rewind: true,
-            can_verify_drafts: self.graph.can_pad(),
+            can_rewind: self.can_rewind,
+            can_verify_drafts: self.graph.can_pad() && self.can_rewind,
             can_move_slots: self.graph.is_on_host(),
             ..self.graph.limits()
         }
     }
 
     fn forward(&mut self, batch: &Batch, logits: &mut Logits) -> Result<(), ModelError> {
-        self.plan.fill(
-            batch,
-            PlanLimits {
-                run_overhead_tokens: self.run_overhead_tokens,
-                can_pad: self.graph.can_pad(),
-                context_tokens: self.graph.limits().context_tokens,
-            },
-        );
+        self.plan.fill(batch, self.plan_limits());
         for index in 0..self.plan.runs().len() {
             let run = self.plan.runs()[index].clone();
             self.fill_inputs(batch, &run);
-            self.graph.run(logits, &(self.kv.as_slice(), run.slots), bind_kv)?;
+            let slots = run.slots.clone();
+            self.graph.run(logits, &(self.cache.as_slice(), run), bind_cache)?;
+            self.cache.iter_mut().for_each(|slab| slab.settle(&slots));
         }
         Ok(())
     }
@@ -161,18 +235,20 @@ impl Model for GqaModel {
     }
 
     fn copy_slot(&mut self, from: usize, to: usize, num_tokens: usize) -> Result<(), ModelError> {
-        for slab in &mut self.kv {
+        for slab in &mut self.cache {
+            let num_bytes = slab.used_bytes(num_tokens);
             for (from, to) in slab.heads(from, to) {
-                slab.buffer.copy(from, to, num_tokens * slab.token_bytes);
+                slab.buffer.copy(from, to, num_bytes);
             }
         }
         Ok(())
     }
 
     fn swap_slots(&mut self, one: usize, other: usize, num_tokens: usize) {
-        for slab in &mut self.kv {
+        for slab in &mut self.cache {
+            let num_bytes = slab.used_bytes(num_tokens);
             for (one, other) in slab.heads(one, other) {
-                slab.buffer.swap(one, other, num_tokens * slab.token_bytes);
+                slab.buffer.swap(one, other, num_bytes);
             }
         }
     }

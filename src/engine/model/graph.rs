@@ -1,18 +1,19 @@
 //! An open graph: everything that both families do alike.
 
 use super::{
-    ElementType, GraphEdits, LoadError, Logits, ModelError, ModelLimits, ModelSpec, ProviderConfig, ProviderName,
-    Runtime,
+    FloatType, GraphEdits, IntType, LoadError, Logits, ModelError, ModelLimits, ModelSpec, NumLogits, ProviderConfig,
+    ProviderName, Runtime,
     edit::{self, Edited},
     error::words,
     external_data::ExternalData,
     ffi::{Run, Tensor},
     inputs::Inputs,
+    spec::{WINDOW_SLACK, window_columns},
 };
 use crate::engine::EngineConfig;
-use half::{f16, slice::HalfFloatSliceExt};
+use half::{bf16, f16, slice::HalfFloatSliceExt};
 use ort::{
-    memory::Allocator,
+    memory::{Allocator, MemoryInfo},
     session::{IoBinding, Session, builder::SessionBuilder},
 };
 use std::{
@@ -32,8 +33,11 @@ pub(super) struct Graph {
     limits: ModelLimits,
     device: ProviderConfig,
     pub(super) inputs: Inputs,
+    /// Name of the input that tells how many positions to score.
+    num_logits_name: Option<CString>,
     /// Scores that the run cannot write to their place.
     scratch: Scratch,
+    narrow: Narrow,
     pub(super) time_in_runs: Duration,
 }
 
@@ -42,6 +46,16 @@ pub(super) struct Graph {
 struct Scratch {
     f32: Vec<f32>,
     f16: Vec<f16>,
+    bf16: Vec<bf16>,
+}
+
+/// Inputs of graphs that take 32-bit integers.
+#[derive(Default)]
+struct Narrow {
+    token_ids: Vec<i32>,
+    attention_mask: Vec<i32>,
+    position_ids: Vec<i32>,
+    num_logits: Vec<i32>,
 }
 
 impl Graph {
@@ -52,7 +66,10 @@ impl Graph {
         let on_cpu = device.name == ProviderName::Cpu;
         let wanted = GraphEdits {
             accuracy_level: config.graph_edits.accuracy_level && on_cpu,
-            query_seqlens: config.graph_edits.query_seqlens && device.name != ProviderName::TensorRt,
+            // What pads a row would enter its states.
+            query_seqlens: config.graph_edits.query_seqlens
+                && device.name != ProviderName::TensorRt
+                && !spec.has_states(),
             logits_indices: config.graph_edits.logits_indices && !spec.has_last_logits_only,
         };
         let (session, edits) = open_edited(builder, &spec, wanted)?;
@@ -74,7 +91,9 @@ impl Graph {
             edits,
             device,
             inputs: Inputs::default(),
+            num_logits_name: spec.num_logits.as_ref().map(|input| c_name(&input.name)),
             scratch: Scratch::default(),
+            narrow: Narrow::default(),
             time_in_runs: Duration::ZERO,
             spec,
         })
@@ -93,9 +112,22 @@ impl Graph {
         self.edits.query_seqlens && !self.spec.has_last_logits_only
     }
 
+    /// Columns that a cache tensor needs for each slot.
+    pub(super) fn num_columns(&self, window: Option<usize>) -> usize {
+        // Other providers take no window that is wider than it must be.
+        let slack = if self.device.name == ProviderName::Cpu { WINDOW_SLACK } else { 0 };
+        let context_tokens = self.limits.context_tokens;
+        window.map_or(context_tokens, |window| window_columns(window, slack, context_tokens))
+    }
+
     /// Whether keys and values lie in memory that this process can reach.
     pub(super) fn is_on_host(&self) -> bool {
         self.device.name == ProviderName::Cpu
+    }
+
+    /// What the operator is told of an error while it is loaded.
+    pub(super) fn failed(&self, error: &ort::Error) -> LoadError {
+        failed(&self.spec, error)
     }
 
     /// Where keys and values live.
@@ -111,37 +143,66 @@ impl Graph {
         kv: &K,
         bind_kv: impl for<'d> FnOnce(&'d K, &mut Run<'_, 'd>) -> ort::Result<()>,
     ) -> Result<Vec<Tensor<'static>>, ModelError> {
-        let Self { session, binding, host, spec, edits, limits, inputs, scratch, time_in_runs, .. } = self;
+        let Self { session, binding, host, spec, edits, limits, inputs, num_logits_name, .. } = self;
+        let Self { scratch, narrow, time_in_runs, .. } = self;
         let memory = host.memory_info();
         let (num_rows, width) = (inputs.num_rows(), inputs.width());
-        // Rows of scores that the graph computes, and those of them that are wanted.
-        let computed = match () {
-            () if edits.logits_indices => [1, inputs.scored_rows.len()],
-            () if spec.has_last_logits_only => [num_rows, 1],
-            () => [num_rows, width],
+        let num_axes = spec.position_ids.and_then(|positions| positions.num_axes);
+        inputs.repeat_positions(num_axes.unwrap_or(1));
+        // How many places of each row the graph scores, and in how many rows it gives their scores.
+        let num_places = match &spec.num_logits {
+            _ if spec.has_last_logits_only => 1,
+            Some(_) if !edits.logits_indices => inputs.num_scored_places(),
+            Some(_) | None => width,
         };
+        let computed = if edits.logits_indices { [1, inputs.scored_rows.len()] } else { [num_rows, num_places] };
         let num_computed = computed[0] * computed[1];
         let shape = [signed(computed[0]), signed(computed[1]), signed(limits.vocab_size)];
         let wanted = logits.extend(&inputs.scored_rows);
-        let is_direct = spec.logits_type == ElementType::F32 && num_computed * limits.vocab_size == wanted.len();
+        let is_direct = spec.logits_type == FloatType::F32 && num_computed * limits.vocab_size == wanted.len();
         let scores = match spec.logits_type {
-            ElementType::F32 if is_direct => Tensor::from_slice_mut(memory, wanted, &shape)?,
-            ElementType::F32 => Tensor::from_slice_mut(memory, resized(&mut scratch.f32, &shape), &shape)?,
-            ElementType::F16 => Tensor::from_slice_mut(memory, resized(&mut scratch.f16, &shape), &shape)?,
+            FloatType::F32 if is_direct => Tensor::from_slice_mut(memory, wanted, &shape)?,
+            FloatType::F32 => Tensor::from_slice_mut(memory, resized(&mut scratch.f32, &shape), &shape)?,
+            FloatType::F16 => Tensor::from_slice_mut(memory, resized(&mut scratch.f16, &shape), &shape)?,
+            FloatType::BF16 => Tensor::from_slice_mut(memory, resized(&mut scratch.bf16, &shape), &shape)?,
         };
         let rows_and_width = [signed(num_rows), signed(width)];
-        let token_ids = Tensor::from_slice(memory, &inputs.token_ids, &rows_and_width)?;
+        let token_ids = integers(memory, &inputs.token_ids, &rows_and_width, (spec.ids_type, &mut narrow.token_ids))?;
         let mask_shape = [signed(num_rows), signed(inputs.mask_width())];
-        let attention_mask = Tensor::from_slice(memory, &inputs.attention_mask, &mask_shape)?;
-        let position_ids = Tensor::from_slice(memory, &inputs.position_ids, &rows_and_width)?;
+        let mask_type = (spec.mask_type.unwrap_or(IntType::I64), &mut narrow.attention_mask);
+        let attention_mask = integers(memory, &inputs.attention_mask, &mask_shape, mask_type)?;
+        let position_type = spec.position_ids.map_or(IntType::I64, |positions| positions.int_type);
+        let position_shape = [signed(num_axes.unwrap_or(1)), signed(num_rows), signed(width)];
+        let position_shape = &position_shape[usize::from(num_axes.is_none())..];
+        let position_type = (position_type, &mut narrow.position_ids);
+        let position_ids = integers(memory, &inputs.position_ids, position_shape, position_type)?;
+        // All places are spelled 0, which also holds where there are more rows than one.
+        let num_logits = [if num_places == width { 0 } else { signed(num_places) }];
+        let num_logits = match &spec.num_logits {
+            None => None,
+            Some(NumLogits { int_type, is_vector, .. }) => {
+                let shape = &[1][usize::from(!is_vector)..];
+                Some(integers(memory, &num_logits, shape, (*int_type, &mut narrow.num_logits))?)
+            }
+        };
         let query_seqlens = Tensor::from_slice(memory, &inputs.query_seqlens, &rows_and_width[..1])?;
         let scored_shape = [1, signed(inputs.logits_indices.len())];
         let logits_indices = Tensor::from_slice(memory, &inputs.logits_indices, &scored_shape)?;
+        let has_past = [width < inputs.mask_width()];
+        let use_cache_branch = Tensor::from_slice(memory, &has_past, &[1])?;
         let mut run = Run::new(session, binding);
         run.bind_input(c"input_ids", &token_ids)?;
-        run.bind_input(c"attention_mask", &attention_mask)?;
-        if spec.has_position_ids {
+        if spec.mask_type.is_some() {
+            run.bind_input(c"attention_mask", &attention_mask)?;
+        }
+        if spec.position_ids.is_some() {
             run.bind_input(c"position_ids", &position_ids)?;
+        }
+        if let (Some(name), Some(num_logits)) = (num_logits_name, &num_logits) {
+            run.bind_input(name, num_logits)?;
+        }
+        if spec.has_cache_branch {
+            run.bind_input(c"use_cache_branch", &use_cache_branch)?;
         }
         if edits.query_seqlens {
             run.bind_input(c"query_seqlens", &query_seqlens)?;
@@ -156,17 +217,17 @@ impl Graph {
         *time_in_runs += began.elapsed();
         drop(scores);
         if !is_direct {
-            let places = inputs.logits_indices.iter().enumerate().map(|(row, place)| match () {
-                () if edits.logits_indices => row,
-                () if spec.has_last_logits_only => index(*place) / width,
-                () => index(*place),
+            let places = inputs.logits_indices.iter().enumerate().map(|(row, place)| match index(*place) {
+                _ if edits.logits_indices => row,
+                place => place / width * num_places + place % width + num_places - width,
             });
             let wanted = wanted.chunks_exact_mut(limits.vocab_size);
             for (wanted, place) in wanted.zip(places) {
                 let place = place * limits.vocab_size..(place + 1) * limits.vocab_size;
                 match spec.logits_type {
-                    ElementType::F32 => wanted.copy_from_slice(&scratch.f32[place]),
-                    ElementType::F16 => scratch.f16[place].convert_to_f32_slice(wanted),
+                    FloatType::F32 => wanted.copy_from_slice(&scratch.f32[place]),
+                    FloatType::F16 => scratch.f16[place].convert_to_f32_slice(wanted),
+                    FloatType::BF16 => scratch.bf16[place].convert_to_f32_slice(wanted),
                 }
             }
         }
@@ -185,6 +246,23 @@ fn resized<'v, T: Clone + Default>(scratch: &'v mut Vec<T>, shape: &[i64]) -> &'
         scratch.resize(num_elements, T::default());
     }
     &mut scratch[..num_elements]
+}
+
+/// A tensor of integers in the graph's own format.
+fn integers<'d>(
+    memory: &MemoryInfo<'_>,
+    wide: &'d [i64],
+    shape: &[i64],
+    (int_type, narrow): (IntType, &'d mut Vec<i32>),
+) -> ort::Result<Tensor<'d>> {
+    match int_type {
+        IntType::I64 => Tensor::from_slice(memory, wide, shape),
+        IntType::I32 => {
+            narrow.clear();
+            narrow.extend(wide.iter().map(|number| i32::try_from(*number).expect("tokens and positions are below 2^31")));
+            Tensor::from_slice(memory, narrow, shape)
+        }
+    }
 }
 
 /// Opens the graph with the edits that it and the runtime allow.
@@ -230,7 +308,12 @@ fn open_edited(
 const DATA_FOLDER: &str = "session.model_external_initializers_file_folder_path";
 
 fn failed(spec: &ModelSpec, error: &ort::Error) -> LoadError {
-    LoadError::Session { path: spec.path.clone(), message: words(error) }
+    let (path, message) = (spec.path.clone(), words(error));
+    // A runtime before 1.30 refuses the attribute.
+    if spec.has_windows() && message.contains("sliding_window_cache") {
+        return LoadError::WindowsUnknown { path, message };
+    }
+    LoadError::Session { path, message }
 }
 
 /// A size as ONNX spells it.

@@ -11,7 +11,7 @@ pub(super) struct Inputs {
     pub(super) token_ids: Vec<i64>,
     /// `[rows, mask_width]`, 1 where a row attends to a column of its keys and values.
     pub(super) attention_mask: Vec<i64>,
-    /// `[rows, width]`
+    /// `[axes, rows, width]`
     pub(super) position_ids: Vec<i64>,
     /// `[rows]`, tokens that are not padding.
     pub(super) query_seqlens: Vec<i32>,
@@ -19,6 +19,9 @@ pub(super) struct Inputs {
     pub(super) logits_indices: Vec<i64>,
     /// For each of them, the batch's row.
     pub(super) scored_rows: Vec<usize>,
+    /// The most that a row has scored, and at least one.
+    max_logits: usize,
+    is_padded: bool,
     width: usize,
     mask_width: usize,
 }
@@ -45,7 +48,14 @@ impl Inputs {
         self.query_seqlens.clear();
         self.logits_indices.clear();
         self.scored_rows.clear();
+        (self.max_logits, self.is_padded) = (1, false);
         (self.width, self.mask_width) = (width, mask_width);
+    }
+
+    /// Repeats the positions of all rows for each further axis, once all rows are there.
+    pub(super) fn repeat_positions(&mut self, num_axes: usize) {
+        let num_positions = self.position_ids.len();
+        (1..num_axes).for_each(|_| self.position_ids.extend_from_within(..num_positions));
     }
 
     /// Adds a row that attends to the given columns.
@@ -55,6 +65,7 @@ impl Inputs {
         let end = self.num_rows() * self.width + num_tokens;
         self.logits_indices.extend(signed(end - row.num_logits)..signed(end));
         self.scored_rows.resize(self.logits_indices.len(), row.index);
+        self.max_logits = self.max_logits.max(row.num_logits);
         self.token_ids.extend(row.new_tokens.iter().map(|token| i64::from(token.0)));
         self.push_padded(num_tokens, row.start, attended);
     }
@@ -66,6 +77,7 @@ impl Inputs {
     }
 
     fn push_padded(&mut self, num_tokens: usize, start: usize, attended: [Range<usize>; 2]) {
+        self.is_padded |= num_tokens < self.width;
         self.query_seqlens.push(i32::try_from(num_tokens).expect("a context is shorter than 2^31"));
         self.token_ids.resize(self.num_rows() * self.width, 0);
         self.position_ids.extend(signed(start)..signed(start + self.width));
@@ -86,6 +98,11 @@ impl Inputs {
 
     pub(super) fn mask_width(&self) -> usize {
         self.mask_width
+    }
+
+    /// How many of each row's last places hold all that is scored: all of them where rows are padded behind their tokens.
+    pub(super) fn num_scored_places(&self) -> usize {
+        if self.is_padded { self.width } else { self.max_logits }
     }
 }
 
@@ -110,6 +127,13 @@ mod tests {
         assert_eq!(inputs.position_ids, [2, 3, 4, 0, 1, 2, 3, 4, 5]);
         assert_eq!(inputs.attention_mask, [1, 1, 1, 1, 1, 0, 1, 0, 0, 0, 0, 0, 1, 1, 0, 1, 1, 0]);
         assert_eq!(inputs.query_seqlens, [3, 0, 1]);
-        assert_eq!((inputs.logits_indices, inputs.scored_rows), (vec![1, 2, 6], vec![4, 4, 1]));
+        assert_eq!((&inputs.logits_indices[..], &inputs.scored_rows[..]), (&[1, 2, 6][..], &[4, 4, 1][..]));
+        assert_eq!(inputs.num_scored_places(), 3);
+        inputs.repeat_positions(3);
+        assert_eq!(inputs.position_ids, [[2, 3, 4, 0, 1, 2, 3, 4, 5]; 3].concat());
+        // Without padding, what is scored is at the end.
+        inputs.begin(2, 2);
+        inputs.push(&InputRow { index: 0, new_tokens: &tokens(&[7, 8]), start: 0, num_logits: 0 }, [0..2, 2..2]);
+        assert_eq!(inputs.num_scored_places(), 1);
     }
 }

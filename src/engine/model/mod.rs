@@ -16,9 +16,13 @@ mod spec;
 
 pub use edit::GraphEdits;
 pub use error::{LoadError, ModelError};
+pub(crate) use external_data::{DataFileError, locate as locate_data_file};
 pub use provider::{ProviderConfig, ProviderName};
 pub use runtime::Runtime;
-pub use spec::{ElementType, GraphFamily, KvTensor, ModelSpec};
+pub(crate) use spec::MAX_CACHE_RANK;
+pub use spec::{
+    CacheKind, CacheTensor, ElementType, FloatType, GraphFamily, IntType, ModelSpec, NumLogits, PositionIds,
+};
 
 use super::{Batch, EngineConfig};
 use concat::ConcatModel;
@@ -33,8 +37,7 @@ pub trait Model: Send {
 
     /// Computes every new token of the batch and appends the scores that its rows want. A row starts at 0, at the
     /// number of tokens that its slot holds or, where the model [can rewind](ModelLimits::can_rewind), anywhere in
-    /// between; what the slot held beyond is forgotten. Slots without a row keep what
-    /// they hold.
+    /// between; what the slot held beyond is forgotten. Slots without a row keep what they hold.
     ///
     /// # Errors
     /// When the backend fails; the batch's sequences then finish with an error.
@@ -43,8 +46,8 @@ pub trait Model: Send {
     /// Time that the backend itself has run so far, the rest of [`forward`](Self::forward) aside.
     fn time_in_runs(&self) -> Duration;
 
-    /// Makes the slot `to` hold the first `num_tokens` tokens that the slot `from` holds. Only where
-    /// [`can_move_slots`](ModelLimits::can_move_slots).
+    /// Makes the slot `to` hold the first `num_tokens` tokens that the slot `from` holds: all of them where the model cannot
+    /// rewind. Only where [`can_move_slots`](ModelLimits::can_move_slots).
     ///
     /// # Errors
     /// When the backend fails; `to` then holds nothing of use.
@@ -86,7 +89,7 @@ pub struct ModelLimits {
     pub context_tokens: usize,
     /// Tokens of prompts that a step had best compute: enough to use the device well, and no more, since replies wait.
     pub chunk_tokens: usize,
-    /// Whether a row may start before the end of what its slot holds.
+    /// Whether a row may start before the end of what its slot holds, and a part of that be copied.
     pub can_rewind: bool,
     /// Whether rows of a few tokens, all of them scored, run with those of one token, and rewinding costs nothing.
     pub can_verify_drafts: bool,
@@ -154,6 +157,6 @@ pub fn load(runtime: &Runtime, spec: ModelSpec, config: &EngineConfig) -> Result
     let num_slots = config.max_batch_size.get() as usize;
     Ok(match family {
         GraphFamily::Gqa => Box::new(GqaModel::new(graph, num_slots, config.run_overhead_tokens)?),
-        GraphFamily::Concat => Box::new(ConcatModel::new(graph)),
+        GraphFamily::Concat => Box::new(ConcatModel::new(graph)?),
     })
 }

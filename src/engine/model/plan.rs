@@ -11,8 +11,12 @@ use std::ops::Range;
 pub(super) struct PlanLimits {
     /// What a run costs beside its tokens, as a number of tokens.
     pub(super) run_overhead_tokens: usize,
-    /// Whether rows of different lengths, and slots with nothing to do, can be in one run.
+    /// Whether rows of different lengths can be in one run.
     pub(super) can_pad: bool,
+    /// Whether slots with nothing to do can be in one run with others. Only where rows can be padded.
+    pub(super) can_idle: bool,
+    /// Whether a row that starts at 0 has to be alone, because its slot does not hold what it starts from.
+    pub(super) begins_alone: bool,
     /// A row's first position and the width of its run must not exceed this together.
     pub(super) context_tokens: usize,
 }
@@ -26,6 +30,8 @@ pub(super) struct PlannedRun {
     pub(super) slots: Range<usize>,
     /// Tokens per slot, padding included.
     pub(super) width: usize,
+    /// Whether one of its rows starts at 0.
+    pub(super) begins: bool,
 }
 
 /// Refilled for each step, so that a steady state allocates nothing.
@@ -54,6 +60,7 @@ impl Plan {
                 rows: position..position + 1,
                 slots: row.slot_index..row.slot_index + 1,
                 width: row.num_tokens(),
+                begins: row.start == 0,
             };
             if let Some(last) = self.runs.last_mut() {
                 let joined = last.joined_with(&alone);
@@ -86,15 +93,17 @@ impl PlannedRun {
             rows: self.rows.start..next.rows.end,
             slots: self.slots.start.min(next.slots.start)..self.slots.end.max(next.slots.end),
             width: self.width.max(next.width),
+            begins: self.begins || next.begins,
         }
     }
 }
 
 impl PlanLimits {
-    /// Without padding, only single tokens in neighbouring slots go together: the operator takes no longer rows behind a
-    /// past, and would overwrite the first position of an idle slot.
+    /// Whether rows of several slots can be in this run. Without padding, only single tokens in neighbouring slots: the
+    /// operator takes no longer rows behind a past, and would overwrite the first position of an idle slot.
     fn allow(&self, run: &PlannedRun) -> bool {
-        self.can_pad || run.width == 1 && run.slots.len() == run.rows.len()
+        let has_idle = run.rows.len() < run.slots.len();
+        (self.can_pad || run.width == 1) && (self.can_idle || !has_idle) && !(self.begins_alone && run.begins)
     }
 
     fn cost(&self, run: &PlannedRun) -> usize {
@@ -108,7 +117,13 @@ mod tests {
     use crate::engine::TokenId;
     use proptest::prelude::*;
 
-    const CPU: PlanLimits = PlanLimits { run_overhead_tokens: 5, can_pad: true, context_tokens: 100 };
+    const CPU: PlanLimits = PlanLimits {
+        run_overhead_tokens: 5,
+        can_pad: true,
+        can_idle: true,
+        begins_alone: false,
+        context_tokens: 100,
+    };
 
     /// `(slot, start, number of tokens)` of each row to `(rows, slots, width)` of each run.
     fn plan(rows: &[(usize, usize, usize)], limits: PlanLimits) -> Vec<(Vec<usize>, Range<usize>, usize)> {
@@ -139,9 +154,23 @@ mod tests {
 
     #[test]
     fn without_padding_only_neighbours_that_decode_go_together() {
-        let limits = PlanLimits { can_pad: false, ..CPU };
+        let limits = PlanLimits { can_pad: false, can_idle: false, ..CPU };
         let runs = plan(&[(0, 9, 1), (1, 5, 1), (3, 5, 1), (2, 5, 2)], limits);
         assert_eq!(runs, [(vec![0, 1], 0..2, 1), (vec![2], 3..4, 1), (vec![3], 2..3, 2)]);
+    }
+
+    #[test]
+    fn where_states_begin_empty_a_row_begins_alone() {
+        let limits = PlanLimits { can_pad: false, can_idle: false, begins_alone: true, ..CPU };
+        let runs = plan(&[(0, 9, 1), (1, 0, 1), (2, 5, 1), (3, 7, 1)], limits);
+        assert_eq!(runs, [(vec![0], 0..1, 1), (vec![1], 1..2, 1), (vec![2, 3], 2..4, 1)]);
+    }
+
+    #[test]
+    fn rows_are_padded_but_no_slot_is_idle_where_it_cannot_be() {
+        let limits = PlanLimits { can_idle: false, ..CPU };
+        assert_eq!(plan(&[(0, 9, 1), (1, 5, 3)], limits), [(vec![0, 1], 0..2, 3)]);
+        assert_eq!(plan(&[(0, 9, 1), (2, 5, 1)], limits), [(vec![0], 0..1, 1), (vec![1], 2..3, 1)]);
     }
 
     proptest! {
@@ -149,11 +178,12 @@ mod tests {
         fn every_row_is_in_one_run_that_it_fits(
             rows in prop::collection::btree_map(0_usize..16, (0_usize..60, 1_usize..40), 1..10),
             run_overhead_tokens in 0_usize..200,
-            can_pad in any::<bool>(),
+            (can_pad, can_idle, begins_alone) in any::<(bool, bool, bool)>(),
         ) {
             let rows: Vec<(usize, usize, usize)> =
                 rows.into_iter().map(|(slot, (start, num_tokens))| (slot, start, num_tokens)).collect();
-            let limits = PlanLimits { run_overhead_tokens, can_pad, context_tokens: 100 };
+            let can_idle = can_pad && can_idle;
+            let limits = PlanLimits { run_overhead_tokens, can_pad, can_idle, begins_alone, context_tokens: 100 };
             let runs = plan(&rows, limits);
             let mut seen: Vec<usize> = runs.iter().flat_map(|(rows, ..)| rows.clone()).collect();
             seen.sort_unstable();
@@ -163,7 +193,9 @@ mod tests {
                     let (slot, start, num_tokens) = rows[*index];
                     prop_assert!(slots.contains(&slot) && num_tokens <= width && start + width <= 100);
                 }
-                prop_assert!(can_pad || members.len() == 1 || width == 1 && members.len() == slots.len());
+                prop_assert!(can_pad || members.len() == 1 || width == 1);
+                prop_assert!(can_idle || members.len() == slots.len());
+                prop_assert!(!begins_alone || members.len() == 1 || members.iter().all(|index| 0 < rows[*index].1));
             }
         }
     }

@@ -1,4 +1,4 @@
-//! Messages of an ONNX file that say what a graph takes and gives, as both its reader and its editor need them.
+//! Messages of an ONNX file that both its reader and its editor need: what a graph takes and gives, and where data is.
 //!
 //! Names and field numbers are those of `onnx.proto3` of the ONNX project.
 
@@ -43,4 +43,13 @@ pub(crate) struct DimensionProto {
     pub(crate) dim_value: Option<i64>,
     #[prost(string, optional, tag = "2")]
     pub(crate) dim_param: Option<String>,
+}
+
+/// A word and what it stands for.
+#[derive(Message)]
+pub(crate) struct StringStringEntryProto {
+    #[prost(string, tag = "1")]
+    pub(crate) key: String,
+    #[prost(string, tag = "2")]
+    pub(crate) value: String,
 }

@@ -21,54 +21,162 @@ impl GraphFamily {
     }
 }
 
-/// Number format of a floating-point tensor.
+/// Number format of scores.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum ElementType {
+pub enum FloatType {
     /// IEEE 754 single precision.
     F32,
     /// IEEE 754 half precision.
     F16,
+    /// The upper half of single precision.
+    BF16,
+}
+
+/// Number format of a tensor in the cache. Its numbers are moved and never looked at.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum ElementType {
+    /// As scores may have it.
+    Float(FloatType),
+    /// One quantized number a byte, or a part of several.
+    Int8,
+    /// As above; two of 4 bits share a byte.
+    Uint8,
+    /// `float8e4m3fn`
+    Float8,
+}
+
+impl FloatType {
+    /// As `ortolan inspect` prints it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "float32",
+            Self::F16 => "float16",
+            Self::BF16 => "bfloat16",
+        }
+    }
 }
 
 impl ElementType {
     /// Size of one element.
     pub fn num_bytes(self) -> usize {
         match self {
-            Self::F32 => 4,
-            Self::F16 => 2,
+            Self::Float(FloatType::F32) => 4,
+            Self::Float(FloatType::F16 | FloatType::BF16) => 2,
+            Self::Int8 | Self::Uint8 | Self::Float8 => 1,
         }
     }
 
     /// As `ortolan inspect` prints it.
     pub fn name(self) -> &'static str {
         match self {
-            Self::F32 => "float32",
-            Self::F16 => "float16",
+            Self::Float(float) => float.name(),
+            Self::Int8 => "int8",
+            Self::Uint8 => "uint8",
+            Self::Float8 => "float8",
         }
     }
 }
 
-/// Keys or values of one layer: an input of shape `[batch, num_heads, past, head_size]` and an output that is the same
-/// with the new tokens in it.
+/// Number format of ids, masks and positions.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum IntType {
+    /// As most exporters have it.
+    I64,
+    /// As some runtimes of small devices want it.
+    I32,
+}
+
+/// An input that holds what earlier tokens left behind, and the output that holds the same with the new tokens in it.
+/// The first dimension of both is the batch.
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub struct KvTensor {
+pub struct CacheTensor {
     /// Name of the input, such as `past_key_values.0.key`.
     pub past: String,
     /// Name of the output, such as `present.0.key`.
     pub present: String,
-    /// Heads that keys and values have, which several query heads may share.
-    pub num_heads: usize,
-    /// Elements of one head.
-    pub head_size: usize,
     /// Of input and output.
     pub element_type: ElementType,
+    /// What the other dimensions are.
+    pub kind: CacheKind,
 }
 
-impl KvTensor {
-    /// Memory that one token takes in it.
+/// How a tensor of the cache remembers tokens.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum CacheKind {
+    /// Keys or values of one layer, `[batch, num_heads, past, head_size]`: a column for each token.
+    Columns {
+        /// Heads that keys and values have, which several query heads may share.
+        num_heads: usize,
+        /// Elements of one head.
+        head_size: usize,
+        /// Where the operator evicts what is so many tokens old, so that there need not be a column for each token.
+        window: Option<usize>,
+    },
+    /// A state of convolution or recurrence, `[batch, sizes…]`: of one size, whatever the number of tokens. Nothing can be
+    /// taken out of it again.
+    State {
+        /// All dimensions but the batch.
+        sizes: Vec<usize>,
+        /// Whether one operator reads it and writes it, and is known to do so in one place.
+        is_in_place: bool,
+    },
+}
+
+/// Dimensions that a tensor of the cache may have, the batch among them.
+pub(crate) const MAX_CACHE_RANK: usize = 8;
+
+/// Columns that a window is given beyond its own width on a CPU, so that evicting, which moves all of them, is needed only
+/// every so many tokens.
+pub(super) const WINDOW_SLACK: usize = 16;
+
+impl CacheTensor {
+    /// Memory that one token takes in it, as long as nothing is evicted.
     pub fn bytes_per_token(&self) -> usize {
-        self.num_heads.saturating_mul(self.head_size).saturating_mul(self.element_type.num_bytes())
+        match self.kind {
+            CacheKind::Columns { num_heads, head_size, window: None } => {
+                num_heads.saturating_mul(head_size).saturating_mul(self.element_type.num_bytes())
+            }
+            CacheKind::Columns { window: Some(_), .. } | CacheKind::State { .. } => 0,
+        }
     }
+
+    /// Memory that one sequence of this length takes in it.
+    pub fn bytes_per_slot(&self, context_tokens: usize) -> usize {
+        let num_elements = match &self.kind {
+            CacheKind::Columns { num_heads, head_size, window } => {
+                let columns = window.map_or(context_tokens, |window| window_columns(window, WINDOW_SLACK, context_tokens));
+                num_heads.saturating_mul(*head_size).saturating_mul(columns)
+            }
+            CacheKind::State { sizes, .. } => sizes.iter().copied().fold(1, usize::saturating_mul),
+        };
+        num_elements.saturating_mul(self.element_type.num_bytes())
+    }
+}
+
+/// Columns of a window: never fewer than its width, and not more than there can be tokens.
+pub(super) fn window_columns(window: usize, slack: usize, context_tokens: usize) -> usize {
+    window.max(context_tokens.min(window.saturating_add(slack)))
+}
+
+/// How a graph is told positions.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct PositionIds {
+    /// Of `position_ids`.
+    pub int_type: IntType,
+    /// Dimension before the batch, where there is one: a token has a position in time, height and width where pictures
+    /// stand in the text. For words all three are the same.
+    pub num_axes: Option<usize>,
+}
+
+/// A scalar by which a graph is told how many of a run's last positions to score; 0 means all.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct NumLogits {
+    /// Name of the input.
+    pub name: String,
+    /// Its number format.
+    pub int_type: IntType,
+    /// Whether it is a vector of one element.
+    pub is_vector: bool,
 }
 
 /// A graph's own inputs and outputs, checked against the model's `config.json`.
@@ -78,12 +186,23 @@ pub struct ModelSpec {
     pub path: PathBuf,
     /// How it keeps keys and values.
     pub family: GraphFamily,
-    /// Keys and values of all layers, in the graph's order.
-    pub kv: Vec<KvTensor>,
-    /// Whether it takes `position_ids`.
-    pub has_position_ids: bool,
+    /// What is kept from token to token, in the graph's order.
+    pub cache: Vec<CacheTensor>,
+    /// Layers that keep something.
+    pub num_layers: usize,
+    /// Of `input_ids`.
+    pub ids_type: IntType,
+    /// Of `attention_mask`, where the graph takes one.
+    pub mask_type: Option<IntType>,
+    /// Where it takes `position_ids`.
+    pub position_ids: Option<PositionIds>,
+    /// Where it takes `num_logits_to_keep`.
+    pub num_logits: Option<NumLogits>,
+    /// Whether it holds two graphs, one for the start of a sequence, and is told by `use_cache_branch` which to run. The
+    /// other one is made for single tokens.
+    pub has_cache_branch: bool,
     /// Of the output `logits`, `[batch, sequence, vocab_size]`.
-    pub logits_type: ElementType,
+    pub logits_type: FloatType,
     /// Whether `logits` holds only the last token's row, whatever the length of the sequence.
     pub has_last_logits_only: bool,
     /// Scores per row of logits.
@@ -93,8 +212,23 @@ pub struct ModelSpec {
 }
 
 impl ModelSpec {
-    /// KV memory that one token takes over all layers.
-    pub fn kv_bytes_per_token(&self) -> usize {
-        self.kv.iter().map(KvTensor::bytes_per_token).fold(0, usize::saturating_add)
+    /// Memory that one more token takes over all layers.
+    pub fn cache_bytes_per_token(&self) -> usize {
+        self.cache.iter().map(CacheTensor::bytes_per_token).fold(0, usize::saturating_add)
+    }
+
+    /// Memory that one sequence takes at most.
+    pub fn cache_bytes_per_slot(&self, context_tokens: usize) -> usize {
+        self.cache.iter().map(|tensor| tensor.bytes_per_slot(context_tokens)).fold(0, usize::saturating_add)
+    }
+
+    /// Whether a layer keeps a state instead of, or beside, keys and values.
+    pub fn has_states(&self) -> bool {
+        self.cache.iter().any(|tensor| matches!(tensor.kind, CacheKind::State { .. }))
+    }
+
+    /// Whether a layer keeps keys and values of a window only.
+    pub fn has_windows(&self) -> bool {
+        self.cache.iter().any(|tensor| matches!(tensor.kind, CacheKind::Columns { window: Some(_), .. }))
     }
 }
