@@ -2,12 +2,15 @@
 
 use crate::{
     engine::{config, drain},
-    tiny_model::{endless, fixture, start, token_ids},
+    tiny_model::{endless, fixture, start, tiny_models, token_ids},
 };
-use ortolan::engine::{EngineConfig, Request};
+use ortolan::{
+    engine::{CacheKind, CacheTensor, EngineConfig, Request},
+    model_dir::ModelDir,
+};
 use rand::{Rng, RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 
 const NUM_REQUESTS: usize = 1000;
 
@@ -68,4 +71,20 @@ fn a_thousand_requests_over_group_query_attention_say_what_each_says_alone() {
 #[test]
 fn a_thousand_requests_over_growing_tensors_say_what_each_says_alone() {
     compare("tiny-concat", 2);
+}
+
+#[test]
+fn a_thousand_requests_over_each_other_kind_of_cache_say_what_each_says_alone() {
+    let mut seen = BTreeSet::new();
+    for name in tiny_models() {
+        let spec = ModelDir::open(&fixture(&name)).unwrap().spec;
+        let kind = |tensor: &CacheTensor| match &tensor.kind {
+            CacheKind::Columns { window, .. } => (window.is_some(), None),
+            CacheKind::State { sizes, is_in_place } => (false, Some((sizes.len(), *is_in_place))),
+        };
+        let kinds: BTreeSet<_> = spec.cache.iter().map(kind).collect();
+        if (spec.has_states() || spec.has_windows()) && seen.insert((spec.family.name(), kinds)) {
+            compare(&name, 3);
+        }
+    }
 }
