@@ -386,7 +386,8 @@ mod tests {
         assert_eq!([reused(&held), reused(&longer), reused(&tokens(0, 30))], [0, 40, 0]);
         cache.release(running, held.clone(), 0);
         // The same once nobody runs it.
-        let (slot, num_reused) = cache.allocate(Prefix { tokens: &held, salt: 0 }, [].into_iter(), &mut memory).unwrap();
+        let (slot, num_reused) =
+            cache.allocate(Prefix { tokens: &held, salt: 0 }, [].into_iter(), &mut memory).unwrap();
         assert_eq!(num_reused, 0);
         cache.release(slot, Vec::new(), 0);
         assert_eq!(compute(&mut cache, &mut memory, &longer).1, 40);

@@ -26,7 +26,8 @@ pub(super) fn spec(
     let ids = reader.input("input_ids").ok_or_else(|| reader.unsupported("it has no input `input_ids`".to_owned()))?;
     if ids.shape != [None, None] {
         let shape = shape(ids);
-        return Err(reader.unsupported(format!("`input_ids` has the shape {shape}; export it with a batch and a length that vary")));
+        return Err(reader
+            .unsupported(format!("`input_ids` has the shape {shape}; export it with a batch and a length that vary")));
     }
     let others = graph.inputs.iter().filter(|input| !KNOWN_INPUTS.contains(&input.name.as_str()));
     let cache = others.map(|input| reader.cache_tensor(input)).collect::<Result<Vec<_>, _>>()?;
@@ -66,7 +67,10 @@ const KNOWN_INPUTS: [&str; 6] =
 /// Inputs that only graphs of another kind have, what these are, and what to take instead.
 const OTHER_KINDS: [(&str, &str); 8] = [
     ("block_table", PAGED),
-    ("inputs_embeds", "it takes embeddings instead of tokens, as the language part of a model for pictures or sound does; take an export of the text model with `input_ids`"),
+    (
+        "inputs_embeds",
+        "it takes embeddings instead of tokens, as the language part of a model for pictures or sound does; take an export of the text model with `input_ids`",
+    ),
     ("pixel_values", ENCODER),
     ("input_features", ENCODER),
     ("input_values", ENCODER),
@@ -326,10 +330,8 @@ impl Reader<'_> {
         match input.element_type {
             ElementCode::INT64 => Ok(IntType::I64),
             ElementCode::INT32 => Ok(IntType::I32),
-            ElementCode(code) => Err(self.unsupported(format!(
-                "`{}` has element type {code}; int32 (6) and int64 (7) are known",
-                input.name
-            ))),
+            ElementCode(code) => Err(self
+                .unsupported(format!("`{}` has element type {code}; int32 (6) and int64 (7) are known", input.name))),
         }
     }
 

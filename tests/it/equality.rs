@@ -6,7 +6,7 @@ use crate::{
 };
 use ortolan::{
     engine::{CacheKind, CacheTensor, EngineConfig, Request},
-    model_dir::ModelDir,
+    model_dir::{ModelDir, Target},
 };
 use rand::{Rng, RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -77,7 +77,7 @@ fn a_thousand_requests_over_growing_tensors_say_what_each_says_alone() {
 fn a_thousand_requests_over_each_other_kind_of_cache_say_what_each_says_alone() {
     let mut seen = BTreeSet::new();
     for name in tiny_models() {
-        let spec = ModelDir::open(&fixture(&name)).unwrap().spec;
+        let spec = ModelDir::open(&fixture(&name), &Target::CPU).unwrap().spec;
         let kind = |tensor: &CacheTensor| match &tensor.kind {
             CacheKind::Columns { window, .. } => (window.is_some(), None),
             CacheKind::State { sizes, is_in_place } => (false, Some((sizes.len(), *is_in_place))),

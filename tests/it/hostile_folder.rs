@@ -1,6 +1,6 @@
 //! Model folders come from strangers: whatever their files hold, opening them is a result and never a panic.
 
-use crate::tiny_model::{TINY_MODELS, copy};
+use crate::tiny_model::{copy, files, tiny_models};
 use ortolan::{
     chat::ChatTemplate,
     model_dir::{ModelDir, Target},
@@ -43,6 +43,12 @@ fn apply(harm: &Harm, bytes: &mut Vec<u8>) {
     }
 }
 
+/// Any file of any model.
+fn model_and_file() -> impl Strategy<Value = (String, String)> {
+    let models = prop::sample::select(tiny_models());
+    models.prop_flat_map(|model| (Just(model.clone()), prop::sample::select(files(&model))))
+}
+
 /// Everything that is read before the graph is opened; false when any of it is refused.
 fn opens(dir: &Path) -> bool {
     let Ok(model) = ModelDir::open(dir, &Target::CPU) else { return false };
@@ -56,14 +62,10 @@ fn opens(dir: &Path) -> bool {
 proptest! {
     #[test]
     fn a_harmed_folder_is_opened_or_refused(
-        model in prop::sample::select(TINY_MODELS.to_vec()),
-        file in prop::sample::select(vec![
-            "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja",
-            "onnx/model.onnx",
-        ]),
+        (model, file) in model_and_file(),
         harms in prop::collection::vec(harm(), 1..4),
     ) {
-        let dir = copy(model);
+        let dir = copy(&model);
         let path = dir.path().join(file);
         let mut bytes = fs::read(&path).unwrap();
         for harm in &harms {
@@ -78,7 +80,7 @@ proptest! {
 
 #[test]
 fn the_unharmed_folders_open() {
-    for model in TINY_MODELS {
-        assert!(opens(copy(model).path()));
+    for model in tiny_models() {
+        assert!(opens(copy(&model).path()), "{model}");
     }
 }

@@ -142,18 +142,27 @@ fn the_context_can_be_filled_to_its_end() {
 /// A copy of a fixture that a test may break.
 pub(crate) fn copy(name: &str) -> tempfile::TempDir {
     let copy = tempfile::tempdir().unwrap();
-    fs::create_dir(copy.path().join("onnx")).unwrap();
-    for file in [
-        "config.json",
-        "generation_config.json",
-        "tokenizer.json",
-        "tokenizer_config.json",
-        "chat_template.jinja",
-        "onnx/model.onnx",
-    ] {
-        fs::copy(fixture(name).join(file), copy.path().join(file)).unwrap();
+    for file in files(name) {
+        let to = copy.path().join(&file);
+        fs::create_dir_all(to.parent().unwrap()).unwrap();
+        fs::copy(fixture(name).join(&file), to).unwrap();
     }
     copy
+}
+
+/// The names of a fixture's files, sorted.
+pub(crate) fn files(name: &str) -> Vec<String> {
+    let mut names = Vec::new();
+    let mut folders = vec![String::new()];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(fixture(name).join(&folder)).unwrap() {
+            let entry = entry.unwrap();
+            let name = folder.clone() + entry.file_name().to_str().unwrap();
+            if entry.path().is_dir() { folders.push(name + "/") } else { names.push(name) }
+        }
+    }
+    names.sort();
+    names
 }
 
 /// What `ModelDir::open` says, without the name of the folder.

@@ -251,7 +251,10 @@ impl ConcatModel {
 }
 
 /// Past as it was, present wherever the runtime puts it.
-fn bind_cache<'d>((cache, group, allocator): &'d (&[Link], &Group, &Allocator), run: &mut Run<'_, 'd>) -> ort::Result<()> {
+fn bind_cache<'d>(
+    (cache, group, allocator): &'d (&[Link], &Group, &Allocator),
+    run: &mut Run<'_, 'd>,
+) -> ort::Result<()> {
     for (link, past) in cache.iter().zip(&group.cache) {
         run.bind_input(&link.past, past)?;
         run.bind_new_output(&link.present, allocator.memory_info())?;

@@ -3,7 +3,9 @@
 //! A graph is spliced, not decoded and encoded again: bytes that no edit names, weights above all, go through as they
 //! are. Field numbers are those of `onnx.proto3` of the ONNX project.
 
-use super::proto::{DimensionProto, StringStringEntryProto, TensorShapeProto, TensorTypeProto, TypeProto, ValueInfoProto};
+use super::proto::{
+    DimensionProto, StringStringEntryProto, TensorShapeProto, TensorTypeProto, TypeProto, ValueInfoProto,
+};
 use prost::{DecodeError, Message, decode_length_delimiter, encode_length_delimiter};
 use serde::Deserialize;
 use std::{

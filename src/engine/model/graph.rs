@@ -259,7 +259,8 @@ fn integers<'d>(
         IntType::I64 => Tensor::from_slice(memory, wide, shape),
         IntType::I32 => {
             narrow.clear();
-            narrow.extend(wide.iter().map(|number| i32::try_from(*number).expect("tokens and positions are below 2^31")));
+            narrow
+                .extend(wide.iter().map(|number| i32::try_from(*number).expect("tokens and positions are below 2^31")));
             Tensor::from_slice(memory, narrow, shape)
         }
     }

@@ -117,13 +117,8 @@ mod tests {
     use crate::engine::TokenId;
     use proptest::prelude::*;
 
-    const CPU: PlanLimits = PlanLimits {
-        run_overhead_tokens: 5,
-        can_pad: true,
-        can_idle: true,
-        begins_alone: false,
-        context_tokens: 100,
-    };
+    const CPU: PlanLimits =
+        PlanLimits { run_overhead_tokens: 5, can_pad: true, can_idle: true, begins_alone: false, context_tokens: 100 };
 
     /// `(slot, start, number of tokens)` of each row to `(rows, slots, width)` of each run.
     fn plan(rows: &[(usize, usize, usize)], limits: PlanLimits) -> Vec<(Vec<usize>, Range<usize>, usize)> {

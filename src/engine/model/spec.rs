@@ -144,7 +144,8 @@ impl CacheTensor {
     pub fn bytes_per_slot(&self, context_tokens: usize) -> usize {
         let num_elements = match &self.kind {
             CacheKind::Columns { num_heads, head_size, window } => {
-                let columns = window.map_or(context_tokens, |window| window_columns(window, WINDOW_SLACK, context_tokens));
+                let columns =
+                    window.map_or(context_tokens, |window| window_columns(window, WINDOW_SLACK, context_tokens));
                 num_heads.saturating_mul(*head_size).saturating_mul(columns)
             }
             CacheKind::State { sizes, .. } => sizes.iter().copied().fold(1, usize::saturating_mul),
