@@ -1,21 +1,27 @@
 //! What text means: prompts are rendered from messages, replies are told apart into reasoning, text and tool calls.
 
+mod adaptation;
 mod call;
+mod capabilities;
 mod error;
 mod event;
 mod grammar;
+mod jinja;
 mod lease;
 mod loader;
 mod markup;
 mod models;
 mod parser;
 mod python_json;
+mod python_methods;
+mod python_text;
 mod request;
 mod served_model;
 mod template;
 mod truncation;
 
 pub use crate::text::{Logprob, TokenLogprob};
+pub use capabilities::{CallForm, Capabilities};
 pub use error::ChatError;
 pub use event::{ChatEvent, Delta, Finished, Usage, whole_answer};
 pub use lease::Lease;
@@ -25,7 +31,7 @@ pub use models::Models;
 pub use parser::{ReplyFormat, ReplyParser};
 pub use request::{CallMode, Calls, ChatRequest, Message, OutputFormat, Role, Tool, ToolCall};
 pub use served_model::{ModelState, ServedModel};
-pub use template::{ChatTemplate, TemplateError};
+pub use template::{ChatTemplate, TemplateError, TemplateSources};
 
 use crate::{
     engine::{Constraint, EngineHandle, FinishReason, Request, SamplingParams, TokenId},

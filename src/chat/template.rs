@@ -1,28 +1,40 @@
 //! Prompts from messages, through the model's own chat template.
 
 use super::{
-    ChatError, ChatRequest, Message, Role, Tool, ToolCall,
-    markup::{Markup, Prompt, Scope},
-    python_json,
+    Capabilities, ChatError, ChatRequest, Message, Role, Tool, adaptation,
+    jinja::Jinja,
+    markup::{Markup, Marks, Prompt, Scope},
 };
 use crate::text::AddedToken;
-use minijinja::{
-    Environment, Error, ErrorKind, Value,
-    syntax::SyntaxConfig,
-    value::{Kwargs, Serde},
-};
+use chrono::{DateTime, Local};
 use serde_json::{Map, Value as Json, json};
-use std::{collections::BTreeMap, thread};
+use std::collections::BTreeMap;
 
-/// A compiled Jinja template with the extensions that `transformers` gives it: `raise_exception`, `strftime_now`,
-/// `tojson` as Python spells it, loop controls, Python's string methods, and `{% generation %}` (which only training
-/// looks at).
+/// A model's compiled chat template, and what it can say.
 #[derive(Debug)]
 pub struct ChatTemplate {
-    environment: Environment<'static>,
+    jinja: Jinja,
+    /// Of the template for all conversations, and of the one for those with tools if that is another.
+    capabilities: Capabilities,
+    tool_use: Option<Capabilities>,
     /// `bos_token`, `eos_token` and their like.
     special_tokens: BTreeMap<String, String>,
     markup: Markup,
+}
+
+/// The templates of a model folder.
+#[derive(Clone, Copy, Debug)]
+pub struct TemplateSources<'a> {
+    /// For all conversations.
+    pub default: &'a str,
+    /// For those with tools, where that is another (`tool_use` in a list of named templates).
+    pub tool_use: Option<&'a str>,
+}
+
+impl<'a> From<&'a str> for TemplateSources<'a> {
+    fn from(default: &'a str) -> Self {
+        Self { default, tool_use: None }
+    }
 }
 
 /// The operator should look at the model folder.
@@ -41,40 +53,54 @@ pub enum TemplateError {
 
 /// The longest real templates have some 20 KiB.
 const MAX_SOURCE_BYTES: usize = 256 * 1024;
-/// Long chains of operators recurse in the compiler.
-const COMPILE_STACK_BYTES: usize = 64 * 1024 * 1024;
-/// What any template may spend (one unit is about one instruction), and what each byte of its input adds.
-const BASE_FUEL: u64 = 200_000;
-const FUEL_PER_BYTE: u64 = 2;
 
-const NAME: &str = "chat_template";
+const DEFAULT: &str = "default";
+const TOOL_USE: &str = "tool_use";
 
 impl ChatTemplate {
-    /// Compiles a template for a tokenizer with these added tokens.
+    /// Compiles a template for a tokenizer with these added tokens, and finds out what it can say.
     ///
     /// # Errors
     /// When it is too large or not valid.
-    pub fn new(
-        source: &str,
+    pub fn new<'a>(
+        sources: impl Into<TemplateSources<'a>>,
         special_tokens: BTreeMap<String, String>,
         added_tokens: &[AddedToken],
     ) -> Result<Self, TemplateError> {
-        if MAX_SOURCE_BYTES < source.len() {
-            return Err(TemplateError::TooLarge { num_bytes: source.len() });
+        Self::at(Local::now, sources.into(), special_tokens, added_tokens)
+    }
+
+    /// The same at another time, which templates can ask for.
+    fn at(
+        now: fn() -> DateTime<Local>,
+        sources: TemplateSources<'_>,
+        special_tokens: BTreeMap<String, String>,
+        added_tokens: &[AddedToken],
+    ) -> Result<Self, TemplateError> {
+        let TemplateSources { default, tool_use } = sources;
+        let num_bytes = default.len().max(tool_use.map_or(0, str::len));
+        if MAX_SOURCE_BYTES < num_bytes {
+            return Err(TemplateError::TooLarge { num_bytes });
         }
-        let markup = Markup::new(added_tokens, source).map_err(|error| TemplateError::Invalid(error.to_string()))?;
-        let source = without_generation_tags(source);
-        let compile = move || {
-            let mut environment = environment();
-            environment.add_template_owned(NAME, source).map(|()| environment)
+        let both = [default, tool_use.unwrap_or_default()].concat();
+        let markup = Markup::new(added_tokens, &both).map_err(|error| TemplateError::Invalid(error.to_string()))?;
+        let named = [Some((DEFAULT, default)), tool_use.map(|source| (TOOL_USE, source))];
+        let named = named.into_iter().flatten().map(|(name, source)| (name.to_owned(), source.to_owned())).collect();
+        let jinja = Jinja::compile(named, now).map_err(TemplateError::Invalid)?;
+        let probe = |name| {
+            Capabilities::probe(|form, messages, tools| {
+                let messages = adaptation::fields(messages, form);
+                let context = context(messages, tools.iter().map(tool).collect(), Map::new(), &special_tokens);
+                jinja.render(name, &context).ok()
+            })
         };
-        let compiler =
-            thread::Builder::new().name("template".to_owned()).stack_size(COMPILE_STACK_BYTES).spawn(compile);
-        let compiled = compiler.map_err(|error| TemplateError::Invalid(error.to_string()))?.join();
-        let environment = compiled
-            .map_err(|_| TemplateError::Invalid("the compiler panicked on it".to_owned()))?
-            .map_err(|error| TemplateError::Invalid(describe(&error)))?;
-        Ok(Self { environment, special_tokens, markup })
+        let (capabilities, tool_use) = (probe(DEFAULT), tool_use.map(|_| probe(TOOL_USE)));
+        Ok(Self { jinja, capabilities, tool_use, special_tokens, markup })
+    }
+
+    /// What the template can say; of two, the one for conversations with tools.
+    pub fn capabilities(&self) -> &Capabilities {
+        self.tool_use.as_ref().unwrap_or(&self.capabilities)
     }
 
     /// The prompt for a chat. Where a client's words spell a token that steers the model, the prompt remembers that they
@@ -83,119 +109,51 @@ impl ChatTemplate {
     /// # Errors
     /// `Template`, when the template refuses the messages or runs out of fuel.
     pub fn render(&self, request: &ChatRequest) -> Result<Prompt, ChatError> {
-        let marks = self.markup.marks();
-        let message = |turn: &Message| match turn.role {
-            Role::Assistant => marks.mark(message(turn), Scope::Special),
-            Role::System | Role::User | Role::Tool => marks.mark(message(turn), Scope::All),
+        let (name, capabilities) = match &self.tool_use {
+            Some(tool_use) if !request.tools.is_empty() => (TOOL_USE, tool_use),
+            _ => (DEFAULT, &self.capabilities),
         };
-        let tools: Option<Json> = (!request.tools.is_empty())
-            .then(|| request.tools.iter().map(|function| marks.mark(tool(function), Scope::All)).collect());
-        let argument = |(name, value): (&String, &Json)| (name.clone(), marks.mark(value.clone(), Scope::All));
-        let mut context: Map<String, Json> = request.template_arguments.iter().map(argument).collect();
-        context.insert("messages".to_owned(), request.messages.iter().map(message).collect());
-        context.insert("tools".to_owned(), tools.unwrap_or(Json::Null));
-        context.insert("add_generation_prompt".to_owned(), Json::Bool(true));
-        if let Some(enable_thinking) = request.enable_thinking {
-            context.insert("enable_thinking".to_owned(), Json::Bool(enable_thinking));
-        }
-        context.extend(self.special_tokens.iter().map(|(name, token)| (name.clone(), json!(token))));
-
-        let mut environment = self.environment.clone();
-        environment.set_fuel(Some(BASE_FUEL + FUEL_PER_BYTE * num_bytes(&context)));
-        let template = environment.get_template(NAME).expect("it was added when the environment was made");
-        let text = template.render(Value::from(Serde(&context)));
-        let text = text.map_err(|error| ChatError::Template { message: describe(&error) })?;
+        let marks = self.markup.marks();
+        let messages = adaptation::adapted(&request.messages, capabilities);
+        let fields = adaptation::fields(&messages, capabilities);
+        let fields = messages.iter().zip(fields).map(|(message, fields)| marks.mark(fields, scope(message))).collect();
+        let tools = request.tools.iter().map(|function| marks.mark(tool(function), Scope::All)).collect();
+        let context = context(fields, tools, arguments(request, &marks), &self.special_tokens);
+        let text = self.jinja.render(name, &context).map_err(|message| ChatError::Template { message })?;
         Ok(marks.split(&text))
     }
 }
 
-fn environment() -> Environment<'static> {
-    let mut environment = Environment::new();
-    let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
-    environment.set_syntax(syntax.expect("only the handling of white space differs from the default"));
-    environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
-    environment.add_filter("tojson", to_json);
-    environment.add_function("raise_exception", |message: String| -> Result<String, Error> {
-        Err(Error::new(ErrorKind::InvalidOperation, message))
-    });
-    environment.add_function("strftime_now", strftime_now);
-    environment
-}
-
-fn to_json(value: Serde<Json>, options: Kwargs) -> Result<Value, Error> {
-    let indent: Option<usize> = options.get("indent")?;
-    // Accepted because templates pass them; what they ask for is what this filter does anyway.
-    let _: (Option<bool>, Option<Value>, Option<bool>) =
-        (options.get("ensure_ascii")?, options.get("separators")?, options.get("sort_keys")?);
-    options.assert_all_used()?;
-    let text = match indent {
-        Some(indent) => python_json::to_string_indented(&value.0, indent),
-        None => python_json::to_string(&value.0),
-    };
-    let text = text.map_err(|cause| Error::new(ErrorKind::BadSerialization, cause.to_string()))?;
-    Ok(Value::from_safe_string(text))
-}
-
-fn strftime_now(format: &str) -> Result<String, Error> {
-    use std::fmt::Write;
-    let mut text = String::new();
-    match write!(text, "{}", chrono::Local::now().format(format)) {
-        Ok(()) => Ok(text),
-        Err(_) => Err(Error::new(ErrorKind::InvalidOperation, "strftime_now does not know this format")),
+fn scope(message: &Message) -> Scope {
+    match message.role {
+        Role::Assistant => Scope::Special,
+        Role::System | Role::User | Role::Tool => Scope::All,
     }
 }
 
-/// The error's own words, which for `raise_exception` are the template's.
-fn describe(error: &Error) -> String {
-    if error.kind() == ErrorKind::OutOfFuel {
-        return "it takes more steps than messages of this size may need".to_owned();
+fn arguments(request: &ChatRequest, marks: &Marks<'_>) -> Map<String, Json> {
+    let argument = |(name, value): (&String, &Json)| (name.clone(), marks.mark(value.clone(), Scope::All));
+    let mut arguments: Map<String, Json> = request.template_arguments.iter().map(argument).collect();
+    if let Some(enable_thinking) = request.enable_thinking {
+        arguments.insert("enable_thinking".to_owned(), Json::Bool(enable_thinking));
     }
-    let message = error.detail().map_or_else(|| error.kind().to_string(), str::to_owned);
-    match (error.kind(), error.line()) {
-        (ErrorKind::InvalidOperation, _) | (_, None) => message,
-        (_, Some(line)) => format!("{message} (line {line})"),
-    }
+    arguments
 }
 
-/// Jinja blocks that only mark text for training, replaced by blocks that always apply.
-fn without_generation_tags(source: &str) -> String {
-    let mut text = String::with_capacity(source.len());
-    let mut rest = source;
-    while let Some((before, tag)) = rest.split_once("{%") {
-        let Some((inside, after)) = tag.split_once("%}") else { break };
-        let replaced = match inside.trim_matches(['-', '+']).trim() {
-            "generation" => inside.replacen("generation", "if true", 1),
-            "endgeneration" => inside.replacen("endgeneration", "endif", 1),
-            _ => inside.to_owned(),
-        };
-        text.extend([before, "{%", &replaced, "%}"]);
-        rest = after;
-    }
-    text + rest
-}
-
-fn message(message: &Message) -> Json {
-    let Message { role, content, reasoning, tool_calls, tool_call_id } = message;
-    let mut fields = Map::new();
-    fields.insert("role".to_owned(), json!(role));
-    fields.insert("content".to_owned(), json!(content));
-    if let (Role::Assistant, Some(reasoning)) = (role, reasoning) {
-        fields.insert("reasoning_content".to_owned(), json!(reasoning));
-    }
-    if !tool_calls.is_empty() {
-        fields.insert("tool_calls".to_owned(), tool_calls.iter().map(tool_call).collect());
-    }
-    if let Some(id) = tool_call_id {
-        fields.insert("tool_call_id".to_owned(), json!(id));
-    }
-    Json::Object(fields)
-}
-
-/// Templates expect arguments as an object; what is not one is passed as the text it is.
-fn tool_call(call: &ToolCall) -> Json {
-    let arguments = serde_json::from_str(&call.arguments).map(Json::Object);
-    let arguments = arguments.unwrap_or_else(|_| Json::String(call.arguments.clone()));
-    json!({ "id": call.id, "type": "function", "function": { "name": call.name, "arguments": arguments } })
+/// The variables of a template.
+fn context(
+    messages: Vec<Json>,
+    tools: Vec<Json>,
+    arguments: Map<String, Json>,
+    special_tokens: &BTreeMap<String, String>,
+) -> Map<String, Json> {
+    let mut context = arguments;
+    context.insert("messages".to_owned(), Json::Array(messages));
+    context.insert("tools".to_owned(), if tools.is_empty() { Json::Null } else { Json::Array(tools) });
+    context.insert("documents".to_owned(), Json::Null);
+    context.insert("add_generation_prompt".to_owned(), Json::Bool(true));
+    context.extend(special_tokens.iter().map(|(name, token)| (name.clone(), json!(token))));
+    context
 }
 
 fn tool(tool: &Tool) -> Json {
@@ -210,22 +168,15 @@ fn tool(tool: &Tool) -> Json {
     json!({ "type": "function", "function": function })
 }
 
-fn num_bytes(context: &Map<String, Json>) -> u64 {
-    fn strings(value: &Json) -> u64 {
-        match value {
-            Json::String(text) => text.len() as u64,
-            Json::Array(values) => values.iter().map(|value| 16 + strings(value)).sum(),
-            Json::Object(fields) => fields.iter().map(|(name, value)| name.len() as u64 + 16 + strings(value)).sum(),
-            Json::Null | Json::Bool(_) | Json::Number(_) => 8,
-        }
-    }
-    context.values().map(strings).sum()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::text::{Piece, tests::byte_level};
+    use crate::{
+        chat::{CallForm, ToolCall},
+        text::{Piece, tests::byte_level},
+    };
+    use chrono::TimeZone;
+    use serde::Deserialize;
 
     fn request(messages: Vec<Message>, tools: Vec<Tool>) -> ChatRequest {
         ChatRequest { messages, tools, ..ChatRequest::default() }
@@ -326,5 +277,160 @@ mod tests {
         let _ = render(&long_chain, &user("")); // Whatever it says, it must not overflow the stack.
         insta::assert_snapshot!(render(&"x".repeat(300_000), &user("")).unwrap_err(), @"the chat template has 300000 bytes, more than the 262144 that are allowed");
         insta::assert_snapshot!(render("{% if %}", &user("")).unwrap_err(), @"the chat template is not valid: unexpected end of block (line 1)");
+    }
+
+    #[derive(Deserialize)]
+    struct Golden {
+        cases: Vec<Recorded>,
+    }
+
+    /// What transformers makes of a conversation: a prompt, or a refusal in the template's words if it has any.
+    #[derive(Deserialize)]
+    struct Recorded {
+        template: String,
+        conversation: String,
+        prompt: Option<String>,
+        refusal: Option<String>,
+    }
+
+    #[derive(Deserialize)]
+    struct Conversation {
+        messages: Vec<Json>,
+        #[serde(default)]
+        tools: Vec<Json>,
+        #[serde(default)]
+        arguments: Map<String, Json>,
+        add_generation_prompt: Option<bool>,
+    }
+
+    fn corpus(path: &str) -> String {
+        std::fs::read_to_string(format!("{}/tests/{path}", env!("CARGO_MANIFEST_DIR"))).unwrap()
+    }
+
+    fn special_tokens() -> BTreeMap<String, String> {
+        let tokens = [("bos_token", "<s>"), ("eos_token", "</s>"), ("pad_token", "<pad>"), ("unk_token", "<unk>")];
+        tokens.map(|(name, token)| (name.to_owned(), token.to_owned())).into()
+    }
+
+    /// When the golden prompts were recorded.
+    fn still_clock() -> DateTime<Local> {
+        Local.with_ymd_and_hms(2026, 3, 7, 14, 5, 9).unwrap()
+    }
+
+    impl Conversation {
+        /// The same conversation as a chat, where it is one.
+        fn request(&self) -> Option<ChatRequest> {
+            let text = |value: &Json| value.as_str().unwrap_or_default().to_owned();
+            let message = |fields: &Json| {
+                let role = match fields["role"].as_str()? {
+                    "system" => Role::System,
+                    "user" => Role::User,
+                    "assistant" => Role::Assistant,
+                    "tool" => Role::Tool,
+                    _ => return None,
+                };
+                let mut message = Message::text(role, fields["content"].as_str()?);
+                message.reasoning = fields["reasoning_content"].as_str().map(str::to_owned);
+                message.tool_call_id = fields["tool_call_id"].as_str().map(str::to_owned);
+                for call in fields["tool_calls"].as_array().into_iter().flatten() {
+                    let (id, name) = (text(&call["id"]), text(&call["function"]["name"]));
+                    let arguments = call["function"]["arguments"].to_string();
+                    message.tool_calls.push(ToolCall { id, name, arguments });
+                }
+                Some(message)
+            };
+            let tool = |tool: &Json| Tool {
+                name: text(&tool["function"]["name"]),
+                description: tool["function"]["description"].as_str().map(str::to_owned),
+                parameters: tool["function"].get("parameters").cloned(),
+                strict: false,
+                is_enforceable: true,
+            };
+            let is_chat = self.add_generation_prompt.is_none() && !self.arguments.contains_key("documents");
+            is_chat.then_some(())?;
+            Some(ChatRequest {
+                messages: self.messages.iter().map(message).collect::<Option<_>>()?,
+                tools: self.tools.iter().map(tool).collect(),
+                template_arguments: self.arguments.clone(),
+                ..ChatRequest::default()
+            })
+        }
+
+        /// The variables that transformers gives a template.
+        fn context(&self) -> Map<String, Json> {
+            let mut messages = self.messages.clone();
+            for fields in messages.iter_mut().filter_map(Json::as_object_mut) {
+                if let Some(reasoning) = fields.get("reasoning_content").cloned() {
+                    fields.shift_insert(0, "thinking".to_owned(), reasoning);
+                }
+            }
+            let mut context = context(messages, self.tools.clone(), Map::new(), &special_tokens());
+            context.insert("add_generation_prompt".to_owned(), json!(self.add_generation_prompt.unwrap_or(true)));
+            context.extend(self.arguments.clone());
+            context
+        }
+    }
+
+    #[test]
+    fn prompts_are_those_of_transformers() {
+        let golden: Golden = serde_json::from_str(&corpus("golden/chat_templates.json")).unwrap();
+        let conversations: BTreeMap<String, Conversation> =
+            serde_json::from_str(&corpus("templates/conversations.json")).unwrap();
+        let mut templates = BTreeMap::new();
+        let mut num_chats = 0;
+        for recorded in &golden.cases {
+            let template = templates.entry(&recorded.template).or_insert_with(|| {
+                let source = corpus(&format!("templates/{}.jinja", recorded.template));
+                ChatTemplate::at(still_clock, source.as_str().into(), special_tokens(), &[]).unwrap()
+            });
+            let case = format!("{} / {}", recorded.template, recorded.conversation);
+            let conversation = &conversations[&recorded.conversation];
+            let rendered = template.jinja.render(DEFAULT, &conversation.context());
+            assert_eq!(rendered.as_ref().ok(), recorded.prompt.as_ref(), "{case}: {rendered:?}");
+            if let (Err(refusal), Some(words)) = (&rendered, &recorded.refusal) {
+                assert_eq!(refusal, words, "{case}");
+            }
+            let Some(request) = conversation.request() else { continue };
+            let messages = adaptation::adapted(&request.messages, &template.capabilities);
+            let form = template.capabilities.calls.unwrap_or_default();
+            let prompt = template.render(&request).unwrap_or_else(|error| panic!("{case}: {error}"));
+            let is_as_it_was = messages == request.messages && !template.capabilities.content_parts;
+            if is_as_it_was && form == CallForm::default() {
+                num_chats += 1;
+                let pieces = prompt.pieces();
+                let text = |piece: &Piece<'_>| match piece {
+                    Piece::Template(text) | Piece::Plain(text) => (*text).to_owned(),
+                };
+                assert_eq!(Some(pieces.iter().map(text).collect()), recorded.prompt, "{case}");
+            }
+        }
+        println!("chat templates: {} renders of {} templates, {num_chats} of chats", golden.cases.len(), templates.len());
+        assert!(40 <= templates.len() && 300 < num_chats);
+    }
+
+    #[test]
+    fn capabilities_are_found_out() {
+        let mut found = String::new();
+        let mut names: Vec<_> = std::fs::read_dir(format!("{}/tests/templates", env!("CARGO_MANIFEST_DIR")))
+            .unwrap()
+            .filter_map(|entry| entry.unwrap().file_name().to_str()?.strip_suffix(".jinja").map(str::to_owned))
+            .collect();
+        names.sort();
+        for name in names {
+            let source = corpus(&format!("templates/{name}.jinja"));
+            let template = ChatTemplate::new(source.as_str(), special_tokens(), &[]).unwrap();
+            found += &format!("{name}: {}\n", template.capabilities());
+        }
+        insta::assert_snapshot!(found, @"");
+    }
+
+    #[test]
+    fn a_template_for_tools_is_taken_where_there_are_tools() {
+        let sources = TemplateSources { default: "plain", tool_use: Some("{{ tools[0].function.name }}") };
+        let template = ChatTemplate::new(sources, BTreeMap::new(), &[]).unwrap();
+        let tool = Tool { name: "f".to_owned(), description: None, parameters: None, strict: false, is_enforceable: true };
+        let prompt = |request: &ChatRequest| template.render(request).unwrap().last_words().to_owned();
+        assert_eq!(prompt(&user("")), "plain");
+        assert_eq!(prompt(&request(vec![Message::text(Role::User, "")], vec![tool])), "f");
     }
 }

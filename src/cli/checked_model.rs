@@ -2,7 +2,7 @@
 
 use super::machine;
 use crate::{
-    chat::{ChatModel, ChatTemplate, ReplyFormat},
+    chat::{ChatModel, ChatTemplate, ReplyFormat, TemplateSources},
     config::ModelConfig,
     engine::{EngineConfig, TokenId},
     model_dir::{ModelDir, Target},
@@ -19,6 +19,8 @@ pub(super) struct CheckedModel {
     pub(super) chat: ChatModel,
 }
 
+/// The name of a template for conversations with tools.
+const TOOL_USE: &str = "tool_use";
 /// In the config, leaves a choice to ortolan.
 const AUTO: &str = "auto";
 
@@ -52,7 +54,8 @@ pub(super) fn chat_model(dir: &ModelDir) -> anyhow::Result<ChatModel> {
     let Some(source) = dir.chat_template() else {
         bail!("{} has no chat template; add chat_template.jinja", dir.path.display());
     };
-    let template = ChatTemplate::new(source, special_tokens(dir, &tokenizer), tokenizer.added_tokens())
+    let sources = TemplateSources { default: source, tool_use: dir.chat_templates.get(TOOL_USE).map(String::as_str) };
+    let template = ChatTemplate::new(sources, special_tokens(dir, &tokenizer), tokenizer.added_tokens())
         .with_context(|| format!("the model folder {} cannot be served", dir.path.display()))?;
     let stop_tokens = stop_tokens(dir, &tokenizer);
     if stop_tokens.is_empty() {

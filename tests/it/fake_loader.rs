@@ -35,7 +35,7 @@ fn chat_model() -> ChatModel {
     let template = fs::read_to_string(fixture("tiny-gqa").join("chat_template.jinja")).unwrap();
     ChatModel {
         tokenizer: tokenizer(),
-        template: ChatTemplate::new(&template, BTreeMap::new(), tokenizer().added_tokens()).unwrap(),
+        template: ChatTemplate::new(template.as_str(), BTreeMap::new(), tokenizer().added_tokens()).unwrap(),
         reply_format: ReplyFormat { think: true, tool_call: true },
         stop_tokens: [STOP].into(),
         default_sampling: SamplingParams { temperature: 0.0, ..SamplingParams::default() },
