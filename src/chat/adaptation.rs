@@ -7,6 +7,9 @@ use std::{borrow::Cow, collections::HashMap};
 /// The same conversation in roles and an order that the template takes.
 pub(super) fn adapted<'m>(messages: &'m [Message], template: &Capabilities) -> Cow<'m, [Message]> {
     let mut messages = Cow::Borrowed(messages);
+    if template.calls.is_some() && !(template.content_beside_calls && template.reasoning_beside_content) {
+        messages = messages.iter().flat_map(|message| calls_apart(message, template)).collect::<Vec<_>>().into();
+    }
     if !template.parallel_calls && template.calls.is_some() {
         messages = one_call_at_a_time(&messages).into();
     }
@@ -24,13 +27,30 @@ pub(super) fn adapted<'m>(messages: &'m [Message], template: &Capabilities) -> C
     messages
 }
 
+/// Words that cannot stand beside a call stand in front of it or, where only the reasoning is in their way, in that.
+fn calls_apart(message: &Message, template: &Capabilities) -> Vec<Message> {
+    let Message { content, reasoning, tool_calls, .. } = message;
+    match reasoning {
+        _ if tool_calls.is_empty() || content.is_empty() => vec![message.clone()],
+        _ if !template.content_beside_calls => {
+            let words = Message { tool_calls: Vec::new(), ..message.clone() };
+            vec![words, Message { content: String::new(), reasoning: None, ..message.clone() }]
+        }
+        Some(reasoning) if !template.reasoning_beside_content => {
+            vec![Message { content: String::new(), reasoning: Some(joined(reasoning, content)), ..message.clone() }]
+        }
+        Some(_) | None => vec![message.clone()],
+    }
+}
+
 /// Each call is a turn of its own, with its result behind it.
 fn one_call_at_a_time(messages: &[Message]) -> Vec<Message> {
     let mut split: Vec<Message> = Vec::with_capacity(messages.len());
     for message in messages {
         let Some((first, others)) = message.tool_calls.split_first() else {
             // A result belongs behind its call.
-            let is_call = |other: &Message| other.tool_calls.iter().any(|call| message.tool_call_id.as_ref() == Some(&call.id));
+            let is_call =
+                |other: &Message| other.tool_calls.iter().any(|call| message.tool_call_id.as_ref() == Some(&call.id));
             let call = split.iter().rposition(is_call).filter(|_| message.role == Role::Tool);
             split.insert(call.map_or(split.len(), |call| call + 1), message.clone());
             continue;
@@ -96,12 +116,14 @@ fn in_turns(messages: &[Message]) -> Vec<Message> {
     for message in messages {
         let mut message = message.clone();
         let is_plain = |message: &Message| message.role == Role::Assistant && message.tool_calls.is_empty();
+        user_has_spoken |= message.role == Role::User;
         if is_plain(&message) && !user_has_spoken {
             message = Message::text(Role::User, message.content);
         }
-        user_has_spoken |= message.role == Role::User;
         match turns.last_mut() {
-            Some(last) if last.role == message.role && (is_plain(last) && is_plain(&message) || last.role == Role::User) => {
+            Some(last)
+                if last.role == message.role && (is_plain(last) && is_plain(&message) || last.role == Role::User) =>
+            {
                 last.content = joined(&last.content, &message.content);
                 last.reasoning = message.reasoning.or_else(|| last.reasoning.take());
             }
@@ -181,4 +203,113 @@ fn tool_call(call: &ToolCall, id: String, form: CallForm) -> Json {
 fn arguments(call: &ToolCall) -> Json {
     let object = serde_json::from_str(&call.arguments).map(Json::Object);
     object.unwrap_or_else(|_| Json::String(call.arguments.clone()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn call(id: &str) -> ToolCall {
+        ToolCall { id: id.to_owned(), name: "f".to_owned(), arguments: "{\"a\": 1}".to_owned() }
+    }
+
+    /// A letter for each role, then words; `+` for each call and `=` for what a result answers.
+    fn conversation(spelled: &str) -> Vec<Message> {
+        let message = |turn: &str| {
+            let (role, words) = turn.split_at(1);
+            let role = match role {
+                "s" => Role::System,
+                "u" => Role::User,
+                "a" => Role::Assistant,
+                _ => Role::Tool,
+            };
+            let (words, answers) =
+                words.split_once('=').map_or((words, None), |(words, id)| (words, Some(id.to_owned())));
+            let mut parts = words.split('+');
+            let mut message = Message::text(role, parts.next().unwrap_or_default());
+            message.tool_calls = parts.map(call).collect();
+            message.tool_call_id = answers;
+            message
+        };
+        spelled.split(' ').map(message).collect()
+    }
+
+    fn spelled(messages: &[Message]) -> String {
+        let turn = |message: &Message| {
+            let role = serde_json::to_value(message.role).unwrap().as_str().unwrap()[..1].to_owned();
+            let thought = message
+                .reasoning
+                .as_ref()
+                .map(|thought| format!("({})", thought.replace("\n\n", "|")))
+                .unwrap_or_default();
+            let calls: String = message.tool_calls.iter().map(|call| format!("+{}", call.id)).collect();
+            let answers = message.tool_call_id.as_ref().map(|id| format!("={id}")).unwrap_or_default();
+            format!("{role}{thought}{}{calls}{answers}", message.content.replace("\n\n", "|"))
+        };
+        messages.iter().map(turn).collect::<Vec<_>>().join(" ")
+    }
+
+    fn adapt(change: impl Fn(&mut Capabilities), conversation: &[Message]) -> String {
+        let mut template = Capabilities::FULL;
+        change(&mut template);
+        spelled(&adapted(conversation, &template))
+    }
+
+    #[test]
+    fn what_a_template_takes_stays_as_it_is() {
+        let messages = conversation("a1 s2 u3 u4 a+x+y t5=x t6=y s7");
+        assert!(matches!(adapted(&messages, &Capabilities::FULL), Cow::Borrowed(same) if same == messages));
+        let late = conversation("s1 u2 a3");
+        assert_eq!(adapt(|template| template.late_system = false, &late), "s1 u2 a3");
+    }
+
+    #[test]
+    fn the_system_speaks_where_it_may() {
+        let messages = conversation("s1 u2 a3 s4 u5");
+        assert_eq!(adapt(|template| template.late_system = false, &messages), "s1|4 u2 a3 u5");
+        assert_eq!(adapt(|template| template.system = false, &messages), "u1|4|2 a3 u5");
+        assert_eq!(adapt(|template| template.system = false, &conversation("s1 a2")), "u1 a2");
+        assert_eq!(adapt(|template| template.late_system = false, &conversation("u1 s2")), "s2 u1");
+    }
+
+    #[test]
+    fn roles_take_turns_where_they_must() {
+        let in_turns = |messages: &str| adapt(|template| template.any_order = false, &conversation(messages));
+        assert_eq!(in_turns("a1 u2 u3 a4 a5 u6"), "u1|2|3 a4|5 u6");
+        assert_eq!(in_turns("s0 a1 a2 u3"), "s0 u1|2|3");
+        assert_eq!(in_turns("u1 a+x t2=x a3 u4"), "u1 a+x t2=x a3 u4");
+        let neither = |template: &mut Capabilities| (template.system, template.any_order) = (false, false);
+        assert_eq!(adapt(neither, &conversation("s1 a2 u3 u4")), "u2|1|3|4");
+    }
+
+    #[test]
+    fn calls_and_results_are_told_where_they_are_not_shown() {
+        let messages = conversation("u1 a2+x t3=x");
+        let told = adapt(|template| (template.calls, template.results) = (None, false), &messages);
+        insta::assert_snapshot!(told, @r#"
+        u1 a2|<tool_call>
+        {"name":"f","arguments":{"a":1}}
+        </tool_call> u3
+        "#);
+        assert_eq!(adapt(|template| template.results = false, &messages), "u1 a2+x u3");
+    }
+
+    #[test]
+    fn calls_stand_alone_where_they_must() {
+        let parallel = conversation("u1 a2+x+y t3=x t4=y a5+z t6=z");
+        let one_by_one = adapt(|template| template.parallel_calls = false, &parallel);
+        assert_eq!(one_by_one, "u1 a2+x t3=x a+y t4=y a5+z t6=z");
+        let mut messages = conversation("u1 a2+x");
+        messages[1].reasoning = Some("r".to_owned());
+        assert_eq!(adapt(|template| template.content_beside_calls = false, &messages), "u1 a(r)2 a+x");
+        assert_eq!(adapt(|template| template.reasoning_beside_content = false, &messages), "u1 a(r|2)+x");
+    }
+
+    #[test]
+    fn fields_are_in_the_form_that_the_template_wants() {
+        let form = CallForm { text_arguments: true, null_content: true, short_ids: true };
+        let template = Capabilities { calls: Some(form), content_parts: true, ..Capabilities::FULL };
+        let fields = fields(&conversation("u1 a+call_a+call_b t2=call_b"), &template);
+        insta::assert_snapshot!(Json::from(fields), @r#"[{"role":"user","content":[{"type":"text","text":"1"}]},{"role":"assistant","content":null,"tool_calls":[{"id":"000000000","type":"function","function":{"name":"f","arguments":"{\"a\": 1}"}},{"id":"000000001","type":"function","function":{"name":"f","arguments":"{\"a\": 1}"}}]},{"role":"tool","content":[{"type":"text","text":"2"}],"tool_call_id":"000000001","name":"f"}]"#);
+    }
 }

@@ -21,6 +21,10 @@ pub struct Capabilities {
     pub tools: bool,
     /// Calls of tools, and how; none where it does not show them.
     pub calls: Option<CallForm>,
+    /// Words in the same turn as a call.
+    pub content_beside_calls: bool,
+    /// Reasoning in a turn that has words and a call.
+    pub reasoning_beside_content: bool,
     /// Several calls in one turn.
     pub parallel_calls: bool,
     /// Results of tools.
@@ -43,19 +47,25 @@ pub struct CallForm {
 impl CallForm {
     /// All of them, those that change least first.
     fn all() -> impl Iterator<Item = Self> {
-        (0..8_u8).map(|bits| Self { text_arguments: bits & 1 != 0, null_content: bits & 2 != 0, short_ids: bits & 4 != 0 })
+        (0..8_u8).map(|bits| Self {
+            text_arguments: bits & 1 != 0,
+            null_content: bits & 2 != 0,
+            short_ids: bits & 4 != 0,
+        })
     }
 }
 
 impl Capabilities {
     /// Of a template that says everything as it is.
-    const FULL: Self = Self {
+    pub(super) const FULL: Self = Self {
         content_parts: false,
         system: true,
         late_system: true,
         any_order: true,
         tools: true,
         calls: Some(CallForm { text_arguments: false, null_content: false, short_ids: false }),
+        content_beside_calls: true,
+        reasoning_beside_content: true,
         parallel_calls: true,
         results: true,
         reasoning: true,
@@ -90,6 +100,11 @@ impl Capabilities {
         let form = shows_calls(&[TOOL, ARGUMENT, RESULT]).or_else(|| shows_calls(&[TOOL, ARGUMENT]));
         found.calls = form.and_then(|form| form.calls);
         found.results = says(&found, &called, &[tool()], &[RESULT]);
+        let telling = || Message { content: ASSISTANT.to_owned(), ..calling() };
+        found.content_beside_calls = says(&found, &[user(), telling(), result(1)], &[tool()], &[ARGUMENT]);
+        let thinking_and_telling = Message { reasoning: Some(REASONING.to_owned()), ..telling() };
+        found.reasoning_beside_content =
+            says(&found, &[user(), thinking_and_telling, result(1)], &[tool()], &[ARGUMENT]);
         let calling_twice = Message { tool_calls: vec![call(1), call(2)], ..calling() };
         found.parallel_calls = says(&found, &[user(), calling_twice, result(1), result(2)], &[tool()], &[ARGUMENT]);
         let thinking = Message { reasoning: Some(REASONING.to_owned()), ..calling() };
@@ -114,6 +129,8 @@ impl fmt::Display for Capabilities {
             (form.text_arguments, "arguments as text"),
             (form.null_content, "null beside calls"),
             (form.short_ids, "ids of nine characters"),
+            (self.calls.is_some() && !self.content_beside_calls, "no words beside calls"),
+            (self.calls.is_some() && !self.reasoning_beside_content, "no reasoning beside words and calls"),
             (self.calls.is_some() && self.parallel_calls, "parallel calls"),
             (self.results, "results"),
             (self.reasoning, "reasoning"),

@@ -166,26 +166,38 @@ mod tests {
     use serde_json::json;
 
     fn dump(expression: &str) -> String {
-        let value = json!({ "b": [1, 2.0, 1e-7, 1e16, "é<&'\u{1f44d}\n\u{7f}\u{1}"], "a": {}, "c": [], "d": null, "e": true });
+        let value =
+            json!({ "b": [1, 2.0, 1e-7, 1e16, "é<&'\u{1f44d}\n\u{1}"], "a": {}, "c": [], "d": null, "e": true });
         let mut environment = Environment::new();
         environment.add_filter("tojson", to_json);
-        let text = environment.render_str(&format!("{{{{ {expression} }}}}"), context! { v => Value::from(Serde(value)) });
+        let text =
+            environment.render_str(&format!("{{{{ {expression} }}}}"), context! { v => Value::from(Serde(value)) });
         text.unwrap_or_else(|error| format!("error: {}", error.detail().unwrap_or_default()))
     }
 
     #[test]
     fn spelled_like_python() {
-        insta::assert_snapshot!(dump("v | tojson"), @"");
-        insta::assert_snapshot!(dump("v | tojson(ensure_ascii=true, sort_keys=true)"), @"");
-        insta::assert_snapshot!(dump("v | tojson(separators=(',', ':'))"), @"");
-        insta::assert_snapshot!(dump("[v.a, [1, {'x': []}]] | tojson(indent=2)"), @"");
-        insta::assert_snapshot!(dump("{1: 2, none: v.b[1:2]} | tojson(false, none)"), @"");
+        insta::assert_snapshot!(dump("v | tojson"), @r#"{"b": [1, 2.0, 1e-07, 1e+16, "é<&'👍\n\u0001"], "a": {}, "c": [], "d": null, "e": true}"#);
+        insta::assert_snapshot!(dump("v | tojson(ensure_ascii=true, sort_keys=true)"), @r#"{"a": {}, "b": [1, 2.0, 1e-07, 1e+16, "\u00e9<&'\ud83d\udc4d\n\u0001"], "c": [], "d": null, "e": true}"#);
+        insta::assert_snapshot!(dump("v | tojson(separators=(',', ':'))"), @r#"{"b":[1,2.0,1e-07,1e+16,"é<&'👍\n\u0001"],"a":{},"c":[],"d":null,"e":true}"#);
+        insta::assert_snapshot!(dump("[v.a, [1, {'x': []}]] | tojson(indent=2)"), @r#"
+        [
+          {},
+          [
+            1,
+            {
+              "x": []
+            }
+          ]
+        ]
+        "#);
+        insta::assert_snapshot!(dump("{1: 2, none: v.b[1:2]} | tojson(false, none)"), @r#"{"1": 2, "null": [2.0]}"#);
     }
 
     #[test]
     fn what_is_not_json_is_refused() {
-        insta::assert_snapshot!(dump("nothing | tojson"), @"");
-        insta::assert_snapshot!(dump("{(1, 2): 3} | tojson"), @"");
-        insta::assert_snapshot!(dump("v | tojson(colour=1)"), @"");
+        insta::assert_snapshot!(dump("nothing | tojson"), @"error: a value of kind `undefined` is not JSON");
+        insta::assert_snapshot!(dump("{(1, 2): 3} | tojson"), @"error: a key of kind `sequence` is not JSON");
+        insta::assert_snapshot!(dump("v | tojson(colour=1)"), @"error: unknown keyword argument 'colour'");
     }
 }

@@ -119,7 +119,10 @@ fn separator(text: &str) -> Result<&str, Error> {
 fn split(text: &str, from_left: bool, args: &[Value]) -> Result<Value, Error> {
     let (positional, named): (Rest<Value>, Kwargs) = from_args(args)?;
     let option = |index: usize, name: &str| -> Result<Option<Value>, Error> {
-        Ok(named.get::<Option<Value>>(name)?.or_else(|| positional.get(index).cloned()).filter(|value| !value.is_none()))
+        Ok(named
+            .get::<Option<Value>>(name)?
+            .or_else(|| positional.get(index).cloned())
+            .filter(|value| !value.is_none()))
     };
     let (by, limit) = (option(0, "sep")?, option(1, "maxsplit")?);
     named.assert_all_used()?;
@@ -177,11 +180,19 @@ fn lines(text: &str, keeps_ends: bool) -> Value {
         let (line, after) = match rest.find(ENDS) {
             None => (rest, ""),
             Some(index) => {
-                let end = if rest[index..].starts_with("\r\n") { 2 } else { rest[index..].chars().next().map_or(0, char::len_utf8) };
+                let end = if rest[index..].starts_with("\r\n") {
+                    2
+                } else {
+                    rest[index..].chars().next().map_or(0, char::len_utf8)
+                };
                 rest.split_at(index + end)
             }
         };
-        lines.push(Value::from(if keeps_ends { line } else { line.strip_suffix("\r\n").unwrap_or_else(|| line.strip_suffix(ENDS).unwrap_or(line)) }));
+        lines.push(Value::from(if keeps_ends {
+            line
+        } else {
+            line.strip_suffix("\r\n").unwrap_or_else(|| line.strip_suffix(ENDS).unwrap_or(line))
+        }));
         rest = after;
     }
     Value::from(lines)
@@ -246,4 +257,74 @@ fn title(text: &str) -> String {
 
 fn swapped(character: char) -> Vec<char> {
     if character.is_uppercase() { character.to_lowercase().collect() } else { character.to_uppercase().collect() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use minijinja::{Environment, context};
+
+    fn render(expression: &str) -> String {
+        let mut environment = Environment::new();
+        environment.set_unknown_method_callback(call);
+        environment.render_str(&format!("{{{{ {expression} }}}}"), context! {}).unwrap()
+    }
+
+    #[test]
+    fn methods_do_what_they_do_in_python() {
+        let recorded = [
+            (r#""they're".title()"#, "They'Re"),
+            (r#""aBc".swapcase()"#, "AbC"),
+            (r#""Straße".casefold()"#, "strasse"),
+            (r#"" a  b c ".split()"#, "['a', 'b', 'c']"),
+            (r#"" a  b c ".split(none, 1)"#, "['a', 'b c ']"),
+            (r#"" a  b c ".rsplit(none, 1)"#, "[' a  b', 'c']"),
+            (r#""a,b,,c".split(',')"#, "['a', 'b', '', 'c']"),
+            (r#""a,b,c".split(sep=',', maxsplit=1)"#, "['a', 'b,c']"),
+            (r#""a,b,c".rsplit(',', 1)"#, "['a,b', 'c']"),
+            (r#""a=b=c".partition('=')"#, "('a', '=', 'b=c')"),
+            (r#""abc".partition('=')"#, "('abc', '', '')"),
+            (r#""a=b=c".rpartition('=')"#, "('a=b', '=', 'c')"),
+            (r#""abc".rpartition('=')"#, "('', '', 'abc')"),
+            (r#""abcab".removeprefix('ab')"#, "cab"),
+            (r#""abcab".removesuffix('ab')"#, "abc"),
+            (r#""\x1c a\x1f".strip()"#, "a"),
+            (r#""xxaxx".lstrip('x')"#, "axx"),
+            (r#""xaby".strip('xy')"#, "ab"),
+            (r#""a\r\nb\x0bc\u2028d\n".splitlines()"#, "['a', 'b', 'c', 'd']"),
+            (r#""a\nb".splitlines(true)"#, r#"['a\n', 'b']"#),
+            (r#""aéaé".find('é', 2)"#, "3"),
+            (r#""aéaé".rfind('a', 0, -2)"#, "0"),
+            (r#""abc".index('c')"#, "2"),
+            (r#""aXbX".count('X', 2)"#, "1"),
+            (r#""abc".startswith('b', 1)"#, "True"),
+            (r#""abc".endswith(('b', 'x'), 0, 2)"#, "True"),
+            (r#""-5".zfill(4)"#, "-005"),
+            (r#""a".ljust(3) ~ "|""#, "a  |"),
+            (r#""a".rjust(3, '*')"#, "**a"),
+            (r#""a".center(4) ~ "|""#, " a  |"),
+            (r#""ab".center(5) ~ "|""#, "  ab |"),
+            ("[3, 1].index(1)", "1"),
+            ("[1].copy()", "[1]"),
+            ("{'a': 1}.copy()", "{'a': 1}"),
+            (r#""12".isdecimal()"#, "True"),
+        ];
+        for (expression, expected) in recorded {
+            assert_eq!(render(expression), expected, "{expression}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_there_is_refused() {
+        let environment = {
+            let mut environment = Environment::new();
+            environment.set_unknown_method_callback(call);
+            environment
+        };
+        for expression in
+            ["'a'.index('b')", "[1].index(2)", "'a'.split('')", "[1].append(2)", "'a'.encode()", "'a'.zfill(-1)"]
+        {
+            assert!(environment.render_str(&format!("{{{{ {expression} }}}}"), context! {}).is_err(), "{expression}");
+        }
+    }
 }

@@ -3,7 +3,7 @@
 use super::{
     Capabilities, ChatError, ChatRequest, Message, Role, Tool, adaptation,
     jinja::Jinja,
-    markup::{Markup, Marks, Prompt, Scope},
+    markup::{Marks, Markup, Prompt, Scope},
 };
 use crate::text::AddedToken;
 use chrono::{DateTime, Local};
@@ -404,7 +404,11 @@ mod tests {
                 assert_eq!(Some(pieces.iter().map(text).collect()), recorded.prompt, "{case}");
             }
         }
-        println!("chat templates: {} renders of {} templates, {num_chats} of chats", golden.cases.len(), templates.len());
+        println!(
+            "chat templates: {} renders of {} templates, {num_chats} of chats",
+            golden.cases.len(),
+            templates.len()
+        );
         assert!(40 <= templates.len() && 300 < num_chats);
     }
 
@@ -421,14 +425,66 @@ mod tests {
             let template = ChatTemplate::new(source.as_str(), special_tokens(), &[]).unwrap();
             found += &format!("{name}: {}\n", template.capabilities());
         }
-        insta::assert_snapshot!(found, @"");
+        insta::assert_snapshot!(found, @"
+        alpaca: system messages anywhere, roles in any order, results
+        chatml: system messages anywhere, roles in any order, results
+        command-r: a system message first
+        command-r-plus-tools: a system message first, roles in any order, tools, calls, parallel calls, results
+        deepseek-r1: system messages anywhere, roles in any order, calls, arguments as text, null beside calls, no words beside calls, no reasoning beside words and calls, parallel calls, results
+        deepseek-v2: system messages anywhere, roles in any order
+        deepseek-v3.1: system messages anywhere, roles in any order, tools, calls, parallel calls, results
+        exaone: system messages anywhere, roles in any order, tools, calls, parallel calls, results
+        falcon-3: system messages anywhere, roles in any order, tools
+        features: 
+        gemma-1: 
+        gemma-3: a system message first
+        gemma-4: system messages anywhere, roles in any order, tools, calls, parallel calls, results, reasoning
+        glm-4: system messages anywhere, roles in any order, tools, calls, parallel calls, results
+        glm-4.5: system messages anywhere, roles in any order, tools, calls, parallel calls, results, reasoning
+        gpt-oss: a system message first, roles in any order, tools, calls, no reasoning beside words and calls, parallel calls, results, reasoning
+        granite-3: system messages anywhere, roles in any order, tools, calls, parallel calls, results
+        granite-4: system messages anywhere, roles in any order, tools, calls, parallel calls, results
+        hunyuan: a system message first, roles in any order
+        internlm-2: system messages anywhere, roles in any order, results
+        jamba: system messages anywhere, roles in any order, tools, calls, parallel calls, results
+        kimi-k2: system messages anywhere, roles in any order, tools, calls, parallel calls, results
+        lfm-2: system messages anywhere, roles in any order, tools, calls, parallel calls, results
+        llama-2: a system message first
+        llama-3: system messages anywhere, roles in any order, results
+        llama-3.1: system messages anywhere, roles in any order, tools, calls, results
+        llama-3.2: system messages anywhere, roles in any order, results
+        llama-4: system messages anywhere, roles in any order, tools, calls, parallel calls, results
+        minimax-m2: a system message first, roles in any order, tools, calls, parallel calls, results, reasoning
+        mistral-tekken: a system message first, tools, calls, parallel calls, results
+        mistral-v1: 
+        mistral-v3: a system message first, tools, calls, ids of nine characters, parallel calls, results
+        mixtral: a system message first
+        nemotron-nano: a system message first, roles in any order, tools, calls, parallel calls, results
+        olmo-2: system messages anywhere, roles in any order
+        parts-only: content in parts, system messages anywhere, roles in any order, results
+        phi-3: system messages anywhere, roles in any order
+        phi-3.5: system messages anywhere, roles in any order, results
+        phi-4: system messages anywhere, roles in any order
+        phi-4-mini: system messages anywhere, roles in any order, tools, calls, parallel calls, results
+        qwen-1.5: system messages anywhere, roles in any order, results
+        qwen-2.5: system messages anywhere, roles in any order, tools, calls, parallel calls, results
+        qwen-3: system messages anywhere, roles in any order, tools, calls, parallel calls, results, reasoning
+        qwen-3-coder: system messages anywhere, roles in any order, tools, calls, parallel calls, results
+        qwen-3.5: a system message first, roles in any order, tools, calls, parallel calls, results, reasoning
+        smollm-2: system messages anywhere, roles in any order, results
+        smollm-3: a system message first, roles in any order, tools, results
+        vicuna: a system message first, roles in any order
+        yi: a system message first, roles in any order
+        zephyr: system messages anywhere, roles in any order
+        ");
     }
 
     #[test]
     fn a_template_for_tools_is_taken_where_there_are_tools() {
         let sources = TemplateSources { default: "plain", tool_use: Some("{{ tools[0].function.name }}") };
         let template = ChatTemplate::new(sources, BTreeMap::new(), &[]).unwrap();
-        let tool = Tool { name: "f".to_owned(), description: None, parameters: None, strict: false, is_enforceable: true };
+        let tool =
+            Tool { name: "f".to_owned(), description: None, parameters: None, strict: false, is_enforceable: true };
         let prompt = |request: &ChatRequest| template.render(request).unwrap().last_words().to_owned();
         assert_eq!(prompt(&user("")), "plain");
         assert_eq!(prompt(&request(vec![Message::text(Role::User, "")], vec![tool])), "f");
