@@ -122,6 +122,18 @@ impl ChatTemplate {
         let text = self.jinja.render(name, &context).map_err(|message| ChatError::Template { message })?;
         Ok(marks.split(&text))
     }
+
+    /// What the template writes behind an assistant's last words: it begins with the token that ends a turn, where the
+    /// model has one. None where the template shows no such turn.
+    pub fn end_of_turn(&self) -> Option<String> {
+        const WORDS: &str = "Lantern";
+        let messages = [Message::text(Role::User, "Whistle"), Message::text(Role::Assistant, WORDS)];
+        let fields = adaptation::fields(&messages, &self.capabilities);
+        let mut context = context(fields, Vec::new(), Map::new(), &self.special_tokens);
+        context.insert("add_generation_prompt".to_owned(), Json::Bool(false));
+        let text = self.jinja.render(DEFAULT, &context).ok()?;
+        text.rsplit_once(WORDS).map(|(_, behind)| behind.trim_start().to_owned())
+    }
 }
 
 fn scope(message: &Message) -> Scope {
@@ -202,6 +214,14 @@ mod tests {
 
     const CHATML: &str = "{{ bos_token }}{% for message in messages %}\n\
                           <|im_start|>{{ message.role }}: {{ message.content }}<|im_end|>{% endfor %}{# <think> #}";
+
+    #[test]
+    fn what_ends_a_turn_stands_behind_the_words() {
+        let end = |source: &str| ChatTemplate::new(source, BTreeMap::new(), &[]).unwrap().end_of_turn();
+        assert_eq!(end(CHATML).as_deref(), Some("<|im_end|>"));
+        assert_eq!(end("{% for m in messages %}{{ m.content }}\n<end>\n{% endfor %}").as_deref(), Some("<end>\n"));
+        assert_eq!(end("{{ messages[0].content }}"), None);
+    }
 
     #[test]
     fn messages_are_rendered_with_special_tokens() {

@@ -57,7 +57,7 @@ pub(super) fn chat_model(dir: &ModelDir) -> anyhow::Result<ChatModel> {
     let sources = TemplateSources { default: source, tool_use: dir.chat_templates.get(TOOL_USE).map(String::as_str) };
     let template = ChatTemplate::new(sources, special_tokens(dir, &tokenizer), tokenizer.added_tokens())
         .with_context(|| format!("the model folder {} cannot be served", dir.path.display()))?;
-    let stop_tokens = stop_tokens(dir, &tokenizer);
+    let stop_tokens = stop_tokens(dir, &tokenizer, &template);
     if stop_tokens.is_empty() {
         bail!("{} names no end-of-text token; set `eos_token_id` in generation_config.json", dir.path.display());
     }
@@ -82,10 +82,14 @@ fn special_tokens(dir: &ModelDir, tokenizer: &Tokenizer) -> BTreeMap<String, Str
     tokens
 }
 
-/// Every token that the folder says to end a text with.
-fn stop_tokens(dir: &ModelDir, tokenizer: &Tokenizer) -> Vec<TokenId> {
+/// Every token that the folder says to end a text with, and the one that its template ends turns with: of many exports the
+/// configs only know the former.
+fn stop_tokens(dir: &ModelDir, tokenizer: &Tokenizer, template: &ChatTemplate) -> Vec<TokenId> {
     let eos = dir.special_tokens.get("eos_token").and_then(|text| tokenizer.token(text));
-    let mut tokens: Vec<TokenId> = dir.generation.stop_tokens().into_iter().chain(eos).collect();
+    let end = template.end_of_turn().unwrap_or_default();
+    let ending = tokenizer.added_tokens().iter().filter(|token| token.is_special && end.starts_with(&token.text));
+    let ending = ending.max_by_key(|token| token.text.len()).map(|token| TokenId(token.id));
+    let mut tokens: Vec<TokenId> = dir.generation.stop_tokens().into_iter().chain(eos).chain(ending).collect();
     tokens.sort_unstable();
     tokens.dedup();
     tokens

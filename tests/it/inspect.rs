@@ -82,3 +82,12 @@ fn a_sealed_folder_that_was_changed_is_not_served() {
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert!(stderr.contains("its SHA-256 is another"), "{stderr}");
 }
+
+#[test]
+fn the_token_that_ends_a_turn_ends_a_reply_though_no_config_says_so() {
+    let dir = crate::tiny_model::copy("tiny-gqa");
+    fs::write(dir.path().join("generation_config.json"), r#"{"eos_token_id": 505}"#).unwrap();
+    fs::write(dir.path().join("tokenizer_config.json"), r#"{"eos_token": "<|endoftext|>"}"#).unwrap();
+    let output = run(&["inspect", dir.path().to_str().unwrap()]);
+    assert!(printed(&output, dir.path()).contains("stop tokens        <|endoftext|> 505, <|im_end|> 507"));
+}
