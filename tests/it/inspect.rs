@@ -20,6 +20,10 @@ fn a_folder_is_described() {
     let output = run(&["inspect", dir.to_str().unwrap()]);
     assert!(output.status.success());
     insta::assert_snapshot!(printed(&output, &dir), @"
+    folder             DIR
+    model type         llama
+    variant            fp32 (622.4 KiB)
+    graph              DIR/onnx/model.onnx
     exported by        onnxruntime-genai, IR version 10
     family             gqa
     position ids       made by the graph
@@ -29,6 +33,11 @@ fn a_folder_is_described() {
     context            1024 tokens, of which 1024 are used
     memory per token   512 B
     memory per slot    512.0 KiB
+    manifest           none
+    operators          MatMul 11, Mul 4, SkipSimplifiedLayerNormalization 4, Cast 2, Constant 2, Gather 2, GroupQueryAttention 2, Sigmoid 2, ReduceSum 1, Shape 1, SimplifiedLayerNormalization 1, Sub 1
+    chat template      default
+    special tokens     eos_token <|im_end|>, pad_token <|endoftext|>
+    stop tokens        <|endoftext|> 505, <|im_end|> 507
     ");
 }
 
