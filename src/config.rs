@@ -4,7 +4,9 @@ mod models;
 
 pub use models::{LoadingConfig, ModelConfig};
 
-use crate::{engine::EngineConfig, responses::ResponsesConfig, server::ServerConfig, telemetry::LogConfig};
+use crate::{
+    engine::EngineConfig, hub::HubConfig, responses::ResponsesConfig, server::ServerConfig, telemetry::LogConfig,
+};
 use ::config::{
     ConfigBuilder, ConfigError as Cause, File, FileFormat, FileSourceString, Map, Source, Value, ValueKind,
     builder::DefaultState,
@@ -43,6 +45,8 @@ pub struct Config {
     pub loading: LoadingConfig,
     /// `[runtime]`
     pub runtime: RuntimeConfig,
+    /// `[hub]`
+    pub hub: HubConfig,
     /// `[log]`
     pub log: LogConfig,
     /// `[[models]]`, each complete.
@@ -180,7 +184,12 @@ impl Config {
         let mut names: Vec<&str> = self.models.iter().map(|model| model.name.as_str()).collect();
         names.sort_unstable();
         let twice = names.windows(2).find(|pair| pair[0] == pair[1]).map(|pair| pair[0]);
-        twice.map(|name| format!("`models` names `{name}` twice; give each model its own name"))
+        if let Some(name) = twice {
+            return Some(format!("`models` names `{name}` twice; give each model its own name"));
+        }
+        let has_one_place = |model: &&ModelConfig| model.repo.is_some() == model.path.as_os_str().is_empty();
+        let model = self.models.iter().find(|model| !has_one_place(model))?;
+        Some(format!("the model `{}` needs either `path` or `repo`; set one of them", model.name))
     }
 }
 
@@ -374,6 +383,9 @@ mod tests {
         insta::assert_snapshot!(error(&["models=[{ name = \"a\", paht = \"b\" }]"]), @"--set sets `models[0].paht`, which is not a setting; did you mean `models[0].path`?");
         insta::assert_snapshot!(error(&["models=[]"]), @"`models` is empty; name at least one model (set by --set)");
         insta::assert_snapshot!(error(&["models=[{ name = \"a\", path = \"b\" }, { name = \"a\", path = \"c\" }]"]), @"`models` names `a` twice; give each model its own name (set by --set)");
+        insta::assert_snapshot!(error(&["models=[{ name = \"a\" }]"]), @"the model `a` needs either `path` or `repo`; set one of them (set by --set)");
+        insta::assert_snapshot!(error(&["models=[{ name = \"a\", path = \"b\", repo = \"c/d\" }]"]), @"the model `a` needs either `path` or `repo`; set one of them (set by --set)");
+        insta::assert_snapshot!(error(&["models=[{ name = \"a\", repo = \"../d\" }]"]), @"`../d` names no repository; write ORG/NAME, ORG/NAME@REVISION or ORG/NAME/FOLDER for key `models[0].repo` (set by --set)");
         insta::assert_snapshot!(error(&["server.port"]), @"`--set server.port` has no `=`; write --set server.port=9000");
     }
 

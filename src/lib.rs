@@ -14,4 +14,6 @@ pub mod text;
 
 pub mod engine;
 
+pub mod hub;
+
 pub mod model_dir;

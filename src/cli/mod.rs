@@ -6,6 +6,8 @@ mod doctor;
 mod inspect;
 mod loader;
 mod machine;
+mod progress;
+mod pull;
 mod serve;
 
 use crate::{
@@ -33,6 +35,13 @@ struct Cli {
 enum Command {
     /// Serve the configured models until SIGTERM or SIGINT.
     Serve(ConfigArgs),
+    /// Fetch a model from the Hugging Face hub, or what is missing of it.
+    Pull {
+        #[command(flatten)]
+        pull: pull::PullArgs,
+        #[command(flatten)]
+        config: ConfigArgs,
+    },
     /// Print every setting's effective value and where it came from.
     Config(ConfigArgs),
     /// Tell what a model folder holds, how it will be served and what is wrong with it.
@@ -91,6 +100,7 @@ pub fn run() -> ExitCode {
 fn execute(command: Command) -> anyhow::Result<u8> {
     match command {
         Command::Serve(args) => serve::run(args.load()?.0),
+        Command::Pull { pull, config } => pull::run(&pull, &config.load()?.0),
         Command::Config(args) => {
             for (key, (value, origin)) in args.load()?.1 {
                 print_line(format_args!("{key} = {value}  # {origin}"))?;

@@ -1,6 +1,6 @@
 //! `ortolan serve`
 
-use super::{SUCCESS, loader, report};
+use super::{SUCCESS, loader, pull, report};
 use crate::{
     chat::Models,
     config::Config,
@@ -15,14 +15,16 @@ use tokio::sync::watch;
 /// `EX_SOFTWARE` of sysexits.h: the engine failed, and a supervisor should start the process again.
 const ENGINE_FAILED: u8 = 70;
 
-pub(super) fn run(config: Config) -> anyhow::Result<u8> {
+pub(super) fn run(mut config: Config) -> anyhow::Result<u8> {
     if let Err(error) = telemetry::start(&config.log) {
         bail!("`log.filter` is not a filter: {error}; write a level such as \"info\"");
     }
-    // First, so that a signal ends the process well whatever it is at.
+    // Before signals are waited for: while gigabytes are fetched they end the process, and the next start goes on from there.
+    pull::find_or_fetch(&mut config)?;
+    // So that a signal ends the process well whatever it is at.
     let system = actix_rt::System::new();
     let signals = system.block_on(async { server::signals() })?;
-    // Second, so that a port in use is known before anything is read.
+    // So that a port in use is known before anything is read.
     let listener = server::bind(&config.server)?;
     let runtime = super::runtime(&config.runtime)?;
 

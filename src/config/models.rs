@@ -1,7 +1,7 @@
 //! `[[models]]`: what an entry leaves open comes from `[loading]` and `[engine]`.
 
 use super::{Origins, leaves, nearest};
-use crate::{chat::LoadTime, engine::EngineConfig};
+use crate::{chat::LoadTime, engine::EngineConfig, hub::Repo};
 use ::config::{Map, Value, ValueKind};
 use serde::Deserialize;
 use std::path::PathBuf;
@@ -12,8 +12,11 @@ use std::path::PathBuf;
 pub struct ModelConfig {
     /// As clients call it.
     pub name: String,
-    /// A folder as exported to Hugging Face, relative to the working directory.
+    /// A folder as exported to Hugging Face, relative to the working directory; empty where `repo` names it.
+    #[serde(default)]
     pub path: PathBuf,
+    /// Its repository on the hub.
+    pub repo: Option<Repo>,
     /// When it is loaded.
     pub load: LoadTime,
     /// Seconds without a request until it is unloaded; 0 keeps it.
@@ -41,7 +44,7 @@ pub struct LoadingConfig {
 }
 
 /// Keys of an entry that have no default.
-const OWN_KEYS: [&str; 2] = ["name", "path"];
+const OWN_KEYS: [&str; 3] = ["name", "path", "repo"];
 /// The section whose keys stand in an entry as they are.
 const LOADING: &str = "loading";
 /// The section that is a table of the same name in an entry.

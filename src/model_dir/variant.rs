@@ -60,6 +60,7 @@ pub enum VariantError {
 const GRAPHS: [&str; 2] = ["model", "decoder_model_merged"];
 /// What the GenAI model builder writes beside its graph.
 const GENAI_CONFIG: &str = "genai_config.json";
+const GENAI: &str = "genai";
 /// The ending of [`QUANTIZED`] is what transformers.js loads for its type `q8`.
 const QUANTIZED: &str = "quantized";
 const Q8: &str = "q8";
@@ -72,6 +73,17 @@ const ON_GPU: [&str; 8] = ["fp16", "q4f16", "fp32", "q4", "bnb4", QUANTIZED, "in
 const CPU_FOLDER: &str = "cpu";
 const GPU_FOLDER: &str = "cuda";
 const OTHER_FOLDERS: [&str; 7] = ["directml", "dml", "webgpu", "npu", "qnn", "openvino", "vitisai"];
+
+impl Variant {
+    /// Its name where its own folder is the top.
+    pub fn name_in_dir(&self) -> &str {
+        match self.name.strip_prefix(self.dir.as_str()) {
+            Some("") => GENAI,
+            Some(rest) => rest.trim_start_matches('/'),
+            None => &self.name,
+        }
+    }
+}
 
 /// All of them, by name.
 pub fn variants(files: &[ListedFile]) -> Vec<Variant> {
@@ -188,7 +200,7 @@ fn variant(graph: &str, files: &[ListedFile]) -> Variant {
     };
     let stem = name.strip_suffix(".onnx").unwrap_or(name);
     let name = match ending(stem) {
-        _ if is_genai(graph_dir, files) => if dir.is_empty() { "genai" } else { dir }.to_owned(),
+        _ if is_genai(graph_dir, files) => if dir.is_empty() { GENAI } else { dir }.to_owned(),
         ending => {
             let kind = ending.filter(|ending| !ending.is_empty()).unwrap_or("fp32");
             if dir.is_empty() { kind.to_owned() } else { format!("{dir}/{kind}") }
@@ -322,6 +334,17 @@ mod tests {
         insta::assert_snapshot!(wanted(&top, "q4").unwrap_err(), @"the variant `q4` could be any of large/q4 (3.0 MiB), small/q4 (1.0 MiB); write one of these names");
         insta::assert_snapshot!(wanted(&community(), "int4").unwrap_err(), @"there is no variant `int4`; there are fp16 (1.1 GiB), fp32 (2.3 GiB), q4 (900.0 MiB), q4f16 (501.0 MiB), quantized (600.0 MiB)");
         insta::assert_snapshot!(wanted(&files(&[("model.safetensors", 9)]), "q4").unwrap_err(), @"there is no ONNX graph of a language model (such as onnx/model.onnx); export one with Optimum or the GenAI model builder");
+    }
+
+    #[test]
+    fn a_folder_can_be_taken_for_itself() {
+        let in_dir = |files: &[ListedFile], wanted: &str| {
+            choose(files, Some(wanted), Device::Cpu, None).unwrap().name_in_dir().to_owned()
+        };
+        assert_eq!(in_dir(&community(), "q4"), "q4");
+        assert_eq!(in_dir(&genai(), "cuda-fp16"), "genai");
+        assert_eq!(in_dir(&files(&[("small/onnx/model_q4.onnx", 1)]), "q4"), "q4");
+        assert_eq!(in_dir(&files(&[("genai_config.json", 0), ("model.onnx", 1)]), "genai"), "genai");
     }
 
     #[test]

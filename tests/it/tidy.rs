@@ -5,14 +5,15 @@ use std::{fs, path::Path};
 /// Who may use whom. Higher layers come first.
 const LAYERS: &[(&str, &[&str])] = &[
     ("main", &["cli"]),
-    ("cli", &["config", "telemetry", "server", "chat", "text", "engine", "model_dir"]),
-    ("config", &["telemetry", "server", "responses", "chat", "engine"]),
+    ("cli", &["config", "telemetry", "server", "chat", "text", "engine", "hub", "model_dir"]),
+    ("config", &["telemetry", "server", "responses", "chat", "engine", "hub"]),
     ("telemetry", &[]),
     ("server", &["responses", "chat", "engine"]),
     ("responses", &["chat", "engine"]),
     ("chat", &["text", "engine"]),
     ("text", &["engine"]),
     ("engine", &[]),
+    ("hub", &["model_dir"]),
     ("model_dir", &["engine"]),
 ];
 /// Of a source file without its tests, and of a file of tests.
@@ -25,7 +26,9 @@ const OWNERS: &[(&str, &str)] = &[
     ("tokenizers::", "text"),
     ("llguidance", "text"),
     ("minijinja", "chat"),
+    ("ureq", "hub"),
     ("clap", "cli"),
+    ("indicatif", "cli"),
     ("anyhow", "cli"),
 ];
 

@@ -1,0 +1,216 @@
+//! Requests to the hub: redirects, the token, what is tried again and how often.
+
+use super::{HubError, config::Settings};
+use serde::de::DeserializeOwned;
+use std::{sync::Arc, time::Duration};
+use ureq::{
+    Agent, Body, Error,
+    http::{Response, header},
+    tls::{Certificate, RootCerts, TlsConfig},
+};
+use url::{Origin, Url};
+
+const MAX_REDIRECTS: usize = 5;
+const MAX_JSON_BYTES: u64 = 16 << 20;
+/// The first failure after some progress is likely to be an accident; waits begin with the second.
+const FIRST_WAIT: Duration = Duration::from_secs(1);
+/// Whatever the server asks for.
+const MAX_WAIT: Duration = Duration::from_secs(120);
+
+/// Asks the hub, and those that it sends us to.
+pub(super) struct Http {
+    agent: Agent,
+    token: Option<String>,
+    origin: Origin,
+    has_certificates: bool,
+    timeout: Duration,
+    retries: u32,
+}
+
+/// Why there is no answer.
+#[derive(Debug)]
+pub(super) enum Failure {
+    /// The server says no, and would say it again.
+    Refused { status: u16, code: String },
+    /// Another time it may go well.
+    Lost { cause: String, wait: Option<Duration> },
+    /// It leads to where we do not go, or is no answer.
+    Unusable { message: String },
+    /// See [`HubError::NoCertificates`].
+    NoCertificates,
+}
+
+impl Http {
+    pub(super) fn new(settings: &Settings) -> Self {
+        // The machine's own, since a company's proxy may have one that nobody else knows.
+        let certificates = rustls_native_certs::load_native_certs().certs;
+        let roots = RootCerts::from(certificates.iter().map(|der| Certificate::from_der(der).to_owned()));
+        let tls = TlsConfig::builder()
+            .root_certs(roots)
+            .unversioned_rustls_crypto_provider(Arc::new(rustls::crypto::ring::default_provider()))
+            .build();
+        let config = Agent::config_builder()
+            .tls_config(tls)
+            .user_agent(concat!("ortolan/", env!("CARGO_PKG_VERSION")))
+            .http_status_as_error(false)
+            // Followed below, where it is known who may see the token.
+            .max_redirects(0)
+            .timeout_connect(Some(settings.timeout))
+            .timeout_recv_response(Some(settings.timeout))
+            .timeout_per_read(Some(settings.timeout))
+            .build();
+        Self {
+            agent: config.new_agent(),
+            token: settings.token.clone(),
+            origin: settings.endpoint.origin(),
+            has_certificates: !certificates.is_empty(),
+            timeout: settings.timeout,
+            retries: settings.retries,
+        }
+    }
+
+    /// One try for a file, from a byte on.
+    pub(super) fn get(&self, url: &Url, from: u64) -> Result<Response<Body>, Failure> {
+        let mut url = url.clone();
+        for _ in 0..=MAX_REDIRECTS {
+            if url.scheme() == "https" && !self.has_certificates {
+                return Err(Failure::NoCertificates);
+            }
+            let mut request = self.agent.get(url.as_str()).header(header::ACCEPT_ENCODING, "identity");
+            if let Some(token) = self.token.as_ref().filter(|_| url.origin() == self.origin) {
+                request = request.header(header::AUTHORIZATION, format!("Bearer {token}"));
+            }
+            if 0 < from {
+                request = request.header(header::RANGE, format!("bytes={from}-"));
+            }
+            let answer = request.call().map_err(|error| self.failure(&error))?;
+            match answer.status().as_u16() {
+                200 | 206 => return Ok(answer),
+                301 | 302 | 303 | 307 | 308 => url = redirected(&url, &answer)?,
+                status => return Err(refusal(status, &answer)),
+            }
+        }
+        Err(Failure::Unusable { message: format!("it redirects more than {MAX_REDIRECTS} times") })
+    }
+
+    /// An answer, tried again where that may help; and the address of its next page.
+    pub(super) fn json<T: DeserializeOwned>(&self, url: &Url) -> Result<(T, Option<Url>), Failure> {
+        let mut patience = self.patience();
+        loop {
+            match self.try_json(url) {
+                Ok(answer) => return Ok(answer),
+                Err(failure) => patience.bear(failure)?,
+            }
+        }
+    }
+
+    fn try_json<T: DeserializeOwned>(&self, url: &Url) -> Result<(T, Option<Url>), Failure> {
+        let unusable = |message: String| Failure::Unusable { message };
+        let mut answer = self.get(url, 0)?;
+        let next = next_page(url, &answer);
+        if next.as_ref().is_some_and(|next| next.origin() != self.origin) {
+            return Err(unusable("its next page is on another host".to_owned()));
+        }
+        let body = answer.body_mut().with_config().limit(MAX_JSON_BYTES).read_to_vec();
+        let body = body.map_err(|error| match error {
+            Error::BodyExceedsLimit(limit) => unusable(format!("it has more than {limit} bytes")),
+            error => self.failure(&error),
+        })?;
+        Ok((serde_json::from_slice(&body).map_err(|error| unusable(error.to_string()))?, next))
+    }
+
+    /// For something that is to be tried until it goes well.
+    pub(super) fn patience(&self) -> Patience {
+        Patience { left: self.retries, wait: Duration::ZERO }
+    }
+
+    /// Why nothing more comes.
+    pub(super) fn failure(&self, error: &Error) -> Failure {
+        let is_final = matches!(
+            error,
+            Error::BadUri(_)
+                | Error::InvalidProxyUrl
+                | Error::Tls(_)
+                | Error::Pem(_)
+                | Error::Rustls(_)
+                | Error::Http(_)
+        );
+        match error {
+            Error::Timeout(_) => {
+                let cause = format!("nothing came for {} seconds", self.timeout.as_secs());
+                Failure::Lost { cause, wait: None }
+            }
+            error if is_final => Failure::Unusable { message: error.to_string() },
+            error => Failure::Lost { cause: error.to_string(), wait: None },
+        }
+    }
+}
+
+/// How often and when to try again.
+pub(super) struct Patience {
+    left: u32,
+    wait: Duration,
+}
+
+impl Patience {
+    /// Waits before the next try, or gives up.
+    pub(super) fn bear(&mut self, failure: Failure) -> Result<(), Failure> {
+        let Failure::Lost { wait, cause } = failure else { return Err(failure) };
+        let Some(left) = self.left.checked_sub(1) else { return Err(Failure::Lost { cause, wait }) };
+        let wait = wait.unwrap_or(self.wait).min(MAX_WAIT);
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "there is nothing that this could wait on, and nothing else to do"
+        )]
+        std::thread::sleep(wait);
+        *self = Self { left, wait: (self.wait * 2).max(FIRST_WAIT) };
+        Ok(())
+    }
+}
+
+impl Failure {
+    /// For a question to the hub about a repository.
+    pub(super) fn about(self, settings: &Settings, url: &Url, id: &str, revision: &str) -> HubError {
+        let (endpoint, id) = (settings.endpoint.as_str().trim_end_matches('/').to_owned(), id.to_owned());
+        match self {
+            Self::Refused { status, code } => match (status, code.as_str()) {
+                (_, "RevisionNotFound") => HubError::NoRevision { id, revision: revision.to_owned() },
+                (403, _) | (_, "GatedRepo") => HubError::Forbidden { page: format!("{endpoint}/{id}"), id, status },
+                // The hub does not tell strangers what there is.
+                (401 | 404, _) => HubError::NoRepo { endpoint, id },
+                _ => HubError::Refused { url: url.to_string(), status },
+            },
+            Self::Lost { cause, .. } => HubError::Unreachable { endpoint, cause },
+            Self::Unusable { message } => HubError::Unusable { url: url.to_string(), message },
+            Self::NoCertificates => HubError::NoCertificates,
+        }
+    }
+}
+
+fn redirected(from: &Url, answer: &Response<Body>) -> Result<Url, Failure> {
+    let location = answer.headers().get(header::LOCATION).and_then(|value| value.to_str().ok());
+    let to = location.and_then(|location| from.join(location).ok()).filter(|to| match to.scheme() {
+        "https" => true,
+        "http" => from.scheme() == "http",
+        _ => false,
+    });
+    to.ok_or_else(|| Failure::Unusable { message: "it redirects to no address that can be trusted".to_owned() })
+}
+
+/// `<https://…>; rel="next"`
+fn next_page(url: &Url, answer: &Response<Body>) -> Option<Url> {
+    let links = answer.headers().get(header::LINK)?.to_str().ok()?;
+    let next = links.split(',').find(|link| link.contains("rel=\"next\""))?;
+    let address = next.trim().strip_prefix('<')?.split_once('>')?.0;
+    url.join(address).ok()
+}
+
+fn refusal(status: u16, answer: &Response<Body>) -> Failure {
+    let text = |name: &str| answer.headers().get(name).and_then(|value| value.to_str().ok());
+    if status == 408 || status == 429 || 500 <= status {
+        let seconds = text("retry-after").and_then(|value| value.trim().parse().ok());
+        let cause = format!("it answers with status {status}");
+        return Failure::Lost { cause, wait: seconds.map(Duration::from_secs) };
+    }
+    Failure::Refused { status, code: text("x-error-code").unwrap_or_default().to_owned() }
+}

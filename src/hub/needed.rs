@@ -1,0 +1,93 @@
+//! Which files of a repository a model needs.
+
+use crate::model_dir::variant::{ListedFile, Variant};
+
+/// Beside the graph and its weights. What is not there was not needed by the model's own tools either.
+const FILES: [&str; 9] = [
+    "config.json",
+    "generation_config.json",
+    "genai_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+];
+/// More templates, each in a file.
+const TEMPLATES: &str = "additional_chat_templates/";
+/// What a tokenizer is made of where it has no `tokenizer.json`.
+const TOKENIZER: &str = "tokenizer.json";
+const TOKENIZER_PARTS: [&str; 5] = ["vocab.json", "vocab.txt", "merges.txt", "tokenizer.model", "spiece.model"];
+
+/// Paths in the order in which they are to be fetched: the graph last, so that where it is, everything is.
+pub(super) fn paths<'f>(files: &'f [ListedFile], variant: &'f Variant) -> Vec<&'f str> {
+    let in_dir = |path: &'f str| match path.strip_prefix(variant.dir.as_str())? {
+        rest if variant.dir.is_empty() => Some(rest),
+        rest => rest.strip_prefix('/'),
+    };
+    let named: Vec<(&str, &str)> = files.iter().filter_map(|(path, _)| Some((path.as_str(), in_dir(path)?))).collect();
+    let has_tokenizer = named.iter().any(|(_, name)| *name == TOKENIZER);
+    let is_needed = |name: &str| {
+        FILES.contains(&name)
+            || name.strip_prefix(TEMPLATES).is_some_and(|template| !template.contains('/'))
+            || !has_tokenizer && TOKENIZER_PARTS.contains(&name)
+    };
+    let beside = named.iter().filter(|(_, name)| is_needed(name)).map(|(path, _)| *path);
+    beside.chain(variant.external_data.iter().map(String::as_str)).chain([variant.graph.as_str()]).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model_dir::variant::{Device, choose};
+
+    fn needed(paths_there: &[&str], variant: &str) -> Vec<String> {
+        let files: Vec<ListedFile> = paths_there.iter().map(|path| ((*path).to_owned(), 1)).collect();
+        let variant = choose(&files, Some(variant), Device::Cpu, None).unwrap();
+        paths(&files, &variant).into_iter().map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn other_variants_and_other_files_are_left_out() {
+        let there = [
+            "README.md",
+            "additional_chat_templates/rag.jinja",
+            "config.json",
+            "merges.txt",
+            "model.safetensors",
+            "onnx/model_fp16.onnx",
+            "onnx/model_q4.onnx",
+            "onnx/model_q4.onnx_data",
+            "quantize_config.json",
+            "tokenizer.json",
+            "tokenizer_config.json",
+            "vocab.json",
+        ];
+        let expected = [
+            "additional_chat_templates/rag.jinja",
+            "config.json",
+            "tokenizer.json",
+            "tokenizer_config.json",
+            "onnx/model_q4.onnx_data",
+            "onnx/model_q4.onnx",
+        ];
+        assert_eq!(needed(&there, "q4"), expected);
+    }
+
+    #[test]
+    fn a_tokenizer_in_parts_is_fetched() {
+        assert_eq!(
+            needed(&["merges.txt", "model.onnx", "vocab.json"], "fp32"),
+            ["merges.txt", "vocab.json", "model.onnx"]
+        );
+    }
+
+    #[test]
+    fn a_folder_of_its_own_needs_nothing_else() {
+        let there =
+            ["config.json", "cpu/genai_config.json", "cpu/model.onnx", "cpu/model.onnx.data", "cpu/tokenizer.json"];
+        let expected = ["cpu/genai_config.json", "cpu/tokenizer.json", "cpu/model.onnx.data", "cpu/model.onnx"];
+        assert_eq!(needed(&there, "cpu"), expected);
+    }
+}
