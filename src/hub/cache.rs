@@ -52,6 +52,18 @@ impl RepoCache {
         Self { root: cache.join(&name), locks: cache.join(".locks").join(name) }
     }
 
+    /// What holds all of it.
+    pub(super) fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// What the disk has room for.
+    pub(super) fn free_bytes(&self) -> io::Result<u64> {
+        fs::create_dir_all(&self.root)?;
+        let disk = rustix::fs::statvfs(&self.root)?;
+        Ok(disk.f_bavail.saturating_mul(disk.f_frsize))
+    }
+
     /// The commit that a revision meant when it was last fetched.
     pub(super) fn commit(&self, revision: &str) -> Option<String> {
         if is_commit(revision) {

@@ -102,7 +102,7 @@ pub enum HubError {
     },
     /// Known before the first byte.
     #[error(
-        "{repo} needs {} and the disk of {} has {}; free some, or set `hub.cache` to a folder of another disk",
+        "{repo} needs {} and the disk of {} has {} left; free some, or set `hub.cache` to a folder of another disk",
         variant::size(*needed), cache.display(), variant::size(*free)
     )]
     NoSpace {

@@ -1,6 +1,6 @@
 //! Requests to the hub: redirects, the token, what is tried again and how often.
 
-use super::{HubError, config::Settings};
+use super::{HubError, Repo, config::Settings};
 use serde::de::DeserializeOwned;
 use std::{sync::Arc, time::Duration};
 use ureq::{
@@ -8,7 +8,7 @@ use ureq::{
     http::{Response, header},
     tls::{Certificate, RootCerts, TlsConfig},
 };
-use url::{Origin, Url};
+use url::Url;
 
 const MAX_REDIRECTS: usize = 5;
 const MAX_JSON_BYTES: u64 = 16 << 20;
@@ -21,7 +21,7 @@ const MAX_WAIT: Duration = Duration::from_secs(120);
 pub(super) struct Http {
     agent: Agent,
     token: Option<String>,
-    origin: Origin,
+    endpoint: Url,
     has_certificates: bool,
     timeout: Duration,
     retries: u32,
@@ -62,7 +62,7 @@ impl Http {
         Self {
             agent: config.new_agent(),
             token: settings.token.clone(),
-            origin: settings.endpoint.origin(),
+            endpoint: settings.endpoint.clone(),
             has_certificates: !certificates.is_empty(),
             timeout: settings.timeout,
             retries: settings.retries,
@@ -77,7 +77,7 @@ impl Http {
                 return Err(Failure::NoCertificates);
             }
             let mut request = self.agent.get(url.as_str()).header(header::ACCEPT_ENCODING, "identity");
-            if let Some(token) = self.token.as_ref().filter(|_| url.origin() == self.origin) {
+            if let Some(token) = self.token.as_ref().filter(|_| self.is_hub(&url)) {
                 request = request.header(header::AUTHORIZATION, format!("Bearer {token}"));
             }
             if 0 < from {
@@ -108,14 +108,11 @@ impl Http {
         let unusable = |message: String| Failure::Unusable { message };
         let mut answer = self.get(url, 0)?;
         let next = next_page(url, &answer);
-        if next.as_ref().is_some_and(|next| next.origin() != self.origin) {
+        if next.as_ref().is_some_and(|next| !self.is_hub(next)) {
             return Err(unusable("its next page is on another host".to_owned()));
         }
         let body = answer.body_mut().with_config().limit(MAX_JSON_BYTES).read_to_vec();
-        let body = body.map_err(|error| match error {
-            Error::BodyExceedsLimit(limit) => unusable(format!("it has more than {limit} bytes")),
-            error => self.failure(&error),
-        })?;
+        let body = body.map_err(|error| self.failure(&error))?;
         Ok((serde_json::from_slice(&body).map_err(|error| unusable(error.to_string()))?, next))
     }
 
@@ -126,23 +123,53 @@ impl Http {
 
     /// Why nothing more comes.
     pub(super) fn failure(&self, error: &Error) -> Failure {
-        let is_final = matches!(
+        let would_come_again = matches!(
             error,
             Error::BadUri(_)
+                | Error::BodyExceedsLimit(_)
+                | Error::Http(_)
                 | Error::InvalidProxyUrl
-                | Error::Tls(_)
                 | Error::Pem(_)
                 | Error::Rustls(_)
-                | Error::Http(_)
+                | Error::Tls(_)
         );
-        match error {
-            Error::Timeout(_) => {
-                let cause = format!("nothing came for {} seconds", self.timeout.as_secs());
-                Failure::Lost { cause, wait: None }
-            }
-            error if is_final => Failure::Unusable { message: error.to_string() },
-            error => Failure::Lost { cause: error.to_string(), wait: None },
+        if would_come_again {
+            return Failure::Unusable { message: error.to_string() };
         }
+        let cause = if matches!(error, Error::Timeout(_)) {
+            format!("nothing came for {} seconds", self.timeout.as_secs())
+        } else {
+            error.to_string()
+        };
+        Failure::Lost { cause, wait: None }
+    }
+
+    /// An address below the hub's, each part escaped.
+    pub(super) fn address<'p>(&self, parts: impl IntoIterator<Item = &'p str>) -> Url {
+        let mut url = self.endpoint.clone();
+        url.path_segments_mut().expect("the endpoint has a host").pop_if_empty().extend(parts);
+        url
+    }
+
+    /// What a failure means to whoever asked for something of a repository.
+    pub(super) fn error(&self, failure: Failure, url: &Url, repo: &Repo) -> HubError {
+        let (endpoint, id) = (self.endpoint.as_str().trim_end_matches('/').to_owned(), repo.id.clone());
+        match failure {
+            Failure::Refused { status, code } => match (status, code.as_str()) {
+                (_, "RevisionNotFound") => HubError::NoRevision { id, revision: repo.revision.clone() },
+                (403, _) | (_, "GatedRepo") => HubError::Forbidden { page: format!("{endpoint}/{id}"), id, status },
+                // The hub does not tell strangers what there is.
+                (401 | 404, _) => HubError::NoRepo { endpoint, id },
+                _ => HubError::Refused { url: url.to_string(), status },
+            },
+            Failure::Lost { cause, .. } => HubError::Unreachable { endpoint, cause },
+            Failure::Unusable { message } => HubError::Unusable { url: url.to_string(), message },
+            Failure::NoCertificates => HubError::NoCertificates,
+        }
+    }
+
+    fn is_hub(&self, url: &Url) -> bool {
+        url.origin() == self.endpoint.origin()
     }
 }
 
@@ -165,25 +192,6 @@ impl Patience {
         std::thread::sleep(wait);
         *self = Self { left, wait: (self.wait * 2).max(FIRST_WAIT) };
         Ok(())
-    }
-}
-
-impl Failure {
-    /// For a question to the hub about a repository.
-    pub(super) fn about(self, settings: &Settings, url: &Url, id: &str, revision: &str) -> HubError {
-        let (endpoint, id) = (settings.endpoint.as_str().trim_end_matches('/').to_owned(), id.to_owned());
-        match self {
-            Self::Refused { status, code } => match (status, code.as_str()) {
-                (_, "RevisionNotFound") => HubError::NoRevision { id, revision: revision.to_owned() },
-                (403, _) | (_, "GatedRepo") => HubError::Forbidden { page: format!("{endpoint}/{id}"), id, status },
-                // The hub does not tell strangers what there is.
-                (401 | 404, _) => HubError::NoRepo { endpoint, id },
-                _ => HubError::Refused { url: url.to_string(), status },
-            },
-            Self::Lost { cause, .. } => HubError::Unreachable { endpoint, cause },
-            Self::Unusable { message } => HubError::Unusable { url: url.to_string(), message },
-            Self::NoCertificates => HubError::NoCertificates,
-        }
     }
 }
 

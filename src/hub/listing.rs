@@ -1,10 +1,6 @@
 //! What a repository holds at a commit.
 
-use super::{
-    cache::Hash,
-    http::{Failure, Http},
-    repo::is_safe_path,
-};
+use super::{HubError, Repo, cache::Hash, http::Http, repo::is_safe_path};
 use crate::model_dir::variant::ListedFile;
 use serde::Deserialize;
 use url::Url;
@@ -48,25 +44,25 @@ struct Lfs {
 }
 
 impl Listing {
-    /// Asks the hub. An error names what was asked for.
-    pub(super) fn fetch(http: &Http, endpoint: &Url, id: &str, revision: &str) -> Result<Self, (Url, Failure)> {
+    /// Asks the hub.
+    pub(super) fn fetch(http: &Http, repo: &Repo) -> Result<Self, HubError> {
         let api = |kind: &str, revision: &str| {
-            let parts = ["api", "models"].into_iter().chain(id.split('/'));
-            address(endpoint, parts.chain([kind, revision]))
+            let parts = ["api", "models"].into_iter().chain(repo.id.split('/'));
+            http.address(parts.chain([kind, revision]))
         };
-        let url = api("revision", revision);
-        let (info, _) = http.json::<Info>(&url).map_err(|failure| (url.clone(), failure))?;
+        let url = api("revision", &repo.revision);
+        let (info, _) = http.json::<Info>(&url).map_err(|failure| http.error(failure, &url, repo))?;
         let commit = info.sha;
         if !is_commit(&commit) {
-            return Err((url, unusable(format!("{commit:?} is no commit"))));
+            return Err(unusable(&url, format!("{commit:?} is no commit")));
         }
         let mut page = api("tree", &commit);
         page.set_query(Some("recursive=true"));
         let mut files = Vec::new();
         for _ in 0..MAX_PAGES {
-            let (entries, next) = http.json::<Vec<Entry>>(&page).map_err(|failure| (page.clone(), failure))?;
+            let (entries, next) = http.json::<Vec<Entry>>(&page).map_err(|failure| http.error(failure, &page, repo))?;
             for entry in entries.into_iter().filter(|entry| entry.r#type == "file") {
-                files.push(RemoteFile::try_from(entry).map_err(|failure| (page.clone(), failure))?);
+                files.push(RemoteFile::try_from(entry).map_err(|message| unusable(&page, message))?);
             }
             match next {
                 None if files.len() <= MAX_FILES => return Ok(Self { commit, files }),
@@ -74,7 +70,7 @@ impl Listing {
                 None | Some(_) => break,
             }
         }
-        Err((page, unusable(format!("it lists more than {MAX_FILES} files or {MAX_PAGES} pages of them"))))
+        Err(unusable(&page, format!("it lists more than {MAX_FILES} files or {MAX_PAGES} pages of them")))
     }
 
     /// The paths below a folder, and the sizes.
@@ -94,27 +90,21 @@ pub(super) fn below(files: impl IntoIterator<Item = ListedFile>, folder: &str) -
 }
 
 impl TryFrom<Entry> for RemoteFile {
-    type Error = Failure;
+    /// For [`HubError::Unusable`].
+    type Error = String;
 
-    fn try_from(entry: Entry) -> Result<Self, Failure> {
+    fn try_from(entry: Entry) -> Result<Self, String> {
         let Entry { path, oid, size, lfs, .. } = entry;
         if !is_safe_path(&path) {
-            return Err(unusable(format!("the path {path:?} would lead out of its folder")));
+            return Err(format!("the path {path:?} would lead out of its folder"));
         }
         let (bytes, hash) = match lfs {
             Some(lfs) => (lfs.size, Hash::sha256(lfs.oid)),
             None => (size, Hash::git_blob(oid)),
         };
-        let hash = hash.ok_or_else(|| unusable(format!("it gives no hash of {path}")))?;
+        let hash = hash.ok_or_else(|| format!("it gives no hash of {path}"))?;
         Ok(Self { path, bytes, hash })
     }
-}
-
-/// An address below the hub's, each part escaped.
-pub(super) fn address<'p>(endpoint: &Url, parts: impl IntoIterator<Item = &'p str>) -> Url {
-    let mut url = endpoint.clone();
-    url.path_segments_mut().expect("the endpoint has a host").pop_if_empty().extend(parts);
-    url
 }
 
 /// Whether this is a whole commit hash, which never means anything else.
@@ -122,6 +112,6 @@ pub(super) fn is_commit(text: &str) -> bool {
     text.len() == 40 && text.bytes().all(|digit| digit.is_ascii_digit() || (b'a'..=b'f').contains(&digit))
 }
 
-fn unusable(message: String) -> Failure {
-    Failure::Unusable { message }
+fn unusable(url: &Url, message: String) -> HubError {
+    HubError::Unusable { url: url.to_string(), message }
 }

@@ -7,6 +7,7 @@ mod error;
 mod http;
 mod listing;
 mod needed;
+mod pull;
 mod repo;
 
 pub use config::HubConfig;
@@ -14,14 +15,13 @@ pub use error::HubError;
 pub use repo::Repo;
 
 use crate::model_dir::variant::{self, Device, ListedFile, Variant, VariantError};
-use blob::{BlobError, Watcher};
 use cache::RepoCache;
 use config::Settings;
-use http::{Failure, Http};
-use listing::{Listing, RemoteFile, below};
+use http::Http;
+use listing::{Listing, below};
+use pull::Pull;
 use std::{
     ffi::OsString,
-    fs,
     path::{Path, PathBuf},
 };
 
@@ -97,10 +97,16 @@ impl Hub {
             let offline = || HubError::Offline { repo: repo.to_string(), cache: self.settings.cache.clone() };
             return self.find(wanted).ok_or_else(offline);
         }
-        let listing = Listing::fetch(&self.http, &self.settings.endpoint, &repo.id, &repo.revision)
-            .map_err(|(url, failure)| failure.about(&self.settings, &url, &repo.id, &repo.revision));
-        match (listing, self.find(wanted)) {
-            (Ok(listing), _) => self.fetch(wanted, &listing, progress),
+        match (Listing::fetch(&self.http, repo), self.find(wanted)) {
+            (Ok(listing), _) => {
+                let files = listing.below(&repo.folder);
+                let chosen = wanted.choose(&files);
+                let variant = chosen.map_err(|cause| HubError::Variant { repo: repo.to_string(), cause })?;
+                let needed = needed::paths(&files, &variant);
+                let cache = RepoCache::new(&self.settings.cache, &repo.id);
+                Pull { http: &self.http, repo, listing: &listing, cache: &cache, progress }.run(&needed)?;
+                Ok(pulled(&cache, &listing.commit, repo, &variant))
+            }
             (Err(error @ HubError::Unreachable { .. }), Some(found)) => {
                 progress.notice(&format!("{error}; what was fetched before is taken"));
                 Ok(found)
@@ -108,100 +114,11 @@ impl Hub {
             (Err(error), _) => Err(error),
         }
     }
-
-    fn fetch(&self, wanted: Wanted<'_>, listing: &Listing, progress: &dyn Progress) -> Result<Pulled, HubError> {
-        let Wanted { repo, .. } = wanted;
-        let files = listing.below(&repo.folder);
-        let chosen = wanted.choose(&files);
-        let variant = chosen.map_err(|cause| HubError::Variant { repo: repo.to_string(), cause })?;
-        let paths = needed::paths(&files, &variant).into_iter().map(|path| join(&repo.folder, path));
-        let find = |path: String| listing.files.iter().find(|file| file.path == path);
-        let needed: Vec<&RemoteFile> = paths.filter_map(find).collect();
-        let cache = RepoCache::new(&self.settings.cache, &repo.id);
-        let here = |file: &RemoteFile| cache.bytes_of(&file.hash).min(file.bytes);
-        let sum = |bytes: u64, more: u64| bytes.saturating_add(more);
-        let total = needed.iter().map(|file| file.bytes).fold(0, sum);
-        let present = needed.iter().map(|file| here(file)).fold(0, sum);
-        self.check_space(repo, total - present)?;
-        progress.begins(total, present);
-        let mut before = 0;
-        for file in needed {
-            if here(file) < file.bytes {
-                progress.file(&file.path, file.bytes);
-            }
-            let mut steps = Steps { progress, path: &file.path, before };
-            self.fetch_file(repo, &listing.commit, file, &cache, &mut steps)?;
-            before += file.bytes;
-            progress.at(before);
-        }
-        let remembered = cache.set_commit(&repo.revision, &listing.commit);
-        remembered.map_err(|cause| HubError::Unwritable { path: self.settings.cache.clone(), cause })?;
-        progress.ends();
-        Ok(pulled(&cache, &listing.commit, repo, &variant))
-    }
-
-    fn fetch_file(
-        &self,
-        repo: &Repo,
-        commit: &str,
-        file: &RemoteFile,
-        cache: &RepoCache,
-        watcher: &mut dyn Watcher,
-    ) -> Result<(), HubError> {
-        let parts = repo.id.split('/').chain(["resolve", commit]).chain(file.path.split('/'));
-        let url = listing::address(&self.settings.endpoint, parts);
-        let of_repo = || (repo.to_string(), file.path.clone());
-        blob::fetch(&self.http, &url, file, cache, watcher).map_err(|error| match error {
-            BlobError::Http(Failure::Lost { cause, .. }) => {
-                let (repo, path) = of_repo();
-                HubError::Interrupted { repo, path, cause }
-            }
-            BlobError::Http(failure) => failure.about(&self.settings, &url, &repo.id, &repo.revision),
-            BlobError::WrongHash => {
-                let (repo, path) = of_repo();
-                HubError::WrongHash { repo, path }
-            }
-            BlobError::Disk { path, cause } => HubError::Unwritable { path, cause },
-        })?;
-        let linked = cache.link(commit, &file.path, &file.hash);
-        linked.map_err(|cause| HubError::Unwritable { path: cache.snapshot(commit).join(&file.path), cause })
-    }
-
-    /// Gigabytes that do not fit should not be begun.
-    fn check_space(&self, repo: &Repo, needed: u64) -> Result<(), HubError> {
-        let cache = &self.settings.cache;
-        let unwritable = |cause| HubError::Unwritable { path: cache.clone(), cause };
-        fs::create_dir_all(cache).map_err(unwritable)?;
-        let disk = rustix::fs::statvfs(cache).map_err(|error| unwritable(error.into()))?;
-        let free = disk.f_bavail.saturating_mul(disk.f_frsize);
-        if free < needed {
-            return Err(HubError::NoSpace { repo: repo.to_string(), needed, free, cache: cache.clone() });
-        }
-        Ok(())
-    }
 }
 
 impl Wanted<'_> {
     fn choose(&self, files: &[ListedFile]) -> Result<Variant, VariantError> {
         variant::choose(files, self.variant, self.device, None)
-    }
-}
-
-/// Adds up how far the files of a pull are.
-struct Steps<'s> {
-    progress: &'s dyn Progress,
-    path: &'s str,
-    /// Bytes of the files before this one.
-    before: u64,
-}
-
-impl Watcher for Steps<'_> {
-    fn at(&mut self, bytes: u64) {
-        self.progress.at(self.before + bytes);
-    }
-
-    fn waits(&mut self) {
-        self.progress.notice(&format!("another process fetches {}; waiting for it", self.path));
     }
 }
 
@@ -214,6 +131,7 @@ fn pulled(cache: &RepoCache, commit: &str, repo: &Repo, variant: &Variant) -> Pu
     }
 }
 
+/// A path below a folder, either of which may be nothing.
 fn join(folder: &str, path: &str) -> String {
     if folder.is_empty() || path.is_empty() { format!("{folder}{path}") } else { format!("{folder}/{path}") }
 }

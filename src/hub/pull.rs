@@ -1,0 +1,93 @@
+//! The way from a listing to a snapshot: what is missing is fetched, and linked once it is whole.
+
+use super::{
+    HubError, Progress, Repo,
+    blob::{self, BlobError, Watcher},
+    cache::RepoCache,
+    http::{Failure, Http},
+    join,
+    listing::{Listing, RemoteFile},
+};
+use std::io;
+
+/// One pull of a model.
+pub(super) struct Pull<'p> {
+    pub(super) http: &'p Http,
+    pub(super) repo: &'p Repo,
+    pub(super) listing: &'p Listing,
+    pub(super) cache: &'p RepoCache,
+    pub(super) progress: &'p dyn Progress,
+}
+
+impl Pull<'_> {
+    /// Fetches the files in this order. Paths are those below the repository's folder.
+    pub(super) fn run(&self, paths: &[&str]) -> Result<(), HubError> {
+        let paths = paths.iter().map(|path| join(&self.repo.folder, path));
+        let find = |path: String| self.listing.files.iter().find(|file| file.path == path);
+        let files: Vec<&RemoteFile> = paths.filter_map(find).collect();
+        let here = |file: &RemoteFile| self.cache.bytes_of(&file.hash).min(file.bytes);
+        let total = files.iter().map(|file| file.bytes).fold(0, u64::saturating_add);
+        let present = files.iter().map(|file| here(file)).fold(0, u64::saturating_add);
+        self.check_space(total - present)?;
+        self.progress.begins(total, present);
+        let mut before = 0;
+        for file in files {
+            if here(file) < file.bytes {
+                self.progress.file(&file.path, file.bytes);
+            }
+            self.fetch(file, before)?;
+            before += file.bytes;
+            self.progress.at(before);
+        }
+        let remembered = self.cache.set_commit(&self.repo.revision, &self.listing.commit);
+        remembered.map_err(|cause| self.unwritable(cause))?;
+        self.progress.ends();
+        Ok(())
+    }
+
+    /// `before` is how many bytes the files before this one have.
+    fn fetch(&self, file: &RemoteFile, before: u64) -> Result<(), HubError> {
+        let commit = &self.listing.commit;
+        let url = self.http.address(self.repo.id.split('/').chain(["resolve", commit]).chain(file.path.split('/')));
+        let mut steps = Steps { progress: self.progress, path: &file.path, before };
+        let (repo, path) = (self.repo.to_string(), file.path.clone());
+        blob::fetch(self.http, &url, file, self.cache, &mut steps).map_err(|error| match error {
+            BlobError::Http(Failure::Lost { cause, .. }) => HubError::Interrupted { repo, path, cause },
+            BlobError::Http(failure) => self.http.error(failure, &url, self.repo),
+            BlobError::WrongHash => HubError::WrongHash { repo, path },
+            BlobError::Disk { path, cause } => HubError::Unwritable { path, cause },
+        })?;
+        self.cache.link(commit, &file.path, &file.hash).map_err(|cause| self.unwritable(cause))
+    }
+
+    /// Gigabytes that do not fit should not be begun.
+    fn check_space(&self, needed: u64) -> Result<(), HubError> {
+        let free = self.cache.free_bytes().map_err(|cause| self.unwritable(cause))?;
+        if free < needed {
+            let cache = self.cache.root().to_path_buf();
+            return Err(HubError::NoSpace { repo: self.repo.to_string(), needed, free, cache });
+        }
+        Ok(())
+    }
+
+    fn unwritable(&self, cause: io::Error) -> HubError {
+        HubError::Unwritable { path: self.cache.root().to_path_buf(), cause }
+    }
+}
+
+/// Adds up how far the files of a pull are.
+struct Steps<'s> {
+    progress: &'s dyn Progress,
+    path: &'s str,
+    before: u64,
+}
+
+impl Watcher for Steps<'_> {
+    fn at(&mut self, bytes: u64) {
+        self.progress.at(self.before + bytes);
+    }
+
+    fn waits(&mut self) {
+        self.progress.notice(&format!("another process fetches {}; waiting for it", self.path));
+    }
+}
