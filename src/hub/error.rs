@@ -23,9 +23,16 @@ pub enum HubError {
     /// Neither the configuration nor the environment say.
     #[error("it is not known where models are kept; set `hub.cache` or HF_HUB_CACHE to a folder")]
     NoCache,
-    /// Nothing can be verified without.
-    #[error("this machine has no CA certificates; install the package ca-certificates, or set SSL_CERT_FILE")]
-    NoCertificates,
+    /// It may be anybody.
+    #[error(
+        "{url} does not prove whose it is: {cause}; install the package ca-certificates, or set SSL_CERT_FILE to the certificates of your proxy"
+    )]
+    Untrusted {
+        /// What was asked for.
+        url: String,
+        /// Why.
+        cause: String,
+    },
     /// Either it is not there, or nobody may know that it is.
     #[error(
         "{endpoint} has no model {id}; check its name, and if it is private set HF_TOKEN to a token that may read it"

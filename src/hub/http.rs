@@ -36,8 +36,8 @@ pub(super) enum Failure {
     Lost { cause: String, wait: Option<Duration> },
     /// It leads to where we do not go, or is no answer.
     Unusable { message: String },
-    /// See [`HubError::NoCertificates`].
-    NoCertificates,
+    /// It may be anybody who says so.
+    Untrusted { cause: String },
 }
 
 impl Http {
@@ -74,7 +74,9 @@ impl Http {
         let mut url = url.clone();
         for _ in 0..=MAX_REDIRECTS {
             if url.scheme() == "https" && !self.has_certificates {
-                return Err(Failure::NoCertificates);
+                return Err(Failure::Untrusted {
+                    cause: "this machine has no certificates to check it with".to_owned(),
+                });
             }
             let mut request = self.agent.get(url.as_str()).header(header::ACCEPT_ENCODING, "identity");
             if let Some(token) = self.token.as_ref().filter(|_| self.is_hub(&url)) {
@@ -123,6 +125,9 @@ impl Http {
 
     /// Why nothing more comes.
     pub(super) fn failure(&self, error: &Error) -> Failure {
+        if let Some(cause @ rustls::Error::InvalidCertificate(_)) = tls_error(error) {
+            return Failure::Untrusted { cause: cause.to_string() };
+        }
         let would_come_again = matches!(
             error,
             Error::BadUri(_)
@@ -164,7 +169,7 @@ impl Http {
             },
             Failure::Lost { cause, .. } => HubError::Unreachable { endpoint, cause },
             Failure::Unusable { message } => HubError::Unusable { url: url.to_string(), message },
-            Failure::NoCertificates => HubError::NoCertificates,
+            Failure::Untrusted { cause } => HubError::Untrusted { url: url.to_string(), cause },
         }
     }
 
@@ -193,6 +198,12 @@ impl Patience {
         *self = Self { left, wait: (self.wait * 2).max(FIRST_WAIT) };
         Ok(())
     }
+}
+
+/// What the handshake says, which is part of reading and writing.
+fn tls_error(error: &Error) -> Option<&rustls::Error> {
+    let Error::Io(error) = error else { return None };
+    error.get_ref()?.downcast_ref()
 }
 
 fn redirected(from: &Url, answer: &Response<Body>) -> Result<Url, Failure> {

@@ -97,22 +97,21 @@ impl Hub {
             let offline = || HubError::Offline { repo: repo.to_string(), cache: self.settings.cache.clone() };
             return self.find(wanted).ok_or_else(offline);
         }
-        match (Listing::fetch(&self.http, repo), self.find(wanted)) {
-            (Ok(listing), _) => {
-                let files = listing.below(&repo.folder);
-                let chosen = wanted.choose(&files);
-                let variant = chosen.map_err(|cause| HubError::Variant { repo: repo.to_string(), cause })?;
-                let needed = needed::paths(&files, &variant);
-                let cache = RepoCache::new(&self.settings.cache, &repo.id);
-                Pull { http: &self.http, repo, listing: &listing, cache: &cache, progress }.run(&needed)?;
-                Ok(pulled(&cache, &listing.commit, repo, &variant))
-            }
-            (Err(error @ HubError::Unreachable { .. }), Some(found)) => {
+        let listing = match Listing::fetch(&self.http, repo) {
+            Ok(listing) => listing,
+            Err(error @ HubError::Unreachable { .. }) => {
+                let Some(found) = self.find(wanted) else { return Err(error) };
                 progress.notice(&format!("{error}; what was fetched before is taken"));
-                Ok(found)
+                return Ok(found);
             }
-            (Err(error), _) => Err(error),
-        }
+            Err(error) => return Err(error),
+        };
+        let files = listing.below(&repo.folder);
+        let chosen = wanted.choose(&files);
+        let variant = chosen.map_err(|cause| HubError::Variant { repo: repo.to_string(), cause })?;
+        let cache = RepoCache::new(&self.settings.cache, &repo.id);
+        Pull { http: &self.http, repo, listing: &listing, cache: &cache, progress }.run(&files, &variant)?;
+        Ok(pulled(&cache, &listing.commit, repo, &variant))
     }
 }
 

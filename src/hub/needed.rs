@@ -20,7 +20,7 @@ const TEMPLATES: &str = "additional_chat_templates/";
 const TOKENIZER: &str = "tokenizer.json";
 const TOKENIZER_PARTS: [&str; 5] = ["vocab.json", "vocab.txt", "merges.txt", "tokenizer.model", "spiece.model"];
 
-/// Paths in the order in which they are to be fetched: the graph last, so that where it is, everything is.
+/// Their paths, the graph's last.
 pub(super) fn paths<'f>(files: &'f [ListedFile], variant: &'f Variant) -> Vec<&'f str> {
     let in_dir = |path: &'f str| match path.strip_prefix(variant.dir.as_str())? {
         rest if variant.dir.is_empty() => Some(rest),

@@ -7,6 +7,11 @@ use super::{
     http::{Failure, Http},
     join,
     listing::{Listing, RemoteFile},
+    needed,
+};
+use crate::model_dir::{
+    external_data,
+    variant::{ListedFile, Variant},
 };
 use std::io;
 
@@ -20,11 +25,41 @@ pub(super) struct Pull<'p> {
 }
 
 impl Pull<'_> {
-    /// Fetches the files in this order. Paths are those below the repository's folder.
-    pub(super) fn run(&self, paths: &[&str]) -> Result<(), HubError> {
-        let paths = paths.iter().map(|path| join(&self.repo.folder, path));
-        let find = |path: String| self.listing.files.iter().find(|file| file.path == path);
-        let files: Vec<&RemoteFile> = paths.filter_map(find).collect();
+    /// Fetches a variant. `files` are those below the repository's folder.
+    pub(super) fn run(&self, files: &[ListedFile], variant: &Variant) -> Result<(), HubError> {
+        let needed = self.remote(&needed::paths(files, variant));
+        self.fetch_all(&needed)?;
+        // Nearly always data files are called after their graph, but it may name others.
+        let dir = variant.graph.rsplit_once('/').map_or("", |(dir, _)| dir);
+        let graph = self.remote(&[&variant.graph]).first().map(|file| self.cache.blob(&file.hash));
+        let named = graph.as_deref().map(external_data::names).unwrap_or_default();
+        let named: Vec<String> = named.iter().map(|name| join(dir, name)).collect();
+        let mut others = self.remote(&named.iter().map(String::as_str).collect::<Vec<_>>());
+        others.retain(|file| needed.iter().all(|known| known.path != file.path));
+        if !others.is_empty() {
+            self.fetch_all(&others)?;
+        }
+        // The graph comes last, so that where it is, everything is.
+        for file in others.into_iter().chain(needed) {
+            let linked = self.cache.link(&self.listing.commit, &file.path, &file.hash);
+            linked.map_err(|cause| self.unwritable(cause))?;
+        }
+        let remembered = self.cache.set_commit(&self.repo.revision, &self.listing.commit);
+        remembered.map_err(|cause| self.unwritable(cause))?;
+        self.progress.ends();
+        Ok(())
+    }
+
+    /// Those of the paths that the repository has.
+    fn remote(&self, paths: &[&str]) -> Vec<&RemoteFile> {
+        let find = |path: &&str| {
+            let path = join(&self.repo.folder, path);
+            self.listing.files.iter().find(|file| file.path == path)
+        };
+        paths.iter().filter_map(find).collect()
+    }
+
+    fn fetch_all(&self, files: &[&RemoteFile]) -> Result<(), HubError> {
         let here = |file: &RemoteFile| self.cache.bytes_of(&file.hash).min(file.bytes);
         let total = files.iter().map(|file| file.bytes).fold(0, u64::saturating_add);
         let present = files.iter().map(|file| here(file)).fold(0, u64::saturating_add);
@@ -39,16 +74,14 @@ impl Pull<'_> {
             before += file.bytes;
             self.progress.at(before);
         }
-        let remembered = self.cache.set_commit(&self.repo.revision, &self.listing.commit);
-        remembered.map_err(|cause| self.unwritable(cause))?;
-        self.progress.ends();
         Ok(())
     }
 
     /// `before` is how many bytes the files before this one have.
     fn fetch(&self, file: &RemoteFile, before: u64) -> Result<(), HubError> {
-        let commit = &self.listing.commit;
-        let url = self.http.address(self.repo.id.split('/').chain(["resolve", commit]).chain(file.path.split('/')));
+        let url = self
+            .http
+            .address(self.repo.id.split('/').chain(["resolve", &self.listing.commit]).chain(file.path.split('/')));
         let mut steps = Steps { progress: self.progress, path: &file.path, before };
         let (repo, path) = (self.repo.to_string(), file.path.clone());
         blob::fetch(self.http, &url, file, self.cache, &mut steps).map_err(|error| match error {
@@ -56,8 +89,7 @@ impl Pull<'_> {
             BlobError::Http(failure) => self.http.error(failure, &url, self.repo),
             BlobError::WrongHash => HubError::WrongHash { repo, path },
             BlobError::Disk { path, cause } => HubError::Unwritable { path, cause },
-        })?;
-        self.cache.link(commit, &file.path, &file.hash).map_err(|cause| self.unwritable(cause))
+        })
     }
 
     /// Gigabytes that do not fit should not be begun.

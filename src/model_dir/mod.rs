@@ -2,6 +2,7 @@
 
 mod error;
 mod folder;
+pub mod external_data;
 mod generation;
 mod hf;
 mod manifest;

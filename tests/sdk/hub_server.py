@@ -111,9 +111,12 @@ class Hub:
         repo = self.repos.get(repo_id)
         return repo is not None and path in repo.files and repo.is_large(path)
 
-    def kill_at(self, num_bytes, process):
+    def start_to_die(self, start, bytes_served):
+        """Starts a process that is killed once so many bytes of files have been served in all."""
+        # Not one is served before it is known whom to kill.
         with self.lock:
-            self.victim, self.bytes_to_live = process, num_bytes
+            self.victim, self.bytes_to_live = start(), bytes_served - self.bytes_served
+            return self.victim
 
     def serve_piece(self, piece):
         """The piece, or as much of it as the victim lives to see."""

@@ -149,12 +149,25 @@ def test_a_folder_of_a_repository(hub, machine):
     assert {path.split("/")[0] for path in machine.snapshot()} == {"cpu_and_mobile"}
 
 
+def field(number, contents):
+    """Of a protobuf message, with a length below 128."""
+    return bytes([number << 3 | 2, len(contents)]) + contents
+
+
+def test_data_files_of_any_name_are_fetched(hub, machine):
+    location = field(1, b"location") + field(2, b"./weights.bin")
+    graph = field(7, field(5, field(13, location)))
+    hub.repos[ID].files = {"config.json": b"{}", "onnx/model.onnx": graph, "onnx/weights.bin": contents(100_000, 1)}
+    hub.repos[ID].files |= {"onnx/other.bin": b"", "weights.bin": b""}
+    machine.pull()
+    assert machine.snapshot().keys() == {"config.json", "onnx/model.onnx", "onnx/weights.bin"}
+
+
 def test_a_pull_that_is_killed_goes_on_where_it_was(hub, machine):
-    repo, points = hub.repos[ID], random.Random(5)
+    repo = hub.repos[ID]
     total = sum(map(len, needed(repo).values()))
-    for _ in range(10):
-        process = machine.start("pull", ID)
-        hub.kill_at(points.randrange(1, total // 20), process)
+    for point in sorted(random.Random(5).sample(range(1, total), 10)):
+        process = hub.start_to_die(lambda: machine.start("pull", ID), point)
         process.communicate(timeout=WHOLE_SECONDS)
         assert process.returncode == -9
         # Whatever has its final name is whole.
