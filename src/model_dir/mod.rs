@@ -2,7 +2,6 @@
 
 mod error;
 mod folder;
-pub mod external_data;
 mod generation;
 mod hf;
 mod manifest;
@@ -14,7 +13,7 @@ pub mod variant;
 pub use error::ModelDirError;
 pub use generation::Generation;
 pub use manifest::write_manifest;
-pub use onnx::OnnxSummary;
+pub use onnx::{OnnxSummary, data_files};
 pub use tokenizer_config::DEFAULT_TEMPLATE;
 
 use crate::engine::ModelSpec;

@@ -10,7 +10,7 @@ use crate::engine::{
 };
 use prost::Message;
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs::File,
     io::{self, BufReader, Read},
     path::Path,
@@ -102,6 +102,12 @@ pub(super) fn read(path: &Path) -> Result<Graph, ModelDirError> {
         check_data_file(path, name, *num_bytes)?;
     }
     Ok(graph)
+}
+
+/// The files beside a graph that hold its weights, by its own names for them. A file that is no graph names none; what opens
+/// it tells why.
+pub fn data_files(graph: &Path) -> BTreeSet<String> {
+    walk(graph).map(|graph| graph.summary.data_files.into_keys().collect()).unwrap_or_default()
 }
 
 fn invalid(path: &Path, message: String) -> ModelDirError {
