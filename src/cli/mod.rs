@@ -33,8 +33,14 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Serve the configured models until SIGTERM or SIGINT.
-    Serve(ConfigArgs),
+    /// Serve models until SIGTERM or SIGINT.
+    Serve {
+        /// A model folder, or a repository on the hub (org/name); without any, those of the config. Served under its own name.
+        #[arg(value_name = "MODEL")]
+        models: Vec<String>,
+        #[command(flatten)]
+        config: ConfigArgs,
+    },
     /// Fetch a model from the Hugging Face hub, or what is missing of it.
     Pull {
         #[command(flatten)]
@@ -99,7 +105,10 @@ pub fn run() -> ExitCode {
 
 fn execute(command: Command) -> anyhow::Result<u8> {
     match command {
-        Command::Serve(args) => serve::run(args.load()?.0),
+        Command::Serve { models, mut config } => {
+            config.set.extend(serve::setting(&models)?);
+            serve::run(config.load()?.0)
+        }
         Command::Pull { pull, config } => pull::run(&pull, &config.load()?.0),
         Command::Config(args) => {
             for (key, (value, origin)) in args.load()?.1 {

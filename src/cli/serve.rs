@@ -4,16 +4,39 @@ use super::{SUCCESS, loader, pull, report};
 use crate::{
     chat::Models,
     config::Config,
+    hub::Repo,
     server::{self, AppState},
     telemetry,
 };
 use anyhow::{Context, anyhow, bail};
 use futures::{StreamExt, future, stream};
-use std::cell::OnceCell;
+use serde_json::json;
+use std::{cell::OnceCell, path::Path};
 use tokio::sync::watch;
 
 /// `EX_SOFTWARE` of sysexits.h: the engine failed, and a supervisor should start the process again.
 const ENGINE_FAILED: u8 = 70;
+
+/// The setting that serves these models instead of the configured ones.
+pub(super) fn setting(models: &[String]) -> anyhow::Result<Option<String>> {
+    let entries = models.iter().map(entry).collect::<anyhow::Result<Vec<String>>>()?;
+    Ok((!entries.is_empty()).then(|| format!("models=[{}]", entries.join(", "))))
+}
+
+/// A folder under its name, or a repository under its own.
+fn entry(model: &String) -> anyhow::Result<String> {
+    let (name, key) = if Path::new(model).is_dir() {
+        let real = Path::new(model).canonicalize()?;
+        (real.file_name().unwrap_or(real.as_os_str()).to_string_lossy().into_owned(), "path")
+    } else {
+        let Ok(Repo { id, .. }) = model.parse() else {
+            bail!("`{model}` is neither a model folder nor a repository on the hub (ORG/NAME)");
+        };
+        (id.rsplit('/').next().unwrap_or(&id).to_owned(), "repo")
+    };
+    // A string in JSON is one in TOML.
+    Ok(format!("{{ name = {}, {key} = {} }}", json!(name), json!(model)))
+}
 
 pub(super) fn run(mut config: Config) -> anyhow::Result<u8> {
     if let Err(error) = telemetry::start(&config.log) {
@@ -62,4 +85,17 @@ pub(super) fn run(mut config: Config) -> anyhow::Result<u8> {
         signal_hook::low_level::exit(report(result).into());
     }
     result
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn models_are_named_by_folder_or_by_repository() {
+        let models = ["models/starter", "org/name@v1", "org/name/cpu"].map(str::to_owned);
+        insta::assert_snapshot!(setting(&models).unwrap().unwrap(), @r#"models=[{ name = "starter", path = "models/starter" }, { name = "name", repo = "org/name@v1" }, { name = "name", repo = "org/name/cpu" }]"#);
+        insta::assert_snapshot!(setting(&["nowhere".to_owned()]).unwrap_err(), @"`nowhere` is neither a model folder nor a repository on the hub (ORG/NAME)");
+        assert_eq!(setting(&[]).unwrap(), None);
+    }
 }
