@@ -92,6 +92,7 @@ impl ElementCode {
 /// Reads the surface of a graph and looks for its data files.
 pub(super) fn read(path: &Path) -> Result<Graph, ModelDirError> {
     let graph = walk(path).map_err(|fault| match fault {
+        _ if is_pointer(path) => invalid(path, POINTER.to_owned()),
         Fault::Io(source) if source.kind() != io::ErrorKind::UnexpectedEof => {
             ModelDirError::Unreadable { path: path.to_path_buf(), source }
         }
@@ -126,11 +127,21 @@ fn check_data_file(graph: &Path, name: &str, needed: u64) -> Result<(), ModelDir
         return Err(invalid(&place, "it is not a file".to_owned()));
     }
     if found.len() < needed {
-        let (beside, found) = (graph.with_file_name(name), found.len());
-        return Err(invalid(&beside, format!("it has {found} bytes and the graph reads {needed} of them")));
+        let beside = graph.with_file_name(name);
+        let short = || format!("it has {} bytes and the graph needs {needed}", found.len());
+        return Err(invalid(&beside, if is_pointer(&place) { POINTER.to_owned() } else { short() }));
     }
     Ok(())
 }
+
+/// Whether a file only says where Git LFS has what should be in it.
+fn is_pointer(path: &Path) -> bool {
+    let mut start = [0; POINTER_START.len()];
+    File::open(path).and_then(|mut file| file.read_exact(&mut start)).is_ok_and(|()| start == *POINTER_START)
+}
+
+const POINTER_START: &[u8; 26] = b"version https://git-lfs.gi";
+const POINTER: &str = "it is a pointer of Git LFS instead of the file itself";
 
 fn walk(path: &Path) -> Result<Graph, Fault> {
     let file = File::open(path)?;
@@ -310,7 +321,11 @@ impl Walker {
         let Some(location) = external.remove("location") else { return Ok(()) };
         let number = |key: &str| match external.get(key) {
             None => Ok(None),
-            Some(text) => text.trim().parse::<u64>().map(Some).map_err(|_| Fault::Form("it says no place of its data")),
+            Some(text) => text
+                .trim()
+                .parse::<u64>()
+                .map(Some)
+                .map_err(|_| Fault::Form("the place of a weight in its data file is not a number")),
         };
         let offset = number("offset")?.unwrap_or(0);
         let computed = num_elements.saturating_mul(element_type.num_bits()).div_ceil(8);
@@ -424,5 +439,150 @@ impl From<ValueInfoProto> for TensorInfo {
             element_type: ElementCode(tensor.elem_type),
             shape: tensor.shape.unwrap_or_default().dim.into_iter().map(dimension).collect(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::{
+        fs,
+        io::{Seek, SeekFrom, Write},
+        path::PathBuf,
+    };
+    use tempfile::TempDir;
+
+    fn varint(mut number: u64) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        while 0x7f < number {
+            bytes.push(u8::try_from(number & 0x7f).unwrap() | 0x80);
+            number >>= 7;
+        }
+        bytes.push(u8::try_from(number).unwrap());
+        bytes
+    }
+
+    /// A field of bytes.
+    fn field(number: u64, payload: &[u8]) -> Vec<u8> {
+        [varint(number << 3 | 2), varint(payload.len() as u64), payload.to_vec()].concat()
+    }
+
+    fn number(number: u64, value: u64) -> Vec<u8> {
+        [varint(number << 3), varint(value)].concat()
+    }
+
+    /// A tensor of two floats whose data is elsewhere.
+    fn external(entries: &[(&str, &str)]) -> Vec<u8> {
+        let entry =
+            |(key, value): &(&str, &str)| field(13, &[field(1, key.as_bytes()), field(2, value.as_bytes())].concat());
+        [number(1, 2), number(2, 1), entries.iter().flat_map(entry).collect()].concat()
+    }
+
+    fn written(model: &[u8]) -> (TempDir, PathBuf) {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("model.onnx");
+        fs::write(&path, model).unwrap();
+        (dir, path)
+    }
+
+    /// What is said of a file with this content, without the name of its folder.
+    fn refusal(model: &[u8]) -> String {
+        let (dir, path) = written(model);
+        read(&path).unwrap_err().to_string().replace(&dir.path().display().to_string(), "DIR")
+    }
+
+    #[test]
+    fn a_graph_is_read_without_its_weights() {
+        let graph = read(Path::new("tests/fixtures/tiny-gqa/onnx/model.onnx")).unwrap();
+        assert_eq!((graph.summary.ir_version, graph.summary.producer.as_str()), (10, "onnxruntime-genai"));
+        assert_eq!((graph.inputs.len(), graph.outputs.len()), (6, 5));
+        assert_eq!(graph.nodes.len(), graph.summary.operators.values().sum::<usize>());
+        let attention = graph.nodes.iter().find(|node| node.op_type == "GroupQueryAttention").unwrap();
+        assert_eq!((attention.inputs[3].as_str(), attention.integers["kv_num_heads"]), ("past_key_values.0.key", 2));
+    }
+
+    #[test]
+    fn weights_are_stepped_over_however_large_they_are() {
+        // A hole of three gigabytes, which takes no room on the disk, stands for the weights.
+        const WEIGHTS: u64 = 3 << 30;
+        let raw = [varint(9 << 3 | 2), varint(WEIGHTS)].concat();
+        let initializer = [varint(5 << 3 | 2), varint(raw.len() as u64 + WEIGHTS), raw].concat();
+        let input = field(11, &field(1, b"input_ids"));
+        let len = initializer.len() as u64 + WEIGHTS + input.len() as u64;
+        let (_dir, path) = written(&[varint(7 << 3 | 2), varint(len), initializer].concat());
+        let mut file = File::options().append(false).write(true).open(&path).unwrap();
+        file.seek(SeekFrom::End(WEIGHTS.cast_signed())).unwrap();
+        file.write_all(&input).unwrap();
+        drop(file);
+        assert_eq!(read(&path).unwrap().inputs[0].name, "input_ids");
+    }
+
+    #[test]
+    fn a_file_that_is_cut_short_is_an_error_wherever_it_is_cut() {
+        let model = fs::read("tests/fixtures/tiny-gqa/onnx/model.onnx").unwrap();
+        for len in (0..model.len()).step_by(model.len() / 50) {
+            let (_dir, path) = written(&model[..len]);
+            // Behind the graph come the versions of its operators, which may be missing.
+            assert!(read(&path).is_err() || model.len() - len < 100, "{len}");
+        }
+    }
+
+    #[test]
+    fn what_no_model_needs_is_refused() {
+        let mut nested = Vec::new();
+        for _ in 0..40 {
+            nested = field(1, &field(5, &field(6, &nested)));
+        }
+        insta::assert_snapshot!(refusal(&field(7, &nested)), @"DIR/model.onnx is not valid: its graphs are nested deeper than those of any model; download it again");
+        insta::assert_snapshot!(refusal(&field(7, &field(1, &field(4, &[b'a'; 70_000])))), @"DIR/model.onnx is not valid: a name in it is longer than that of any model; download it again");
+        // Many small names that together take more than any model's.
+        let node = field(1, &[field(1, b"a"), field(1, b"a"), field(1, b"a"), field(1, b"a")].concat());
+        insta::assert_snapshot!(refusal(&field(7, &node.repeat(1_000_000))), @"DIR/model.onnx is not valid: it holds more operators than any model; download it again");
+        insta::assert_snapshot!(refusal(&field(7, &field(11, &field(1, &[0xff])))), @"DIR/model.onnx is not valid: it is cut short or no ONNX file; download it again");
+        insta::assert_snapshot!(refusal(b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12\n"), @"DIR/model.onnx is not valid: it is a pointer of Git LFS instead of the file itself; download it again");
+        insta::assert_snapshot!(refusal(&number(1, 10)), @"DIR/model.onnx is not valid: it holds no graph; download it again");
+    }
+
+    #[test]
+    fn data_files_are_found_wherever_a_tensor_is() {
+        let tensor = |name: &str| external(&[("location", name), ("offset", "4")]);
+        let constant = |name: &str| field(5, &field(5, &tensor(name)));
+        let branch = field(1, &field(5, &field(6, &field(5, &tensor("in-branch")))));
+        let graph = [field(5, &tensor("in-graph")), field(1, &constant("in-constant")), branch].concat();
+        let function = field(25, &field(7, &constant("in-function")));
+        let sparse = field(7, &field(15, &field(1, &tensor("in-sparse"))));
+        let (dir, path) = written(&[field(7, &graph), function].concat());
+        let names = ["in-branch", "in-constant", "in-function", "in-graph"];
+        for name in names {
+            assert!(matches!(read(&path), Err(ModelDirError::Missing { path }) if path.ends_with(name)), "{name}");
+            fs::write(dir.path().join(name), [0; 12]).unwrap();
+        }
+        // Two floats behind four bytes, which the tensors do not say themselves.
+        let found: Vec<(String, u64)> = read(&path).unwrap().summary.data_files.into_iter().collect();
+        assert_eq!(found, names.map(|name| (name.to_owned(), 12)));
+        fs::write(&path, sparse).unwrap();
+        assert!(matches!(read(&path), Err(ModelDirError::Missing { path }) if path.ends_with("in-sparse")));
+    }
+
+    #[test]
+    fn a_data_file_that_is_missing_or_short_or_elsewhere_is_named() {
+        let model = |entries: &[(&str, &str)]| field(7, &field(5, &external(entries)));
+        insta::assert_snapshot!(refusal(&model(&[("location", "weights")])), @"the model folder is not complete: DIR/weights is missing; download the whole folder");
+        insta::assert_snapshot!(refusal(&model(&[("location", "../weights")])), @"the graph DIR/model.onnx is not understood: it names the data file ../weights, which is outside its own folder; take another export");
+        insta::assert_snapshot!(refusal(&model(&[("location", "/etc/passwd")])), @"the graph DIR/model.onnx is not understood: it names the data file /etc/passwd, which is outside its own folder; take another export");
+        insta::assert_snapshot!(refusal(&model(&[("location", "weights"), ("offset", "-1")])), @"DIR/model.onnx is not valid: the place of a weight in its data file is not a number; download it again");
+        let (dir, path) = written(&model(&[("location", "weights"), ("offset", "100"), ("length", "50")]));
+        fs::write(dir.path().join("weights"), [0; 149]).unwrap();
+        let error = read(&path).unwrap_err().to_string().replace(&dir.path().display().to_string(), "DIR");
+        insta::assert_snapshot!(error, @"DIR/weights is not valid: it has 149 bytes and the graph needs 150; download it again");
+        fs::write(dir.path().join("weights"), [0; 150]).unwrap();
+        assert!(read(&path).is_ok());
+        // More than any file has, and more than a number holds.
+        fs::write(&path, model(&[("location", "weights"), ("offset", &u64::MAX.to_string()), ("length", "50")]))
+            .unwrap();
+        assert!(matches!(read(&path), Err(ModelDirError::Invalid { .. })));
+        fs::create_dir(dir.path().join("folder")).unwrap();
+        fs::write(&path, model(&[("location", "folder")])).unwrap();
+        assert!(matches!(read(&path), Err(ModelDirError::Invalid { .. })));
     }
 }

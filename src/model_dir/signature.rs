@@ -43,6 +43,8 @@ pub(super) fn spec(
     if logits.shape.len() != 3 {
         return Err(reader.unsupported(format!("`logits` has {} dimensions instead of 3", logits.shape.len())));
     }
+    let vocab_size = reader.size(logits, 2, "vocab_size", config.vocab_size)?;
+    reader.agree("vocab_size", vocab_size, config.vocab_size)?;
     Ok(ModelSpec {
         path: path.to_path_buf(),
         family: if reader.has_shared_buffers() { GraphFamily::Gqa } else { GraphFamily::Concat },
@@ -55,7 +57,7 @@ pub(super) fn spec(
         has_cache_branch: reader.has_cache_branch()?,
         logits_type: reader.float_type(logits)?,
         has_last_logits_only: logits.shape[1] == Some(1),
-        vocab_size: reader.size(logits, 2, "vocab_size", config.vocab_size, config.vocab_size)?,
+        vocab_size,
         context_tokens,
     })
 }
@@ -111,8 +113,11 @@ impl Reader<'_> {
     /// A tensor that a step leaves for the next one.
     fn cache_tensor(&self, past: &TensorInfo) -> Result<CacheTensor, ModelDirError> {
         let Some(present) = self.present(&past.name) else {
-            let message = format!("ortolan does not know what to feed its input `{}`", past.name);
-            return Err(self.unsupported(message));
+            let name = &past.name;
+            return Err(self.unsupported(match name.contains("past") {
+                true => format!("it has no output that goes with its input `{name}`"),
+                false => format!("ortolan does not know what to feed its input `{name}`"),
+            }));
         };
         if present.element_type != past.element_type {
             return Err(self.unsupported(format!("`{}` and `{}` differ in type", past.name, present.name)));
@@ -173,8 +178,8 @@ impl Reader<'_> {
         let heads = config.num_kv_heads();
         let head_size = config.head_size().map(|size| size / numbers_per_element);
         Ok(CacheKind::Columns {
-            num_heads: self.size(past, 1, "num_key_value_heads", heads, None)?,
-            head_size: self.size(past, 3, "head_dim", head_size, None)?,
+            num_heads: self.size(past, 1, "num_key_value_heads", heads)?,
+            head_size: self.size(past, 3, "head_dim", head_size)?,
             window,
         })
     }
@@ -200,7 +205,7 @@ impl Reader<'_> {
         let is_in_place = readers.next().is_some_and(|node| {
             IN_PLACE_OPERATORS.contains(&node.op_type.as_str()) && node.outputs.contains(&present.name)
         });
-        is_in_place && readers.next().is_none() && !OPERATORS_WITH_GRAPHS.iter().any(|operator| has(operator))
+        is_in_place && readers.next().is_none() && !OPERATORS_WITH_GRAPHS.iter().any(has)
     }
 
     /// What all layers share has to be as the config says. Returns how many layers keep something, which may be fewer than
@@ -274,19 +279,18 @@ impl Reader<'_> {
         found.ok_or_else(|| self.unsupported(format!("it has no output `{name}`")))
     }
 
-    /// A dimension's size: the graph's, which must agree with what the config `states`, or else `filled` in.
+    /// A dimension's size: the graph's, or the config's where the graph leaves it open.
     fn size(
         &self,
         tensor: &TensorInfo,
         dimension: usize,
         name: &'static str,
-        filled: Option<usize>,
-        stated: Option<usize>,
+        config: Option<usize>,
     ) -> Result<usize, ModelDirError> {
         match tensor.shape.get(dimension).copied().flatten() {
             Some(0) => Err(self.unsupported(format!("`{}` has a dimension of 0", tensor.name))),
-            Some(size) => self.agree(name, size, stated).map(|()| size),
-            None => filled.filter(|size| 0 < *size).ok_or_else(|| {
+            Some(size) => Ok(size),
+            None => config.filter(|size| 0 < *size).ok_or_else(|| {
                 self.unsupported(format!("neither `{}` nor config.json says what `{name}` is", tensor.name))
             }),
         }
@@ -359,4 +363,242 @@ fn shape(tensor: &TensorInfo) -> String {
     let sizes: Vec<String> =
         tensor.shape.iter().map(|size| size.map_or_else(|| "?".to_owned(), |size| size.to_string())).collect();
     format!("[{}]", sizes.join(", "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeMap;
+
+    type Shape<'s> = &'s [Option<usize>];
+    const KV: Shape<'_> = &[None, Some(2), None, Some(16)];
+    const STATE: Shape<'_> = &[None, Some(64), Some(2)];
+
+    fn tensor(name: &str, element_type: ElementCode, shape: Shape<'_>) -> TensorInfo {
+        TensorInfo { name: name.to_owned(), element_type, shape: shape.to_vec() }
+    }
+
+    /// A graph with these tensors in its cache, each an input, an output and their shape.
+    fn graph(cache: &[(&str, &str, Shape<'_>)]) -> Graph {
+        let ids = |name| tensor(name, ElementCode::INT64, &[None, None]);
+        let mut graph = Graph {
+            inputs: vec![ids("input_ids"), ids("attention_mask")],
+            outputs: vec![tensor("logits", ElementCode::FLOAT, &[None, None, Some(100)])],
+            ..Graph::default()
+        };
+        for (past, present, shape) in cache {
+            graph.inputs.push(tensor(past, ElementCode::FLOAT, shape));
+            graph.outputs.push(tensor(present, ElementCode::FLOAT, shape));
+        }
+        graph
+    }
+
+    fn plain() -> Graph {
+        graph(&[("past_key_values.0.key", "present.0.key", KV)])
+    }
+
+    fn add_node(graph: &mut Graph, op_type: &str, inputs: &[&str], outputs: &[&str]) -> usize {
+        let names = |names: &[&str]| names.iter().map(ToString::to_string).collect();
+        let op_type = op_type.to_owned();
+        *graph.summary.operators.entry(op_type.clone()).or_default() += 1;
+        graph.nodes.push(Node { op_type, inputs: names(inputs), outputs: names(outputs), integers: BTreeMap::new() });
+        graph.nodes.len() - 1
+    }
+
+    fn read_with(graph: &Graph, config: &HfConfig) -> Result<ModelSpec, String> {
+        spec(Path::new("FILE"), graph, config, 1000).map_err(|error| error.to_string())
+    }
+
+    fn read(graph: &Graph) -> Result<ModelSpec, String> {
+        read_with(graph, &HfConfig::default())
+    }
+
+    #[test]
+    fn the_cache_is_found_in_every_spelling() {
+        for (past, present) in [
+            ("past_key_values.0.key", "present.0.key"),
+            ("past_key_values.11.value", "present_key_values.11.value"),
+            ("past_key_3", "present_key_3"),
+            ("past_key_3_in", "past_key_3_out"),
+            ("past_key_3_in", "present_key_3_out"),
+            ("past.7.value", "present.7.value"),
+        ] {
+            let spec = read(&graph(&[(past, present, KV)])).unwrap();
+            assert_eq!((spec.cache[0].past.as_str(), spec.cache[0].present.as_str()), (past, present));
+            let kind = CacheKind::Columns { num_heads: 2, head_size: 16, window: None };
+            assert_eq!((&spec.cache[0].kind, spec.family), (&kind, GraphFamily::Concat));
+        }
+        for (past, present) in [
+            ("past.0.conv", "present.0.conv"),
+            ("past.2.recurrent", "present.2.recurrent"),
+            ("past_conv.0", "present_conv.0"),
+            ("past_ssm.5", "present_ssm.5"),
+            ("past_recurrent.1", "present_recurrent.1"),
+            ("past_conv.1.query", "present_conv.1.query"),
+        ] {
+            let spec = read(&graph(&[(past, present, STATE)])).unwrap();
+            assert_eq!(spec.cache[0].kind, CacheKind::State { sizes: vec![64, 2], is_in_place: false }, "{past}");
+        }
+    }
+
+    #[test]
+    fn layers_may_be_missing_and_differ() {
+        let cache = [
+            ("past_key_values.1.key", "present.1.key", KV),
+            ("past_key_values.1.value", "present.1.value", &[None, Some(2), None, Some(8)]),
+            ("past_key_values.5.key", "present.5.key", &[None, Some(4), None, Some(32)]),
+            ("past.0.conv", "present.0.conv", STATE),
+        ];
+        let config = HfConfig {
+            num_hidden_layers: Some(6),
+            num_key_value_heads: Some(2),
+            head_dim: Some(16),
+            ..HfConfig::default()
+        };
+        let spec = read_with(&graph(&cache), &config).unwrap();
+        assert_eq!((spec.num_layers, spec.cache.len()), (3, 4));
+        assert_eq!(spec.cache_bytes_per_token(), 4 * (2 * 16 + 2 * 8 + 4 * 32));
+        assert_eq!(spec.cache_bytes_per_slot(10), 4 * (10 * (2 * 16 + 2 * 8 + 4 * 32) + 64 * 2));
+        let error = read_with(&graph(&cache), &HfConfig { num_hidden_layers: Some(5), ..config }).unwrap_err();
+        assert!(error.contains("num_hidden_layers = 6 and config.json says 5"), "{error}");
+    }
+
+    #[test]
+    fn sizes_that_the_graph_leaves_open_are_those_of_the_config() {
+        let open = graph(&[("past_key_values.0.key", "present.0.key", &[None, None, None, None])]);
+        let config = HfConfig { num_attention_heads: Some(4), hidden_size: Some(64), ..HfConfig::default() };
+        let spec = read_with(&open, &config).unwrap();
+        assert_eq!(spec.cache[0].kind, CacheKind::Columns { num_heads: 4, head_size: 16, window: None });
+        let error = read(&open).unwrap_err();
+        assert!(error.contains("neither `past_key_values.0.key` nor config.json says"), "{error}");
+    }
+
+    #[test]
+    fn attention_with_shared_buffers_tells_of_windows_and_packed_numbers() {
+        let mut graph = graph(&[("past_key_values.0.key", "present.0.key", &[None, Some(2), None, None])]);
+        let config = HfConfig { head_dim: Some(16), ..HfConfig::default() };
+        let node = add_node(
+            &mut graph,
+            "GroupQueryAttention",
+            &["q", "k", "v", "past_key_values.0.key", "past_key_values.0.value"],
+            &["out", "present.0.key", "present.0.value"],
+        );
+        let kind = |graph: &Graph| read_with(graph, &config).map(|spec| (spec.family, spec.cache[0].kind.clone()));
+        let columns =
+            |head_size, window| Ok((GraphFamily::Gqa, CacheKind::Columns { num_heads: 2, head_size, window }));
+        // A window alone only masks.
+        graph.nodes[node].integers.insert("local_window_size".to_owned(), 8);
+        assert_eq!(kind(&graph), columns(16, None));
+        graph.nodes[node].integers.insert("sliding_window_cache".to_owned(), 1);
+        assert_eq!(kind(&graph), columns(16, Some(8)));
+        graph.inputs[2].element_type = ElementCode::UINT8;
+        graph.outputs[1].element_type = ElementCode::UINT8;
+        graph.nodes[node].integers.insert("kv_cache_bit_width".to_owned(), 4);
+        assert_eq!(kind(&graph), columns(8, Some(8)));
+        graph.nodes[node].integers.insert("local_window_size".to_owned(), -1);
+        assert!(kind(&graph).unwrap_err().contains("a window of no known width"));
+        graph.nodes[node].inputs[3] = "cast".to_owned();
+        assert!(kind(&graph).unwrap_err().contains("does not go straight into one of its `GroupQueryAttention`"));
+    }
+
+    #[test]
+    fn a_state_is_in_place_where_only_an_operator_that_can_do_so_touches_it() {
+        let is_in_place = |nodes: &[(&str, &[&str], &[&str])]| {
+            let mut graph = graph(&[("past.0.conv", "present.0.conv", STATE)]);
+            for (op_type, inputs, outputs) in nodes {
+                add_node(&mut graph, op_type, inputs, outputs);
+            }
+            matches!(read(&graph).unwrap().cache[0].kind, CacheKind::State { is_in_place: true, .. })
+        };
+        let own: (&str, &[&str], &[&str]) =
+            ("CausalConvWithState", &["x", "w", "", "past.0.conv"], &["y", "present.0.conv"]);
+        assert!(is_in_place(&[own]));
+        assert!(!is_in_place(&[own, ("Slice", &["past.0.conv"], &["z"])]));
+        assert!(!is_in_place(&[own, ("If", &["choice"], &["z"])]));
+        assert!(!is_in_place(&[("Concat", &["past.0.conv", "x"], &["present.0.conv"])]));
+    }
+
+    #[test]
+    fn what_a_step_tells_the_graph_may_differ() {
+        let mut graph = plain();
+        graph.inputs[0].element_type = ElementCode::INT32;
+        graph.inputs.push(tensor("position_ids", ElementCode::INT32, &[Some(3), None, None]));
+        graph.inputs.push(tensor("num_logits_to_keep", ElementCode::INT64, &[]));
+        graph.inputs.push(tensor("use_cache_branch", ElementCode::BOOL, &[Some(1)]));
+        graph.outputs[0].element_type = ElementCode::BFLOAT16;
+        let spec = read(&graph).unwrap();
+        assert_eq!((spec.ids_type, spec.mask_type), (IntType::I32, Some(IntType::I64)));
+        assert_eq!(spec.position_ids, Some(PositionIds { int_type: IntType::I32, num_axes: Some(3) }));
+        let name = "num_logits_to_keep".to_owned();
+        assert_eq!(spec.num_logits, Some(NumLogits { name, int_type: IntType::I64, is_vector: false }));
+        assert_eq!((spec.has_cache_branch, spec.logits_type), (true, FloatType::BF16));
+    }
+
+    /// What is said of a plain graph with one more input, or another shape of one.
+    fn refusal(name: &str, element_type: ElementCode, shape: Shape<'_>) -> String {
+        let mut graph = plain();
+        graph.inputs.retain(|input| input.name != name);
+        graph.inputs.push(tensor(name, element_type, shape));
+        read(&graph).unwrap_err()
+    }
+
+    #[test]
+    fn what_is_not_understood_is_named() {
+        const LONG: ElementCode = ElementCode::INT64;
+        const FLOAT: ElementCode = ElementCode::FLOAT;
+        let refusals = [
+            refusal("block_table", ElementCode::INT32, &[None, None]),
+            refusal("inputs_embeds", FLOAT, &[None, None, Some(64)]),
+            refusal("pixel_values", FLOAT, &[None, Some(3), None, None]),
+            refusal("encoder_hidden_states", FLOAT, &[None, None, Some(64)]),
+            refusal("cache_position", LONG, &[None]),
+            refusal("past_compressor.0.kv", FLOAT, &[None, None, Some(8)]),
+            refusal("past_key_values.0.key", FLOAT, &[None, None, Some(8)]),
+            refusal("past_key_values.0.key", ElementCode(11), KV),
+            refusal("input_ids", LONG, &[Some(1), Some(128)]),
+            refusal("input_ids", FLOAT, &[None, None]),
+            refusal("position_ids", LONG, &[None, Some(4), None]),
+            refusal("num_logits_to_keep", LONG, &[Some(2)]),
+            refusal("use_cache_branch", LONG, &[Some(1)]),
+        ];
+        insta::assert_snapshot!(refusals.join("\n"), @r#"
+        the graph FILE is not understood: its input `block_table` says that it keeps keys and values in pages; take an export without paged attention
+        the graph FILE is not understood: its input `inputs_embeds` says that it takes embeddings instead of tokens, as the language part of a model for pictures or sound does; take an export of the text model with `input_ids`
+        the graph FILE is not understood: its input `pixel_values` says that it encodes pictures or sound; take the graph of a language model
+        the graph FILE is not understood: its input `encoder_hidden_states` says that it is a part of an encoder-decoder model; take a decoder-only model
+        the graph FILE is not understood: ortolan does not know what to feed its input `cache_position`
+        the graph FILE is not understood: it has no output that goes with its input `past_compressor.0.kv`
+        the graph FILE is not understood: `past_key_values.0.key` and `present.0.key` have the shapes [?, ?, 8] and [?, 2, ?, 16]; known are [batch, heads, past, head size] and states of one size, [batch, sizes…]
+        the graph FILE is not understood: `past_key_values.0.key` and `present.0.key` differ in type
+        the graph FILE is not understood: `input_ids` has the shape [1, 128]; export it with a batch and a length that vary
+        the graph FILE is not understood: `input_ids` has element type 1; int32 (6) and int64 (7) are known
+        the graph FILE is not understood: `position_ids` has the shape [?, 4, ?]; known are [batch, sequence] and [3, batch, sequence]
+        the graph FILE is not understood: `num_logits_to_keep` is not one number but [2]
+        the graph FILE is not understood: `use_cache_branch` is no boolean (9) but has element type 7
+        "#);
+    }
+
+    #[test]
+    fn what_is_missing_is_named() {
+        let without = |name: &str| {
+            let mut graph = plain();
+            graph.inputs.retain(|input| input.name != name);
+            graph.outputs.retain(|output| output.name != name);
+            read(&graph).unwrap_err()
+        };
+        let names = ["input_ids", "attention_mask", "past_key_values.0.key", "logits"];
+        insta::assert_snapshot!(names.map(without).join("\n"), @r#"
+        the graph FILE is not understood: it has no input `input_ids`
+        the graph FILE is not understood: it has no input `attention_mask`
+        the graph FILE is not understood: it has no inputs `past_key_values.*`; export it with a KV cache
+        the graph FILE is not understood: it has no output `logits`
+        "#);
+        let mut paged = plain();
+        add_node(&mut paged, "PagedAttention", &[], &[]);
+        insta::assert_snapshot!(read(&paged).unwrap_err(), @"the graph FILE is not understood: it keeps keys and values in pages; take an export without paged attention");
+        // A model without attention needs no mask.
+        let mut recurrent = graph(&[("past_ssm.0", "present_ssm.0", STATE)]);
+        recurrent.inputs.retain(|input| input.name != "attention_mask");
+        assert_eq!(read(&recurrent).unwrap().mask_type, None);
+    }
 }

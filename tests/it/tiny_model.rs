@@ -17,15 +17,24 @@ use std::{
     thread,
 };
 
-/// Every fixture whose greedy tokens others have recorded, by name.
+/// Every fixture whose greedy tokens others have recorded and which the runtime is not too old for, by name.
 pub(crate) fn tiny_models() -> Vec<String> {
     let tests = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests");
     let entries = fs::read_dir(tests.join("fixtures")).unwrap();
     let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
     let mut names: Vec<String> =
         names.filter(|name| tests.join("golden").join(format!("{name}.json")).exists()).collect();
+    names.retain(|name| {
+        let loaded = || load(runtime(), ModelDir::open(&fixture(name), &Target::CPU).unwrap().spec, &config(1, 16));
+        !is_oldest() || !matches!(loaded(), Err(LoadError::RuntimeTooOld { .. }))
+    });
     names.sort();
     names
+}
+
+/// Whether this is the oldest runtime that ortolan runs with, rather than the pinned one.
+fn is_oldest() -> bool {
+    env::var_os("ORT_DYLIB_PATH").is_some_and(|path| path.to_string_lossy().contains("oldest"))
 }
 
 /// One library per process: that is a rule of ONNX Runtime. The environment may name another than the pinned one.
@@ -117,12 +126,24 @@ fn no_edit_of_the_graph_and_no_sharing_of_runs_changes_what_is_said() {
 fn a_runtime_without_query_seqlens_is_used_without_it() {
     let config = config(2, 16);
     let model = load(runtime(), ModelDir::open(&fixture("tiny-gqa"), &Target::CPU).unwrap().spec, &config).unwrap();
-    let is_oldest = env::var_os("ORT_DYLIB_PATH").is_some_and(|path| path.to_string_lossy().contains("oldest"));
-    assert_eq!(model.limits().can_verify_drafts, !is_oldest);
+    assert_eq!(model.limits().can_verify_drafts, !is_oldest());
     let graph_edits = GraphEdits { query_seqlens: false, ..config.graph_edits };
     let config = EngineConfig { graph_edits, ..config };
     let model = load(runtime(), ModelDir::open(&fixture("tiny-gqa"), &Target::CPU).unwrap().spec, &config).unwrap();
     assert!(!model.limits().can_verify_drafts);
+}
+
+#[test]
+fn a_graph_that_is_too_new_for_the_runtime_is_told_apart() {
+    let spec = ModelDir::open(&fixture("variant-growing-hybrid"), &Target::CPU).unwrap().spec;
+    let path = spec.path.display().to_string();
+    match load(runtime(), spec, &config(1, 16)) {
+        Ok(_) => assert!(!is_oldest()),
+        Err(error) => {
+            assert!(is_oldest());
+            insta::assert_snapshot!(error.to_string().replace(&path, "FILE"), @"the model FILE needs a newer ONNX Runtime than the one that was loaded: Unrecognized attribute: state_window for operator CausalConvWithState; run scripts/fetch-runtime, or set `runtime.library` to a newer libonnxruntime.so");
+        }
+    }
 }
 
 #[test]

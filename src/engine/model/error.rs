@@ -62,12 +62,12 @@ pub enum LoadError {
         /// In the runtime's words.
         message: String,
     },
-    /// The operator should replace the library, or the model file.
+    /// The operator should replace the library.
     #[error(
-        "the model {} keeps only a window of keys and values, which needs ONNX Runtime 1.30 or newer ({message}); run \
-         scripts/fetch-runtime, or take an export without `sliding_window_cache`", path.display()
+        "the model {} needs a newer ONNX Runtime than the one that was loaded: {message}; run scripts/fetch-runtime, or \
+         set `runtime.library` to a newer libonnxruntime.so", path.display()
     )]
-    WindowsUnknown {
+    RuntimeTooOld {
         /// The ONNX file.
         path: PathBuf,
         /// In the runtime's words.
@@ -95,6 +95,21 @@ pub enum LoadError {
         /// In the runtime's words.
         message: String,
     },
+}
+
+/// What ONNX Runtime says of graphs that are younger than itself.
+const TOO_OLD: [&str; 4] =
+    ["Unrecognized attribute", "is not a registered function/op", "Unsupported model IR version", "opset version"];
+
+impl LoadError {
+    /// A graph that the runtime does not take.
+    pub(super) fn session(path: PathBuf, error: &ort::Error) -> Self {
+        let message = words(error);
+        match TOO_OLD.iter().find_map(|phrase| message.find(phrase)) {
+            Some(place) => Self::RuntimeTooOld { path, message: message[place..].to_owned() },
+            None => Self::Session { path, message },
+        }
+    }
 }
 
 fn list(paths: &[PathBuf]) -> String {

@@ -1,8 +1,8 @@
 //! An open graph: everything that both families do alike.
 
 use super::{
-    FloatType, GraphEdits, IntType, LoadError, Logits, ModelError, ModelLimits, ModelSpec, NumLogits, ProviderConfig,
-    ProviderName, Runtime,
+    FloatType, GraphEdits, LoadError, Logits, ModelError, ModelLimits, ModelSpec, ProviderConfig, ProviderName,
+    Runtime,
     edit::{self, Edited},
     error::words,
     external_data::ExternalData,
@@ -13,7 +13,7 @@ use super::{
 use crate::engine::EngineConfig;
 use half::{bf16, f16, slice::HalfFloatSliceExt};
 use ort::{
-    memory::{Allocator, MemoryInfo},
+    memory::Allocator,
     session::{IoBinding, Session, builder::SessionBuilder},
 };
 use std::{
@@ -33,11 +33,8 @@ pub(super) struct Graph {
     limits: ModelLimits,
     device: ProviderConfig,
     pub(super) inputs: Inputs,
-    /// Name of the input that tells how many positions to score.
-    num_logits_name: Option<CString>,
     /// Scores that the run cannot write to their place.
     scratch: Scratch,
-    narrow: Narrow,
     pub(super) time_in_runs: Duration,
 }
 
@@ -47,15 +44,6 @@ struct Scratch {
     f32: Vec<f32>,
     f16: Vec<f16>,
     bf16: Vec<bf16>,
-}
-
-/// Inputs of graphs that take 32-bit integers.
-#[derive(Default)]
-struct Narrow {
-    token_ids: Vec<i32>,
-    attention_mask: Vec<i32>,
-    position_ids: Vec<i32>,
-    num_logits: Vec<i32>,
 }
 
 impl Graph {
@@ -90,10 +78,8 @@ impl Graph {
             },
             edits,
             device,
-            inputs: Inputs::default(),
-            num_logits_name: spec.num_logits.as_ref().map(|input| c_name(&input.name)),
+            inputs: Inputs::new(&spec),
             scratch: Scratch::default(),
-            narrow: Narrow::default(),
             time_in_runs: Duration::ZERO,
             spec,
         })
@@ -135,20 +121,17 @@ impl Graph {
         self.device.allocator(&self.session)
     }
 
-    /// Computes the rows that [`inputs`](Self::inputs) holds, with keys and values of `kv` as `bind_kv` binds them, and
+    /// Computes the rows that [`inputs`](Self::inputs) holds, with what `cache` holds as `bind_cache` binds it, and
     /// appends the scores that they want. Returns the outputs that the runtime allocated.
     pub(super) fn run<K: ?Sized>(
         &mut self,
         logits: &mut Logits,
-        kv: &K,
-        bind_kv: impl for<'d> FnOnce(&'d K, &mut Run<'_, 'd>) -> ort::Result<()>,
+        cache: &K,
+        bind_cache: impl for<'d> FnOnce(&'d K, &mut Run<'_, 'd>) -> ort::Result<()>,
     ) -> Result<Vec<Tensor<'static>>, ModelError> {
-        let Self { session, binding, host, spec, edits, limits, inputs, num_logits_name, .. } = self;
-        let Self { scratch, narrow, time_in_runs, .. } = self;
+        let Self { session, binding, host, spec, edits, limits, inputs, scratch, time_in_runs, .. } = self;
         let memory = host.memory_info();
         let (num_rows, width) = (inputs.num_rows(), inputs.width());
-        let num_axes = spec.position_ids.and_then(|positions| positions.num_axes);
-        inputs.repeat_positions(num_axes.unwrap_or(1));
         // How many places of each row the graph scores, and in how many rows it gives their scores.
         let num_places = match &spec.num_logits {
             _ if spec.has_last_logits_only => 1,
@@ -166,72 +149,39 @@ impl Graph {
             FloatType::F16 => Tensor::from_slice_mut(memory, resized(&mut scratch.f16, &shape), &shape)?,
             FloatType::BF16 => Tensor::from_slice_mut(memory, resized(&mut scratch.bf16, &shape), &shape)?,
         };
-        let rows_and_width = [signed(num_rows), signed(width)];
-        let token_ids = integers(memory, &inputs.token_ids, &rows_and_width, (spec.ids_type, &mut narrow.token_ids))?;
-        let mask_shape = [signed(num_rows), signed(inputs.mask_width())];
-        let mask_type = (spec.mask_type.unwrap_or(IntType::I64), &mut narrow.attention_mask);
-        let attention_mask = integers(memory, &inputs.attention_mask, &mask_shape, mask_type)?;
-        let position_type = spec.position_ids.map_or(IntType::I64, |positions| positions.int_type);
-        let position_shape = [signed(num_axes.unwrap_or(1)), signed(num_rows), signed(width)];
-        let position_shape = &position_shape[usize::from(num_axes.is_none())..];
-        let position_type = (position_type, &mut narrow.position_ids);
-        let position_ids = integers(memory, &inputs.position_ids, position_shape, position_type)?;
-        // All places are spelled 0, which also holds where there are more rows than one.
-        let num_logits = [if num_places == width { 0 } else { signed(num_places) }];
-        let num_logits = match &spec.num_logits {
-            None => None,
-            Some(NumLogits { int_type, is_vector, .. }) => {
-                let shape = &[1][usize::from(!is_vector)..];
-                Some(integers(memory, &num_logits, shape, (*int_type, &mut narrow.num_logits))?)
-            }
-        };
-        let query_seqlens = Tensor::from_slice(memory, &inputs.query_seqlens, &rows_and_width[..1])?;
-        let scored_shape = [1, signed(inputs.logits_indices.len())];
-        let logits_indices = Tensor::from_slice(memory, &inputs.logits_indices, &scored_shape)?;
-        let has_past = [width < inputs.mask_width()];
-        let use_cache_branch = Tensor::from_slice(memory, &has_past, &[1])?;
+        let fed = inputs.feed(memory, spec, *edits, num_places)?;
         let mut run = Run::new(session, binding);
-        run.bind_input(c"input_ids", &token_ids)?;
-        if spec.mask_type.is_some() {
-            run.bind_input(c"attention_mask", &attention_mask)?;
-        }
-        if spec.position_ids.is_some() {
-            run.bind_input(c"position_ids", &position_ids)?;
-        }
-        if let (Some(name), Some(num_logits)) = (num_logits_name, &num_logits) {
-            run.bind_input(name, num_logits)?;
-        }
-        if spec.has_cache_branch {
-            run.bind_input(c"use_cache_branch", &use_cache_branch)?;
-        }
-        if edits.query_seqlens {
-            run.bind_input(c"query_seqlens", &query_seqlens)?;
-        }
-        if edits.logits_indices {
-            run.bind_input(c"logits_indices", &logits_indices)?;
+        for (name, tensor) in fed.iter().flatten() {
+            run.bind_input(name, tensor)?;
         }
         run.bind_output(c"logits", &scores)?;
-        bind_kv(kv, &mut run)?;
+        bind_cache(cache, &mut run)?;
         let began = Instant::now();
         let outputs = run.execute()?;
         *time_in_runs += began.elapsed();
-        drop(scores);
+        drop((scores, fed));
         if !is_direct {
             let places = inputs.logits_indices.iter().enumerate().map(|(row, place)| match index(*place) {
                 _ if edits.logits_indices => row,
                 place => place / width * num_places + place % width + num_places - width,
             });
-            let wanted = wanted.chunks_exact_mut(limits.vocab_size);
-            for (wanted, place) in wanted.zip(places) {
-                let place = place * limits.vocab_size..(place + 1) * limits.vocab_size;
-                match spec.logits_type {
-                    FloatType::F32 => wanted.copy_from_slice(&scratch.f32[place]),
-                    FloatType::F16 => scratch.f16[place].convert_to_f32_slice(wanted),
-                    FloatType::BF16 => scratch.bf16[place].convert_to_f32_slice(wanted),
-                }
-            }
+            scratch.write(spec.logits_type, wanted.chunks_exact_mut(limits.vocab_size).zip(places));
         }
         Ok(outputs)
+    }
+}
+
+impl Scratch {
+    /// Brings rows of scores from their places to where they are wanted.
+    fn write<'w>(&self, logits_type: FloatType, wanted: impl Iterator<Item = (&'w mut [f32], usize)>) {
+        for (wanted, place) in wanted {
+            let place = place * wanted.len()..(place + 1) * wanted.len();
+            match logits_type {
+                FloatType::F32 => wanted.copy_from_slice(&self.f32[place]),
+                FloatType::F16 => self.f16[place].convert_to_f32_slice(wanted),
+                FloatType::BF16 => self.bf16[place].convert_to_f32_slice(wanted),
+            }
+        }
     }
 }
 
@@ -246,24 +196,6 @@ fn resized<'v, T: Clone + Default>(scratch: &'v mut Vec<T>, shape: &[i64]) -> &'
         scratch.resize(num_elements, T::default());
     }
     &mut scratch[..num_elements]
-}
-
-/// A tensor of integers in the graph's own format.
-fn integers<'d>(
-    memory: &MemoryInfo<'_>,
-    wide: &'d [i64],
-    shape: &[i64],
-    (int_type, narrow): (IntType, &'d mut Vec<i32>),
-) -> ort::Result<Tensor<'d>> {
-    match int_type {
-        IntType::I64 => Tensor::from_slice(memory, wide, shape),
-        IntType::I32 => {
-            narrow.clear();
-            narrow
-                .extend(wide.iter().map(|number| i32::try_from(*number).expect("tokens and positions are below 2^31")));
-            Tensor::from_slice(memory, narrow, shape)
-        }
-    }
 }
 
 /// Opens the graph with the edits that it and the runtime allow.
@@ -309,12 +241,7 @@ fn open_edited(
 const DATA_FOLDER: &str = "session.model_external_initializers_file_folder_path";
 
 fn failed(spec: &ModelSpec, error: &ort::Error) -> LoadError {
-    let (path, message) = (spec.path.clone(), words(error));
-    // A runtime before 1.30 refuses the attribute.
-    if spec.has_windows() && message.contains("sliding_window_cache") {
-        return LoadError::WindowsUnknown { path, message };
-    }
-    LoadError::Session { path, message }
+    LoadError::session(spec.path.clone(), error)
 }
 
 /// A size as ONNX spells it.

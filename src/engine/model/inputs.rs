@@ -1,8 +1,16 @@
 //! Host memory of what a run reads, kept from run to run.
 
-use super::graph::signed;
+use super::{
+    GraphEdits, IntType, ModelSpec,
+    ffi::Tensor,
+    graph::{c_name, signed},
+};
 use crate::engine::TokenId;
-use std::ops::Range;
+use ort::memory::MemoryInfo;
+use std::{
+    ffi::{CStr, CString},
+    ops::Range,
+};
 
 /// The inputs of one run, filled row by row.
 #[derive(Debug, Default)]
@@ -24,7 +32,28 @@ pub(super) struct Inputs {
     is_padded: bool,
     width: usize,
     mask_width: usize,
+    /// Name of the input that tells how many places to score, and what it is told.
+    num_logits_name: Option<CString>,
+    num_logits: [i64; 1],
+    /// Whether rows go on from something.
+    has_past: [bool; 1],
+    narrow: Narrow,
 }
+
+/// The same for graphs that take 32-bit integers.
+#[derive(Debug, Default)]
+struct Narrow {
+    token_ids: Vec<i32>,
+    attention_mask: Vec<i32>,
+    position_ids: Vec<i32>,
+    num_logits: Vec<i32>,
+}
+
+/// An input's name and what it is fed.
+pub(super) type Fed<'d> = (&'d CStr, Tensor<'d>);
+
+/// Inputs that a graph may take beside its cache.
+const MAX_INPUTS: usize = 7;
 
 /// What a run computes of one row.
 #[derive(Debug)]
@@ -40,6 +69,11 @@ pub(super) struct InputRow<'b> {
 }
 
 impl Inputs {
+    /// For a graph with these inputs.
+    pub(super) fn new(spec: &ModelSpec) -> Self {
+        Self { num_logits_name: spec.num_logits.as_ref().map(|input| c_name(&input.name)), ..Self::default() }
+    }
+
     /// Starts a run of `width` tokens per row, over keys and values of `mask_width` columns with the new ones.
     pub(super) fn begin(&mut self, width: usize, mask_width: usize) {
         self.token_ids.clear();
@@ -52,8 +86,53 @@ impl Inputs {
         (self.width, self.mask_width) = (width, mask_width);
     }
 
-    /// Repeats the positions of all rows for each further axis, once all rows are there.
-    pub(super) fn repeat_positions(&mut self, num_axes: usize) {
+    /// What the graph takes of the rows that were added, where it is to score `num_places` of each.
+    pub(super) fn feed<'d>(
+        &'d mut self,
+        memory: &MemoryInfo<'_>,
+        spec: &ModelSpec,
+        edits: GraphEdits,
+        num_places: usize,
+    ) -> ort::Result<[Option<Fed<'d>>; MAX_INPUTS]> {
+        // All places are spelled 0.
+        self.num_logits = [if num_places == self.width { 0 } else { signed(num_places) }];
+        self.has_past = [self.width < self.mask_width];
+        self.repeat_positions(spec.position_ids.and_then(|positions| positions.num_axes).unwrap_or(1));
+        let (num_rows, width, mask_width) = (signed(self.num_rows()), signed(self.width), signed(self.mask_width));
+        let Self { narrow, .. } = self;
+        let token_ids = integers(memory, &self.token_ids, &[num_rows, width], (spec.ids_type, &mut narrow.token_ids))?;
+        let mut fed = [Some((c"input_ids", token_ids)), None, None, None, None, None, None];
+        if let Some(mask_type) = spec.mask_type {
+            let int_type = (mask_type, &mut narrow.attention_mask);
+            let mask = integers(memory, &self.attention_mask, &[num_rows, mask_width], int_type)?;
+            fed[1] = Some((c"attention_mask", mask));
+        }
+        if let Some(positions) = spec.position_ids {
+            let shape = [signed(positions.num_axes.unwrap_or(1)), num_rows, width];
+            let shape = &shape[usize::from(positions.num_axes.is_none())..];
+            let int_type = (positions.int_type, &mut narrow.position_ids);
+            fed[2] = Some((c"position_ids", integers(memory, &self.position_ids, shape, int_type)?));
+        }
+        if let (Some(name), Some(input)) = (&self.num_logits_name, &spec.num_logits) {
+            let shape = &[1][usize::from(!input.is_vector)..];
+            let int_type = (input.int_type, &mut narrow.num_logits);
+            fed[3] = Some((name, integers(memory, &self.num_logits, shape, int_type)?));
+        }
+        if spec.has_cache_branch {
+            fed[4] = Some((c"use_cache_branch", Tensor::from_slice(memory, &self.has_past, &[1])?));
+        }
+        if edits.query_seqlens {
+            fed[5] = Some((c"query_seqlens", Tensor::from_slice(memory, &self.query_seqlens, &[num_rows])?));
+        }
+        if edits.logits_indices {
+            let shape = [1, signed(self.logits_indices.len())];
+            fed[6] = Some((c"logits_indices", Tensor::from_slice(memory, &self.logits_indices, &shape)?));
+        }
+        Ok(fed)
+    }
+
+    /// Words have the same position on each axis.
+    fn repeat_positions(&mut self, num_axes: usize) {
         let num_positions = self.position_ids.len();
         (1..num_axes).for_each(|_| self.position_ids.extend_from_within(..num_positions));
     }
@@ -96,13 +175,27 @@ impl Inputs {
         self.width
     }
 
-    pub(super) fn mask_width(&self) -> usize {
-        self.mask_width
-    }
-
     /// How many of each row's last places hold all that is scored: all of them where rows are padded behind their tokens.
     pub(super) fn num_scored_places(&self) -> usize {
         if self.is_padded { self.width } else { self.max_logits }
+    }
+}
+
+/// A tensor of integers in the graph's own format.
+fn integers<'d>(
+    memory: &MemoryInfo<'_>,
+    wide: &'d [i64],
+    shape: &[i64],
+    (int_type, narrow): (IntType, &'d mut Vec<i32>),
+) -> ort::Result<Tensor<'d>> {
+    match int_type {
+        IntType::I64 => Tensor::from_slice(memory, wide, shape),
+        IntType::I32 => {
+            narrow.clear();
+            narrow
+                .extend(wide.iter().map(|number| i32::try_from(*number).expect("tokens and positions are below 2^31")));
+            Tensor::from_slice(memory, narrow, shape)
+        }
     }
 }
 
