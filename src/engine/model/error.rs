@@ -73,6 +73,14 @@ pub enum LoadError {
         /// In the runtime's words.
         message: String,
     },
+    /// The operator should take another export, or a newer library.
+    #[error("the model {} loads but does not run: {message}; take another export, or a newer ONNX Runtime", path.display())]
+    Run {
+        /// The ONNX file.
+        path: PathBuf,
+        /// In the runtime's words.
+        message: String,
+    },
     /// The operator should run the model on the CPU.
     #[error(
         "the model {} does not write the state `{past}` where it reads it, which works on the CPU only; set \

@@ -24,7 +24,7 @@ pub use spec::{
     CacheKind, CacheTensor, ElementType, FloatType, GraphFamily, IntType, ModelSpec, NumLogits, PositionIds,
 };
 
-use super::{Batch, EngineConfig};
+use super::{Batch, EngineConfig, TokenId};
 use concat::ConcatModel;
 use gqa::GqaModel;
 use graph::Graph;
@@ -147,16 +147,22 @@ impl Logits {
     }
 }
 
-/// Opens the graph on the providers that the config names and allocates its KV cache.
+/// Opens the graph on the providers that the config names, allocates its KV cache and computes a token, so that a graph
+/// that loads but does not run is known before a client waits for it.
 ///
 /// # Errors
 /// See [`LoadError`]; each is one sentence for the operator.
 pub fn load(runtime: &Runtime, spec: ModelSpec, config: &EngineConfig) -> Result<Box<dyn Model>, LoadError> {
-    let family = spec.family;
+    let (family, path) = (spec.family, spec.path.clone());
     let graph = Graph::open(runtime, spec, config)?;
     let num_slots = config.max_batch_size.get() as usize;
-    Ok(match family {
+    let mut model: Box<dyn Model> = match family {
         GraphFamily::Gqa => Box::new(GqaModel::new(graph, num_slots, config.run_overhead_tokens)?),
         GraphFamily::Concat => Box::new(ConcatModel::new(graph)?),
-    })
+    };
+    let mut batch = Batch::default();
+    batch.push(0, 0, &[TokenId(0)], Some(&[]));
+    let computed = model.forward(&batch, &mut Logits::new(model.limits().vocab_size));
+    computed.map_err(|error| LoadError::Run { path, message: error.to_string() })?;
+    Ok(model)
 }
