@@ -17,17 +17,15 @@ use std::env;
 pub(super) struct PullArgs {
     /// ORG/NAME, with @REVISION for a branch, tag or commit, and /FOLDER for a model below the repository's top.
     repo: Repo,
-    /// Which graph of the repository, such as q4f16; without it the best one for the first of `engine.providers`.
+    /// Which graph of the repository, such as q4f16; without it that of `loading.variant`, or the best one for the first of `engine.providers`.
     #[arg(long)]
     variant: Option<String>,
 }
 
-/// A model's setting that leaves the variant open.
-const AUTO: &str = "auto";
-
 pub(super) fn run(args: &PullArgs, config: &Config) -> anyhow::Result<u8> {
     let hub = hub(config)?;
-    let wanted = Wanted { repo: &args.repo, variant: args.variant.as_deref(), device: device(&config.engine) };
+    let variant = args.variant.as_deref().or_else(|| named(&config.loading.variant));
+    let wanted = Wanted { repo: &args.repo, variant, device: device(&config.engine) };
     let Pulled { dir, variant, repo } = hub.pull(wanted, &*progress::on_stderr())?;
     let name = repo.id.rsplit('/').next().unwrap_or_default().to_lowercase();
     print_line(format_args!("{}\n\n[[models]]\nname = \"{name}\"\nrepo = \"{repo}\"", dir.display()))?;
@@ -45,8 +43,7 @@ pub(super) fn find_or_fetch(config: &mut Config) -> anyhow::Result<()> {
     let hub = hub(config)?;
     for model in &mut config.models {
         let ModelConfig { name, repo: Some(repo), variant, engine, .. } = &*model else { continue };
-        let variant = Some(variant.as_str()).filter(|variant| *variant != AUTO);
-        let wanted = Wanted { repo, variant, device: device(engine) };
+        let wanted = Wanted { repo, variant: named(variant), device: device(engine) };
         let pulled = match hub.find(wanted) {
             Some(found) => found,
             None if config.hub.download => {
@@ -63,6 +60,11 @@ pub(super) fn find_or_fetch(config: &mut Config) -> anyhow::Result<()> {
 
 fn hub(config: &Config) -> Result<Hub, HubError> {
     Hub::new(&config.hub, |name| env::var_os(name))
+}
+
+/// A model's setting, unless it leaves the variant open.
+fn named(variant: &str) -> Option<&str> {
+    Some(variant).filter(|variant| *variant != "auto")
 }
 
 fn device(engine: &EngineConfig) -> Device {

@@ -1,6 +1,7 @@
 //! The contents of one file: fetched from where an earlier try stopped, checked, and only then given their name.
 
 use super::{
+    Progress,
     cache::{self, Hash, RepoCache},
     http::{Failure, Http},
     listing::RemoteFile,
@@ -27,12 +28,12 @@ pub(super) enum BlobError {
     Disk { path: PathBuf, cause: io::Error },
 }
 
-/// Who wants to know how far a file is.
-pub(super) trait Watcher {
-    /// So many bytes are here.
-    fn at(&mut self, bytes: u64);
-    /// Another process fetches the same file.
-    fn waits(&mut self);
+/// Tells how far a file is as a part of its model.
+#[derive(Clone, Copy)]
+pub(super) struct Steps<'s> {
+    pub(super) progress: &'s dyn Progress,
+    /// Bytes of the files before this one.
+    pub(super) before: u64,
 }
 
 /// Fetches a file that the cache lacks.
@@ -41,21 +42,22 @@ pub(super) fn fetch(
     url: &Url,
     file: &RemoteFile,
     repo: &RepoCache,
-    watcher: &mut dyn Watcher,
+    steps: Steps<'_>,
 ) -> Result<(), BlobError> {
     let path = repo.blob(&file.hash);
     let disk = |cause| BlobError::Disk { path: path.clone(), cause };
     if is_whole(&path, file) {
         return Ok(());
     }
-    let _lock = repo.lock(&file.hash, || watcher.waits()).map_err(disk)?;
+    let wait = || steps.progress.notice(&format!("another process fetches {}; waiting for it", file.path));
+    let _lock = repo.lock(&file.hash, wait).map_err(disk)?;
     // Perhaps by the process that had the lock.
     if is_whole(&path, file) {
         return Ok(());
     }
     let mut partial = Partial::open(cache::incomplete(&path), file).map_err(disk)?;
     for _ in 0..2 {
-        partial.complete(http, url, watcher)?;
+        partial.complete(http, url, steps)?;
         if partial.hash() == file.hash.hex() {
             return partial.keep_as(&path).map_err(disk);
         }
@@ -83,9 +85,6 @@ impl<'f> Partial<'f> {
         cache::create_parent(&path)?;
         let file = File::options().create(true).truncate(false).read(true).write(true).open(&path)?;
         let mut partial = Self { expected, path, file, hasher: Hasher::new(expected), bytes: 0 };
-        if expected.bytes < partial.file.metadata()?.len() {
-            partial.clear()?;
-        }
         let mut buffer = vec![0; BUFFER_BYTES];
         loop {
             match partial.file.read(&mut buffer)? {
@@ -96,16 +95,16 @@ impl<'f> Partial<'f> {
     }
 
     /// Fetches what is missing, in as many tries as make progress.
-    fn complete(&mut self, http: &Http, url: &Url, watcher: &mut dyn Watcher) -> Result<(), BlobError> {
-        let mut patience = http.patience();
+    fn complete(&mut self, http: &Http, url: &Url, steps: Steps<'_>) -> Result<(), BlobError> {
+        let mut patience = http.patience(steps.progress);
         let mut furthest = self.bytes;
         while self.bytes < self.expected.bytes {
-            let Err(error) = self.append(http, url, watcher) else { continue };
+            let Err(error) = self.append(http, url, steps) else { continue };
             let BlobError::Http(failure) = error else { return Err(error) };
             // A server that does not know ranges begins anew each time; that is no progress.
             if furthest < self.bytes {
                 furthest = self.bytes;
-                patience = http.patience();
+                patience = http.patience(steps.progress);
             }
             patience.bear(failure).map_err(BlobError::Http)?;
         }
@@ -113,21 +112,14 @@ impl<'f> Partial<'f> {
     }
 
     /// One try.
-    fn append(&mut self, http: &Http, url: &Url, watcher: &mut dyn Watcher) -> Result<(), BlobError> {
-        let answer = match http.get(url, self.bytes) {
-            Ok(answer) => answer,
-            Err(Failure::Refused { status: 416, .. }) => {
-                self.clear().map_err(|cause| self.disk(cause))?;
-                return Err(lost("the file has another length than the hub says"));
-            }
-            Err(failure) => return Err(BlobError::Http(failure)),
-        };
+    fn append(&mut self, http: &Http, url: &Url, steps: Steps<'_>) -> Result<(), BlobError> {
+        let answer = http.get(url, self.bytes).map_err(BlobError::Http)?;
         match first_byte(&answer) {
             Some(first) if first == self.bytes => {}
             Some(0) => self.clear().map_err(|cause| self.disk(cause))?,
             Some(_) | None => return Err(lost("the server sends another part than it was asked for")),
         }
-        watcher.at(self.bytes);
+        steps.progress.at(steps.before + self.bytes);
         let mut body = answer.into_body().into_reader().take(self.expected.bytes - self.bytes);
         let mut buffer = vec![0; BUFFER_BYTES];
         loop {
@@ -138,7 +130,7 @@ impl<'f> Partial<'f> {
             };
             self.file.write_all(&buffer[..read]).map_err(|cause| self.disk(cause))?;
             self.count(&buffer[..read]);
-            watcher.at(self.bytes);
+            steps.progress.at(steps.before + self.bytes);
         }
         if self.bytes < self.expected.bytes { Err(lost("the connection ended before the file did")) } else { Ok(()) }
     }

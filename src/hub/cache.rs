@@ -79,7 +79,7 @@ impl RepoCache {
             return Ok(());
         }
         let path = self.root.join("refs").join(revision);
-        let written = temporary(&path);
+        let written = self.temporary(&path);
         create_parent(&path)?;
         fs::write(&written, commit)?;
         fs::rename(written, path)
@@ -125,10 +125,18 @@ impl RepoCache {
         }
         create_parent(&link)?;
         // In two steps, so that there is no moment without the file.
-        let made = temporary(&link);
+        let made = self.temporary(&link);
         let _ = fs::remove_file(&made);
         symlink(target, &made)?;
-        fs::rename(made, link)
+        fs::rename(&made, link).inspect_err(|_| {
+            let _ = fs::remove_file(&made);
+        })
+    }
+
+    /// A name that no other process takes, where nobody looks for files.
+    fn temporary(&self, path: &Path) -> PathBuf {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        self.root.join(format!(".{name}.{}.tmp", process::id()))
     }
 
     /// The files that a snapshot has.
@@ -161,12 +169,6 @@ pub(super) fn incomplete(blob: &Path) -> PathBuf {
 
 pub(super) fn create_parent(path: &Path) -> io::Result<()> {
     path.parent().map_or(Ok(()), fs::create_dir_all)
-}
-
-/// A name beside a path that no other process takes.
-fn temporary(path: &Path) -> PathBuf {
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    path.with_file_name(format!(".{name}.{}.tmp", process::id()))
 }
 
 fn is_hex(text: &str, digits: usize) -> bool {

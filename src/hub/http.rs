@@ -1,6 +1,6 @@
 //! Requests to the hub: redirects, the token, what is tried again and how often.
 
-use super::{HubError, Repo, config::Settings};
+use super::{HubError, Progress, Repo, config::Settings};
 use serde::de::DeserializeOwned;
 use std::{sync::Arc, time::Duration};
 use ureq::{
@@ -15,7 +15,7 @@ const MAX_JSON_BYTES: u64 = 16 << 20;
 /// The first failure after some progress is likely to be an accident; waits begin with the second.
 const FIRST_WAIT: Duration = Duration::from_secs(1);
 /// Whatever the server asks for.
-const MAX_WAIT: Duration = Duration::from_secs(120);
+const MAX_WAIT: Duration = Duration::from_secs(300);
 
 /// Asks the hub, and those that it sends us to.
 pub(super) struct Http {
@@ -96,8 +96,12 @@ impl Http {
     }
 
     /// An answer, tried again where that may help; and the address of its next page.
-    pub(super) fn json<T: DeserializeOwned>(&self, url: &Url) -> Result<(T, Option<Url>), Failure> {
-        let mut patience = self.patience();
+    pub(super) fn json<T: DeserializeOwned>(
+        &self,
+        url: &Url,
+        progress: &dyn Progress,
+    ) -> Result<(T, Option<Url>), Failure> {
+        let mut patience = self.patience(progress);
         loop {
             match self.try_json(url) {
                 Ok(answer) => return Ok(answer),
@@ -119,8 +123,8 @@ impl Http {
     }
 
     /// For something that is to be tried until it goes well.
-    pub(super) fn patience(&self) -> Patience {
-        Patience { left: self.retries, wait: Duration::ZERO }
+    pub(super) fn patience<'p>(&self, progress: &'p dyn Progress) -> Patience<'p> {
+        Patience { progress, left: self.retries, wait: Duration::ZERO }
     }
 
     /// Why nothing more comes.
@@ -179,23 +183,27 @@ impl Http {
 }
 
 /// How often and when to try again.
-pub(super) struct Patience {
+pub(super) struct Patience<'p> {
+    progress: &'p dyn Progress,
     left: u32,
     wait: Duration,
 }
 
-impl Patience {
+impl Patience<'_> {
     /// Waits before the next try, or gives up.
     pub(super) fn bear(&mut self, failure: Failure) -> Result<(), Failure> {
         let Failure::Lost { wait, cause } = failure else { return Err(failure) };
         let Some(left) = self.left.checked_sub(1) else { return Err(Failure::Lost { cause, wait }) };
         let wait = wait.unwrap_or(self.wait).min(MAX_WAIT);
+        if !wait.is_zero() {
+            self.progress.notice(&format!("{cause}; trying again in {} s", wait.as_secs()));
+        }
         #[expect(
             clippy::disallowed_methods,
             reason = "there is nothing that this could wait on, and nothing else to do"
         )]
         std::thread::sleep(wait);
-        *self = Self { left, wait: (self.wait * 2).max(FIRST_WAIT) };
+        *self = Self { left, wait: (self.wait * 2).max(FIRST_WAIT), ..*self };
         Ok(())
     }
 }
@@ -227,7 +235,10 @@ fn next_page(url: &Url, answer: &Response<Body>) -> Option<Url> {
 fn refusal(status: u16, answer: &Response<Body>) -> Failure {
     let text = |name: &str| answer.headers().get(name).and_then(|value| value.to_str().ok());
     if status == 408 || status == 429 || 500 <= status {
-        let seconds = text("retry-after").and_then(|value| value.trim().parse().ok());
+        // Seconds, or `"api";r=0;t=55` where a limit of requests is reached.
+        let of_limit =
+            || text("ratelimit").filter(|_| status == 429)?.split(';').find_map(|part| part.trim().strip_prefix("t="));
+        let seconds = text("retry-after").or_else(of_limit).and_then(|value| value.trim().parse().ok());
         let cause = format!("it answers with status {status}");
         return Failure::Lost { cause, wait: seconds.map(Duration::from_secs) };
     }

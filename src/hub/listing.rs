@@ -1,6 +1,6 @@
 //! What a repository holds at a commit.
 
-use super::{HubError, Repo, cache::Hash, http::Http, repo::is_safe_path};
+use super::{HubError, Progress, Repo, cache::Hash, http::Http, repo::is_safe_path};
 use crate::model_dir::variant::ListedFile;
 use serde::Deserialize;
 use url::Url;
@@ -45,13 +45,13 @@ struct Lfs {
 
 impl Listing {
     /// Asks the hub.
-    pub(super) fn fetch(http: &Http, repo: &Repo) -> Result<Self, HubError> {
+    pub(super) fn fetch(http: &Http, repo: &Repo, progress: &dyn Progress) -> Result<Self, HubError> {
         let api = |kind: &str, revision: &str| {
             let parts = ["api", "models"].into_iter().chain(repo.id.split('/'));
             http.address(parts.chain([kind, revision]))
         };
         let url = api("revision", &repo.revision);
-        let (info, _) = http.json::<Info>(&url).map_err(|failure| http.error(failure, &url, repo))?;
+        let (info, _) = http.json::<Info>(&url, progress).map_err(|failure| http.error(failure, &url, repo))?;
         let commit = info.sha;
         if !is_commit(&commit) {
             return Err(unusable(&url, format!("{commit:?} is no commit")));
@@ -60,7 +60,8 @@ impl Listing {
         page.set_query(Some("recursive=true"));
         let mut files = Vec::new();
         for _ in 0..MAX_PAGES {
-            let (entries, next) = http.json::<Vec<Entry>>(&page).map_err(|failure| http.error(failure, &page, repo))?;
+            let (entries, next) =
+                http.json::<Vec<Entry>>(&page, progress).map_err(|failure| http.error(failure, &page, repo))?;
             for entry in entries.into_iter().filter(|entry| entry.r#type == "file") {
                 files.push(RemoteFile::try_from(entry).map_err(|message| unusable(&page, message))?);
             }

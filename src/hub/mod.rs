@@ -97,7 +97,7 @@ impl Hub {
             let offline = || HubError::Offline { repo: repo.to_string(), cache: self.settings.cache.clone() };
             return self.find(wanted).ok_or_else(offline);
         }
-        let listing = match Listing::fetch(&self.http, repo) {
+        let listing = match Listing::fetch(&self.http, repo, progress) {
             Ok(listing) => listing,
             Err(error @ HubError::Unreachable { .. }) => {
                 let Some(found) = self.find(wanted) else { return Err(error) };

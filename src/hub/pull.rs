@@ -2,7 +2,7 @@
 
 use super::{
     HubError, Progress, Repo,
-    blob::{self, BlobError, Watcher},
+    blob::{self, BlobError, Steps},
     cache::RepoCache,
     http::{Failure, Http},
     join,
@@ -82,9 +82,9 @@ impl Pull<'_> {
         let url = self
             .http
             .address(self.repo.id.split('/').chain(["resolve", &self.listing.commit]).chain(file.path.split('/')));
-        let mut steps = Steps { progress: self.progress, path: &file.path, before };
+        let steps = Steps { progress: self.progress, before };
         let (repo, path) = (self.repo.to_string(), file.path.clone());
-        blob::fetch(self.http, &url, file, self.cache, &mut steps).map_err(|error| match error {
+        blob::fetch(self.http, &url, file, self.cache, steps).map_err(|error| match error {
             BlobError::Http(Failure::Lost { cause, .. }) => HubError::Interrupted { repo, path, cause },
             BlobError::Http(failure) => self.http.error(failure, &url, self.repo),
             BlobError::WrongHash => HubError::WrongHash { repo, path },
@@ -104,22 +104,5 @@ impl Pull<'_> {
 
     fn unwritable(&self, cause: io::Error) -> HubError {
         HubError::Unwritable { path: self.cache.root().to_path_buf(), cause }
-    }
-}
-
-/// Adds up how far the files of a pull are.
-struct Steps<'s> {
-    progress: &'s dyn Progress,
-    path: &'s str,
-    before: u64,
-}
-
-impl Watcher for Steps<'_> {
-    fn at(&mut self, bytes: u64) {
-        self.progress.at(self.before + bytes);
-    }
-
-    fn waits(&mut self) {
-        self.progress.notice(&format!("another process fetches {}; waiting for it", self.path));
     }
 }

@@ -87,8 +87,11 @@ class Machine:
         found = (path for path in root.rglob("*") if path.is_file())
         return {str(path.relative_to(root)): path.read_bytes() for path in found}
 
+    def blobs(self):
+        return list(self.folder.glob("blobs/*"))
+
     def incomplete(self):
-        return list(self.folder.glob("blobs/*.incomplete"))
+        return [path for path in self.blobs() if path.suffix == ".incomplete"]
 
 
 @pytest.fixture
@@ -172,8 +175,8 @@ def test_a_pull_that_is_killed_goes_on_where_it_was(hub, machine):
         assert process.returncode == -9
         # Whatever has its final name is whole.
         assert machine.snapshot().items() <= needed(repo).items()
-        blobs = {path.name for path in (machine.folder / "blobs").iterdir() if path.suffix != ".incomplete"}
-        assert blobs <= {repo.etag(path) for path in repo.files}
+        blobs = {path.name: path.read_bytes() for path in machine.blobs() if path.suffix != ".incomplete"}
+        assert blobs.items() <= {repo.etag(path): contents for path, contents in repo.files.items()}.items()
     machine.pull()
     assert machine.snapshot() == needed(repo)
     assert machine.incomplete() == []
@@ -187,9 +190,11 @@ def test_a_pull_that_is_killed_goes_on_where_it_was(hub, machine):
     [
         [Fault("_data", cut_at=at) for at in (0, 1, 50_000, 2_999_999)],
         [Fault("_data", stall_at=50_000)],
-        [Fault("_data", cut_at=50_000), Fault("_data", ignores_range=True)],
         [Fault("_data", status=status, headers={"Retry-After": "0"}) for status in (429, 500, 502, 503, 504)],
-        [Fault(f"/revision/main", status=503, headers={"Retry-After": "0"}), Fault("/tree/" + Repo({}).commit, status=429)],
+        [
+            Fault("/revision/main", status=503, headers={"Retry-After": "0"}),
+            Fault("/tree/" + Repo({}).commit, status=429, headers={"RateLimit": '"api";r=0;t=0'}),
+        ],
         [Fault("tokenizer.json", cut_at=1000)],
         [Fault("_data", wrong_at=9)],
         [Fault("tokenizer.json", wrong_at=9)],
@@ -213,6 +218,25 @@ def test_a_partial_file_of_another_length_or_contents_is_thrown_away(hub, machin
     other.write_bytes(bytes(1_000_000))
     machine.pull()
     assert machine.snapshot() == needed(repo)
+
+
+def test_a_server_that_knows_no_ranges_sends_all_of_it_once_more(hub, machine):
+    hub.faults = [Fault("_data", cut_at=50_000), Fault("_data", ignores_range=True)]
+    machine.pull()
+    assert len(hub.asked("_data", "cdn")) == 2
+    assert machine.snapshot() == needed(hub.repos[ID])
+
+
+def test_a_wait_is_told(hub, machine):
+    hub.faults = [Fault("_data", status=429, headers={"Retry-After": "1"})]
+    assert "it answers with status 429; trying again in 1 s\n" in machine.pull()[1]
+
+
+def test_a_graph_comes_after_all_that_it_needs(hub, machine):
+    in_the_way = machine.folder / "snapshots" / hub.repos[ID].commit / "onnx/model_q4.onnx_data"
+    (in_the_way / "folder").mkdir(parents=True)
+    assert machine.refusal().startswith(f"CACHE/{machine.folder.name} cannot be written: ")
+    assert machine.snapshot().keys() == {path for path in needed(hub.repos[ID]) if "onnx" not in path}
 
 
 def test_wrong_contents_are_never_kept(hub, machine):
