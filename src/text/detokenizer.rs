@@ -42,9 +42,19 @@ impl Detokenizer {
         }
         let new = self.give_out(&text);
         if new.is_empty() {
-            self.window.truncate(self.num_given); // Says nothing (a special token), so nothing depends on it.
+            self.forget(token);
         }
         new
+    }
+
+    /// Lets go of a token that said nothing. Nothing depends on a special one; another may be a space that is left out at
+    /// the beginning of a text, and how the next token reads depends on it.
+    fn forget(&mut self, token: TokenId) {
+        if self.tokenizer.is_special(token) {
+            self.window.pop();
+        } else if MAX_HELD <= self.window.len() - self.num_given {
+            self.window.truncate(self.num_given);
+        }
     }
 
     /// What was held back and can still be read. Half a character at the end of a reply that was cut is left out.

@@ -29,6 +29,9 @@ pub struct Tokenizer {
     replacement_character: Vec<TokenId>,
 }
 
+/// A little of what prompts hold.
+const SAMPLE: &str = "Hello,  world! don't \n\n\t 1234567890 {\"a\": [1]} é e\u{301} 你好 👩‍👩‍👧 \u{a0}\u{200b} aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa                                ";
+
 /// A token beside the trained vocabulary.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct AddedToken {
@@ -54,7 +57,13 @@ impl Tokenizer {
     pub fn load(path: &Path) -> Result<Self, TokenizerError> {
         let error = |message: String| TokenizerError { path: path.to_path_buf(), message };
         let json = fs::read(path).map_err(|cause| error(cause.to_string()))?;
-        let parse = || Self::parse(&json);
+        let parse = || -> Result<Self, tokenizers::Error> {
+            let tokenizer = Self::parse(&json)?;
+            // Some files can be read and panic the library when they are used.
+            let tokens = tokenizer.encode(&[Piece::Template(SAMPLE), Piece::Plain(SAMPLE)])?;
+            tokenizer.inner.decode(&tokens.iter().map(|token| token.0).collect::<Vec<_>>(), false)?;
+            Ok(tokenizer)
+        };
         match catch_unwind(AssertUnwindSafe(parse)) {
             Ok(parsed) => parsed.map_err(|cause| error(cause.to_string())),
             Err(_) => Err(error("the tokenizers library panicked on it".to_owned())),
@@ -76,7 +85,9 @@ impl Tokenizer {
             .map(|(id, token)| AddedToken { text: token.content, is_special: token.special, id })
             .collect();
         let mut tokenizer = Self { inner, added, token_bytes: OnceLock::new(), replacement_character: Vec::new() };
-        tokenizer.replacement_character = tokenizer.encode(&[Piece::Plain("\u{FFFD}")])?;
+        // In the middle of a text: at its beginning, some tokenizers put a space before it.
+        let (before, text) = (tokenizer.encode(&[Piece::Plain("a")])?, tokenizer.encode(&[Piece::Plain("a\u{FFFD}")])?);
+        tokenizer.replacement_character = text.strip_prefix(before.as_slice()).unwrap_or_default().to_vec();
         Ok(tokenizer)
     }
 
@@ -130,13 +141,18 @@ impl Tokenizer {
     /// Text of tokens; special ones are left out, and bytes that are not UTF-8 become U+FFFD.
     pub fn decode(&self, tokens: &[TokenId]) -> String {
         let ids: Vec<u32> = tokens.iter().map(|token| token.0).collect();
-        // A token that the vocabulary lacks is skipped; nothing else fails.
-        self.inner.decode(&ids, true).unwrap_or_default()
+        // A token that the vocabulary lacks is skipped; only files that were made to do harm fail, or panic the library.
+        catch_unwind(AssertUnwindSafe(|| self.inner.decode(&ids, true).unwrap_or_default())).unwrap_or_default()
+    }
+
+    /// Whether the token is left out of texts.
+    pub(super) fn is_special(&self, token: TokenId) -> bool {
+        self.added.iter().any(|added| added.id == token.0 && added.is_special)
     }
 
     /// Whether the text of the last of these tokens ends in a U+FFFD that was really written.
     pub(super) fn ends_in_replacement_character(&self, tokens: &[TokenId]) -> bool {
-        tokens.ends_with(&self.replacement_character)
+        !self.replacement_character.is_empty() && tokens.ends_with(&self.replacement_character)
     }
 
     /// Tokens beside the trained vocabulary.

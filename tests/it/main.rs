@@ -19,3 +19,4 @@ mod simulation;
 mod stream_validator;
 mod tidy;
 mod tiny_model;
+mod tokenizers;
