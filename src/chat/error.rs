@@ -70,6 +70,12 @@ pub enum ChatError {
         "this model's tokens are not bytes, so its replies cannot be held to a format or to a call; ask for neither"
     )]
     NoGrammar,
+    /// The client should leave the call to the model.
+    #[error(
+        "this model writes calls in a way that none can be held to; ask for `tool_choice: \"auto\"` and tools that are \
+         not strict"
+    )]
+    NoForcedCall,
     /// A bug of ours or of a library.
     #[error("the prompt could not be made; the log says why")]
     Panicked,

@@ -1,9 +1,8 @@
 //! What a reply has to follow, as a grammar: required and strict tool calls, and formats of the answer.
 
 use super::{
-    CallMode, ChatError, ChatRequest, OutputFormat, ReplyFormat, Tool,
-    call::{CALL_BEGIN, CALL_END},
-    parser::{THINK_BEGIN, THINK_END},
+    CallMode, ChatError, ChatRequest, OutputFormat, Tool,
+    response_format::{Trigger, Writer, slashed},
 };
 use crate::{
     engine::Constraint,
@@ -21,23 +20,24 @@ struct Grammar {
 /// The constraint for a request that [is not free](is_free). `begins_reasoning` tells whether the prompt has.
 ///
 /// # Errors
-/// `InvalidFormat` or `InvalidTool`: the client should change a schema.
+/// `InvalidFormat` or `InvalidTool`: the client should change a schema. `NoForcedCall`: no call of this model can be held to
+/// anything.
 pub(super) fn constraint(
     compiler: &GrammarCompiler,
     request: &ChatRequest,
-    format: ReplyFormat,
+    format: Writer<'_>,
     begins_reasoning: bool,
 ) -> Result<Box<dyn Constraint>, ChatError> {
     let mut tools: Vec<(&Tool, bool)> = callable(request).map(|tool| (tool, tool.is_enforceable)).collect();
     let grammar = |tools: &[(&Tool, bool)]| Grammar::of(request, tools, format, begins_reasoning);
-    if let Ok(constraint) = compiler.compile(&grammar(&tools)) {
+    if let Ok(constraint) = compiler.compile(&grammar(&tools)?) {
         return Ok(constraint);
     }
     // A schema that was only meant as words may hold what no grammar can follow.
     for (tool, is_enforced) in tools.iter_mut().filter(|(tool, is_enforced)| *is_enforced && !tool.strict) {
         *is_enforced = compiles(compiler, &arguments(tool, true)).is_ok();
     }
-    compiler.compile(&grammar(&tools)).map_err(|error| blame(compiler, request, &tools, &error))
+    compiler.compile(&grammar(&tools)?).map_err(|error| blame(compiler, request, &tools, &error))
 }
 
 fn compiles(compiler: &GrammarCompiler, rule: &str) -> Result<Box<dyn Constraint>, GrammarError> {
@@ -87,66 +87,109 @@ fn blame(
 }
 
 impl Grammar {
-    fn of(request: &ChatRequest, tools: &[(&Tool, bool)], format: ReplyFormat, begins_reasoning: bool) -> String {
+    fn of(
+        request: &ChatRequest,
+        tools: &[(&Tool, bool)],
+        format: Writer<'_>,
+        begins_reasoning: bool,
+    ) -> Result<String, ChatError> {
         let mut grammar = Self::default();
         grammar.rule("start", "reasoning reply");
         grammar.rule("SPACE", r"/[ \t\r\n]{0,8}/");
-        grammar.reasoning(request, format, begins_reasoning);
+        grammar.rule("FREE", r"/(.|\n)*/");
+        let not_reasoning = grammar.reasoning(request, format, begins_reasoning);
+        let around = format.around_answer();
+        let placed = |answer: &str| match &around {
+            Some((before, behind)) => format!("{before} {answer} {behind}"),
+            None => answer.to_owned(),
+        };
         let answer = Self::answer(&request.format);
         if let Some(answer) = &answer {
             grammar.rule("answer", answer);
         }
         if tools.is_empty() {
-            grammar.rule("reply", "answer");
-            return grammar.rules;
+            grammar.rule("reply", &placed("answer"));
+            return Ok(grammar.rules);
         }
-        for (number, (tool, is_enforced)) in tools.iter().enumerate() {
-            let head = json!(format!(r#"{{"name": {}, "arguments": "#, json!(tool.name)));
-            let call = format!("SPACE {head} {} SPACE \"}}\" SPACE {}", arguments(tool, *is_enforced), json!(CALL_END));
-            grammar.rule(&format!("call_{number}"), &call);
+        let max_calls = request.calls.max_calls;
+        let calls = format.calls(tools, max_calls).map_err(|_| ChatError::NoForcedCall)?;
+        for (name, body) in &calls.rules {
+            grammar.rule(name, body);
         }
-        let calls: Vec<String> = (0..tools.len()).map(|number| format!("call_{number}")).collect();
-        grammar.rule("call", &calls.join(" | "));
-        let max_calls = request.calls.max_calls.map(NonZeroU32::get);
-        let begin = json!(CALL_BEGIN);
-        let more = match max_calls {
-            None => format!("(SPACE {begin} call)*"),
+        let region = &calls.region;
+        let more = match max_calls.map(NonZeroU32::get) {
+            _ if !calls.repeats => String::new(),
+            None => format!("(SPACE {region})*"),
             Some(1) => String::new(),
-            Some(max) => format!("(SPACE {begin} call){{0,{}}}", max - 1),
+            Some(max) => format!("(SPACE {region}){{0,{}}}", max - 1),
         };
         match (request.calls.mode, answer) {
-            (CallMode::Required, _) => grammar.rule("reply", &format!("{begin} call {more} SPACE")),
+            (CallMode::Required, _) => grammar.rule("reply", &format!("{region} {more} SPACE")),
             (CallMode::Auto | CallMode::None, Some(_)) => {
-                grammar.rule("reply", &format!("answer | {begin} call {more} SPACE"));
+                grammar.rule("reply", &format!("{} | {region} {more} SPACE", placed("answer")));
+            }
+            (CallMode::Auto | CallMode::None, None) if around.is_some() => {
+                grammar.rule("said", &placed("FREE"));
+                grammar.rule("reply", &format!("said | said? {region} {more} SPACE"));
             }
             (CallMode::Auto | CallMode::None, None) => {
-                // Text is free up to a mark, which ends it at once. Reasoning is not text: a mark in it means nothing.
-                let not_reasoning = format!(r"~/[ \t\r\n]*{THINK_BEGIN}(.|\n)*/");
-                grammar.rule("TEXT", &format!(r"/(.|\n)*/ & {not_reasoning}"));
-                grammar.rule("TO_CALL", &format!(r"/(.|\n)*{CALL_BEGIN}/ & {not_reasoning}"));
-                grammar.rule("to_call[lazy]", "TO_CALL");
-                // Text behind the last call that is allowed could begin another one.
-                let calls = match max_calls {
-                    None => "(to_call call)+ TEXT".to_owned(),
-                    Some(max) => format!("(to_call call){{1,{max}}} SPACE"),
-                };
-                grammar.rule("reply", &format!("TEXT | {calls}"));
+                let max_calls = if calls.repeats { max_calls } else { NonZeroU32::new(1) };
+                grammar.free_reply(&calls.trigger, &calls.behind_trigger, &calls.region, &not_reasoning, max_calls);
             }
         }
-        grammar.rules
+        Ok(grammar.rules)
     }
 
-    /// Reasoning is free up to its end.
-    fn reasoning(&mut self, request: &ChatRequest, format: ReplyFormat, has_begun: bool) {
-        let may_begin = format.think && request.enable_thinking != Some(false);
-        if has_begun || may_begin {
-            self.rule("thought[lazy]", &format!(r"/(.|\n)*{}/", slashed(THINK_END)));
+    /// Text is free up to a mark, which ends it at once. Reasoning is not text: a mark in it means nothing.
+    fn free_reply(
+        &mut self,
+        trigger: &Trigger,
+        behind: &str,
+        region: &str,
+        not_reasoning: &str,
+        max_calls: Option<NonZeroU32>,
+    ) {
+        match trigger {
+            Trigger::Text(text) => {
+                self.rule("TEXT", &format!(r"/(.|\n)*/{not_reasoning}"));
+                self.rule("TO_CALL", &format!("/{}/{not_reasoning}", slashed(&format!(r"(.|\n)*{text}"))));
+                self.rule("to_call[lazy]", "TO_CALL");
+            }
+            Trigger::Token(token) => {
+                self.rule("TEXT", &format!(r"/(.|\n)*/{not_reasoning}"));
+                self.rule("to_call", &format!("TEXT {token}"));
+            }
+            Trigger::Beginning(beginning) => {
+                let not_call = format!(r" & ~/{}/", slashed(&format!(r"[ \t\r\n]*{beginning}(.|\n)*")));
+                self.rule("TEXT", &format!(r"/(.|\n)*/{not_reasoning}{not_call}"));
+                return self.rule("reply", &format!("TEXT | SPACE {region} SPACE"));
+            }
         }
-        match (has_begun, may_begin) {
-            (true, _) => self.rule("reasoning", "thought SPACE"),
-            (false, true) => self.rule("reasoning", &format!("SPACE | SPACE {} thought SPACE", json!(THINK_BEGIN))),
-            (false, false) => self.rule("reasoning", "SPACE"),
+        // Text behind the last call that is allowed could begin another one.
+        let calls = match max_calls {
+            None => format!("(to_call {behind})+ TEXT"),
+            Some(max) => format!("(to_call {behind}){{1,{max}}} SPACE"),
+        };
+        self.rule("reply", &format!("TEXT | {calls}"));
+    }
+
+    /// Reasoning is free up to its end. What keeps a text from being taken for it.
+    fn reasoning(&mut self, request: &ChatRequest, format: Writer<'_>, has_begun: bool) -> String {
+        let reasoning = format.reasoning();
+        let may_begin = request.enable_thinking != Some(false);
+        match &reasoning {
+            Some(reasoning) if has_begun || may_begin => {
+                self.rule(&reasoning.rule.0, &reasoning.rule.1);
+                let body = match has_begun {
+                    true => "thought SPACE".to_owned(),
+                    false => format!("SPACE | SPACE {} thought SPACE", reasoning.open),
+                };
+                self.rule("reasoning", &body);
+            }
+            _ => self.rule("reasoning", "SPACE"),
         }
+        let beginning = reasoning.and_then(|reasoning| reasoning.beginning);
+        beginning.map_or_else(String::new, |text| format!(" & ~/{}/", slashed(&format!(r"[ \t\r\n]*{text}(.|\n)*"))))
     }
 
     /// None for a free answer.
@@ -165,29 +208,15 @@ impl Grammar {
     }
 }
 
-/// A regular expression between slashes: those in it are escaped.
-fn slashed(pattern: &str) -> String {
-    let mut is_escaped = false;
-    let mut slashed = String::with_capacity(pattern.len());
-    for character in pattern.chars() {
-        if character == '/' && !is_escaped {
-            slashed.push('\\');
-        }
-        is_escaped = character == '\\' && !is_escaped;
-        slashed.push(character);
-    }
-    slashed
-}
-
 /// The arguments of a call: any object, where the schema is not enforced.
-fn arguments(tool: &Tool, is_enforced: bool) -> String {
+pub(super) fn arguments(tool: &Tool, is_enforced: bool) -> String {
     let schema = tool.parameters.as_ref().filter(|_| is_enforced);
     json_rule(schema.unwrap_or(&json!({ "type": "object" })))
 }
 
 /// JSON that follows a schema. White space is limited: a model that is not sure what to say next could go on with it for
 /// ever.
-fn json_rule(schema: &Value) -> String {
+pub(super) fn json_rule(schema: &Value) -> String {
     // `true` and `false` are schemas, too.
     let wrapped = || Map::from_iter([("allOf".to_owned(), json!([schema]))]);
     let mut schema = schema.as_object().cloned().unwrap_or_else(wrapped);
@@ -199,12 +228,11 @@ fn json_rule(schema: &Value) -> String {
 mod tests {
     use super::*;
     use crate::{
-        chat::Calls,
+        chat::{Calls, ResponseFormat},
         engine::TokenId,
         text::{Piece, Tokenizer, tests::byte_level},
     };
 
-    const HERMES: ReplyFormat = ReplyFormat { think: true, tool_call: true };
     const END: TokenId = TokenId(257);
 
     fn tool(name: &str, strict: bool) -> Tool {
@@ -226,10 +254,15 @@ mod tests {
 
     /// Which of these replies follow what the request asks for.
     fn allowed<'t>(request: &ChatRequest, begins_reasoning: bool, replies: &[&'t str]) -> Vec<&'t str> {
+        allowed_in("hermes", request, begins_reasoning, replies)
+    }
+
+    fn allowed_in<'t>(format: &str, request: &ChatRequest, begins: bool, replies: &[&'t str]) -> Vec<&'t str> {
         let tokenizer = byte_level();
         let compiler = GrammarCompiler::new(&tokenizer, 300, &[END]).unwrap();
         assert!(!is_free(request));
-        let constraint = constraint(&compiler, request, HERMES, begins_reasoning).unwrap();
+        let format = ResponseFormat::named(format).unwrap();
+        let constraint = constraint(&compiler, request, format.writer(true, &[]), begins).unwrap();
         replies.iter().copied().filter(|reply| follows(&tokenizer, &mut *constraint.clone(), reply)).collect()
     }
 
@@ -315,7 +348,9 @@ mod tests {
     fn what_cannot_be_followed_is_blamed_on_its_place() {
         let tokenizer = byte_level();
         let compiler = GrammarCompiler::new(&tokenizer, 300, &[END]).unwrap();
-        let error = |request: &ChatRequest| constraint(&compiler, request, HERMES, false).unwrap_err().to_string();
+        let format = ResponseFormat::named("hermes").unwrap();
+        let writer = format.writer(false, &[]);
+        let error = |request: &ChatRequest| constraint(&compiler, request, writer, false).unwrap_err().to_string();
         let format = OutputFormat::JsonSchema(json!({ "type": "strnig" }));
         let mut tools = vec![tool("f", true), tool("g", false)];
         insta::assert_snapshot!(error(&ChatRequest { format: format.clone(), tools: tools.clone(), ..ChatRequest::default() }), @"no answer can be held to this format: failed to compile JSON schema: Invalid type: strnig");

@@ -1,7 +1,6 @@
 //! What text means: prompts are rendered from messages, replies are told apart into reasoning, text and tool calls.
 
 mod adaptation;
-mod call;
 mod capabilities;
 mod error;
 mod event;
@@ -11,11 +10,11 @@ mod lease;
 mod loader;
 mod markup;
 mod models;
-mod parser;
 mod python_json;
 mod python_methods;
 mod python_text;
 mod request;
+mod response_format;
 mod served_model;
 mod template;
 mod truncation;
@@ -28,14 +27,14 @@ pub use lease::Lease;
 pub use loader::{LoadFailure, LoadTime, Loader, ModelEntry};
 pub use markup::Prompt;
 pub use models::Models;
-pub use parser::{ReplyFormat, ReplyParser};
 pub use request::{CallMode, Calls, ChatRequest, Message, OutputFormat, Role, Tool, ToolCall};
+pub use response_format::{FormatError, ReplyParser, ResponseFormat};
 pub use served_model::{ModelState, ServedModel};
 pub use template::{ChatTemplate, TemplateError, TemplateSources};
 
 use crate::{
     engine::{Constraint, EngineHandle, FinishReason, Request, SamplingParams, TokenId},
-    text::{self, GrammarCompiler, GrammarError, Piece, StopStrings, TextEvent, Tokenizer},
+    text::{self, AddedToken, Detokenizer, GrammarCompiler, GrammarError, Piece, StopStrings, TextEvent, Tokenizer},
 };
 use futures::{Stream, StreamExt, stream};
 use std::sync::{Arc, OnceLock};
@@ -46,6 +45,8 @@ use tokio::sync::Semaphore;
 pub struct Chat {
     model: Arc<ChatModel>,
     engine: EngineHandle,
+    /// Special tokens that the response format needs to see.
+    marks: Arc<[AddedToken]>,
     /// Made when the first reply has to follow something, since most models are never asked to.
     grammars: Arc<OnceLock<Result<GrammarCompiler, GrammarError>>>,
 }
@@ -58,7 +59,7 @@ pub struct ChatModel {
     /// Messages to prompt.
     pub template: ChatTemplate,
     /// How it marks reasoning and tool calls.
-    pub reply_format: ReplyFormat,
+    pub response_format: ResponseFormat,
     /// Tokens that end a reply.
     pub stop_tokens: Arc<[TokenId]>,
     /// What applies where a request says nothing.
@@ -73,8 +74,14 @@ const MAX_BYTES_PER_TOKEN: usize = 16;
 
 impl Chat {
     /// On top of an engine that runs the same model.
-    pub fn new(model: ChatModel, engine: EngineHandle) -> Self {
-        Self { model: Arc::new(model), engine, grammars: Arc::default() }
+    pub fn new(mut model: ChatModel, engine: EngineHandle) -> Self {
+        let tokens = model.tokenizer.added_tokens();
+        let special = tokens.iter().filter(|token| token.is_special);
+        model.response_format = model.response_format.with_special_tokens(special.map(|token| token.text.as_str()));
+        let is_mark =
+            |token: &&AddedToken| token.is_special && model.response_format.special_tokens().contains(&token.text);
+        let marks = tokens.iter().filter(is_mark).cloned().collect();
+        Self { model: Arc::new(model), engine, marks, grammars: Arc::default() }
     }
 
     /// Prompt and reply together.
@@ -139,7 +146,8 @@ impl Chat {
             cache_salt,
             max_draft_tokens,
         };
-        let text = text::generate(&self.engine, Arc::clone(&self.model.tokenizer), request)?;
+        let detokenizer = Detokenizer::new(Arc::clone(&self.model.tokenizer), Arc::clone(&self.marks));
+        let text = text::generate(&self.engine, detokenizer, request)?;
         Ok(Reply { text, parser, stops: StopStrings::new(stop), usage, logprobs: Vec::new() }.into_events())
     }
 }
@@ -168,12 +176,10 @@ impl Chat {
     /// Renders and tokenizes; compiles what the reply has to follow.
     fn prompt(&self, request: &mut ChatRequest) -> Result<Start, ChatError> {
         let (rendered, tokens) = self.fitting_prompt(request)?;
-        let ReplyFormat { think, tool_call } = self.model.reply_format;
-        // A model that must call does so in our format if it has none of its own.
-        let format = ReplyFormat { think, tool_call: tool_call || request.calls.mode == CallMode::Required };
-        let constraint = self.constraint(request, format, format.begins_reasoning(rendered.last_words()))?;
-        let names = grammar::callable(request).map(|tool| tool.name.clone()).collect();
-        let parser = ReplyParser::new(format, rendered.last_words(), names);
+        let must_call = request.calls.mode == CallMode::Required;
+        let tools = grammar::callable(request).cloned().collect();
+        let parser = ReplyParser::new(&self.model.response_format, rendered.last_words(), tools, must_call);
+        let constraint = self.constraint(request, parser.is_reasoning())?;
         Ok(Start { tokens, parser, constraint })
     }
 
@@ -203,7 +209,6 @@ impl Chat {
     fn constraint(
         &self,
         request: &ChatRequest,
-        format: ReplyFormat,
         begins_reasoning: bool,
     ) -> Result<Option<Box<dyn Constraint>>, ChatError> {
         if grammar::is_free(request) {
@@ -214,6 +219,8 @@ impl Chat {
             .grammars
             .get_or_init(|| GrammarCompiler::new(&self.model.tokenizer, vocab_size, &self.model.stop_tokens));
         let compiler = compiler.as_ref().map_err(|_| ChatError::NoGrammar)?;
+        let must_call = request.calls.mode == CallMode::Required;
+        let format = self.model.response_format.writer(must_call, &self.marks);
         grammar::constraint(compiler, request, format, begins_reasoning).map(Some)
     }
 }

@@ -2,7 +2,7 @@
 
 use super::machine;
 use crate::{
-    chat::{ChatModel, ChatTemplate, ReplyFormat, TemplateSources},
+    chat::{ChatModel, ChatTemplate, ResponseFormat, TemplateSources},
     config::ModelConfig,
     engine::{EngineConfig, TokenId},
     model_dir::{ModelDir, Target},
@@ -27,7 +27,7 @@ const AUTO: &str = "auto";
 impl CheckedModel {
     pub(super) fn open(config: &ModelConfig) -> anyhow::Result<Self> {
         let dir = open_dir(&config.path, &config.variant, &config.engine)?;
-        let chat = chat_model(&dir)?;
+        let chat = chat_model(&dir, &config.response_format)?;
         Ok(Self { dir, chat })
     }
 }
@@ -41,7 +41,7 @@ pub(super) fn open_dir(path: &Path, variant: &str, config: &EngineConfig) -> any
 }
 
 /// What a chat needs of a folder.
-pub(super) fn chat_model(dir: &ModelDir) -> anyhow::Result<ChatModel> {
+pub(super) fn chat_model(dir: &ModelDir, response_format: &str) -> anyhow::Result<ChatModel> {
     let tokenizer = Tokenizer::load(&dir.tokenizer)?;
     if dir.spec.vocab_size < tokenizer.vocab_size() {
         bail!(
@@ -55,16 +55,21 @@ pub(super) fn chat_model(dir: &ModelDir) -> anyhow::Result<ChatModel> {
         bail!("{} has no chat template; add chat_template.jinja", dir.path.display());
     };
     let sources = TemplateSources { default: source, tool_use: dir.chat_templates.get(TOOL_USE).map(String::as_str) };
+    let cannot_be_served = || format!("the model folder {} cannot be served", dir.path.display());
     let template = ChatTemplate::new(sources, special_tokens(dir, &tokenizer), tokenizer.added_tokens())
-        .with_context(|| format!("the model folder {} cannot be served", dir.path.display()))?;
-    let stop_tokens = stop_tokens(dir, &tokenizer, &template);
+        .with_context(cannot_be_served)?;
+    let in_templates = sources.tool_use.unwrap_or(source);
+    let declared = dir.response_template.as_ref();
+    let response_format = ResponseFormat::pick(dir.model_type.as_deref(), in_templates, declared, response_format)
+        .with_context(cannot_be_served)?;
+    let stop_tokens = stop_tokens(dir, &tokenizer, &template, &response_format);
     if stop_tokens.is_empty() {
         bail!("{} names no end-of-text token; set `eos_token_id` in generation_config.json", dir.path.display());
     }
     Ok(ChatModel {
         tokenizer: Arc::new(tokenizer),
         template,
-        reply_format: ReplyFormat::of_template(source),
+        response_format,
         stop_tokens: stop_tokens.into(),
         default_sampling: dir.generation.sampling(),
         prompt_permits: Arc::new(Semaphore::new(thread::available_parallelism().map_or(1, usize::from))),
@@ -84,12 +89,19 @@ fn special_tokens(dir: &ModelDir, tokenizer: &Tokenizer) -> BTreeMap<String, Str
 
 /// Every token that the folder says to end a text with, and the one that its template ends turns with: of many exports the
 /// configs only know the former.
-fn stop_tokens(dir: &ModelDir, tokenizer: &Tokenizer, template: &ChatTemplate) -> Vec<TokenId> {
+fn stop_tokens(
+    dir: &ModelDir,
+    tokenizer: &Tokenizer,
+    template: &ChatTemplate,
+    response_format: &ResponseFormat,
+) -> Vec<TokenId> {
     let eos = dir.special_tokens.get("eos_token").and_then(|text| tokenizer.token(text));
     let end = template.end_of_turn().unwrap_or_default();
     let ending = tokenizer.added_tokens().iter().filter(|token| token.is_special && end.starts_with(&token.text));
     let ending = ending.max_by_key(|token| token.text.len()).map(|token| TokenId(token.id));
-    let mut tokens: Vec<TokenId> = dir.generation.stop_tokens().into_iter().chain(eos).chain(ending).collect();
+    let mut tokens = dir.generation.stop_tokens();
+    tokens.extend(eos.into_iter().chain(ending));
+    tokens.extend(response_format.ends().filter_map(|text| tokenizer.token(text)));
     tokens.sort_unstable();
     tokens.dedup();
     tokens

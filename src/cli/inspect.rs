@@ -3,6 +3,7 @@
 use super::{SUCCESS, checked_model, machine, print_line};
 use crate::{
     chat::ChatModel,
+    config::Config,
     engine::{CacheKind, CacheTensor, EngineConfig},
     model_dir::{ModelDir, variant},
     text::Tokenizer,
@@ -10,9 +11,10 @@ use crate::{
 use std::path::Path;
 
 /// Prints what the folder holds, then what keeps it from being served or should be looked at.
-pub(super) fn run(path: &Path, variant: &str, config: &EngineConfig) -> anyhow::Result<u8> {
+pub(super) fn run(path: &Path, variant: &str, config: &Config) -> anyhow::Result<u8> {
+    let (config, response_format) = (&config.engine, &config.loading.response_format);
     let dir = checked_model::open_dir(path, variant, config)?;
-    let chat = checked_model::chat_model(&dir);
+    let chat = checked_model::chat_model(&dir, response_format);
     for (name, value) in describe(&dir, config).into_iter().chain(describe_chat(&dir, chat.as_ref().ok())) {
         print_line(format_args!("{name:<18} {value}"))?;
     }
@@ -85,6 +87,8 @@ fn describe_chat(dir: &ModelDir, chat: Option<&ChatModel>) -> Vec<(&'static str,
     ];
     if let Some(chat) = chat {
         let text = |id: u32| text_of(&chat.tokenizer, id);
+        lines.push(("it can say", chat.template.capabilities().to_string()));
+        lines.push(("response format", chat.response_format.name().to_owned()));
         lines.push(("stop tokens", chat.stop_tokens.iter().map(|token| text(token.0)).collect::<Vec<_>>().join(", ")));
     }
     lines

@@ -116,7 +116,7 @@ fn execute(command: Command) -> anyhow::Result<u8> {
             }
             Ok(SUCCESS)
         }
-        Command::Inspect { dir, variant, config } => inspect::run(&dir, &variant, &config.load()?.0.engine),
+        Command::Inspect { dir, variant, config } => inspect::run(&dir, &variant, &config.load()?.0),
         Command::Doctor(args) => doctor::run(&args.load()?.0),
         Command::Manifest { dir } => {
             let (path, num_files) = write_manifest(&dir)?;

@@ -162,7 +162,7 @@ impl ApiError {
             Self::Chat(ChatError::Engine(
                 EngineError::QueueFull { .. } | EngineError::TooManyTokensWaiting { .. } | EngineError::Stopped,
             ))
-            | Self::Chat(ChatError::NoGrammar | ChatError::Panicked)
+            | Self::Chat(ChatError::NoGrammar | ChatError::NoForcedCall | ChatError::Panicked)
             | Self::Failed(_)
             | Self::UnknownHost { .. }
             | Self::UnknownUrl { .. }
@@ -193,7 +193,7 @@ fn describe_chat(error: &ChatError) -> Description {
         ChatError::InvalidFormat { .. } | ChatError::InvalidTool { .. } => {
             refused(S::BAD_REQUEST, "invalid_json_schema")
         }
-        ChatError::NoGrammar => refused(S::BAD_REQUEST, "unsupported_value"),
+        ChatError::NoGrammar | ChatError::NoForcedCall => refused(S::BAD_REQUEST, "unsupported_value"),
         ChatError::PromptTooLarge { .. } => refused(S::BAD_REQUEST, "context_length_exceeded"),
         ChatError::Engine(error) => match error {
             EngineError::PromptTooLong { .. } => refused(S::BAD_REQUEST, "context_length_exceeded"),

@@ -1,6 +1,6 @@
 //! Tokens to text, only ever in whole characters.
 
-use super::Tokenizer;
+use super::{AddedToken, Tokenizer};
 use crate::engine::TokenId;
 use std::sync::Arc;
 
@@ -9,6 +9,8 @@ use std::sync::Arc;
 #[derive(Debug)]
 pub struct Detokenizer {
     tokenizer: Arc<Tokenizer>,
+    /// Special tokens that are text all the same.
+    visible: Arc<[AddedToken]>,
     /// Tokens from the beginning of the last text that was given out.
     window: Vec<TokenId>,
     /// How many of them have been given out.
@@ -20,9 +22,9 @@ pub struct Detokenizer {
 const MAX_HELD: usize = 8;
 
 impl Detokenizer {
-    /// At the beginning of a text.
-    pub fn new(tokenizer: Arc<Tokenizer>) -> Self {
-        Self { tokenizer, window: Vec::new(), num_given: 0 }
+    /// At the beginning of a text, in which `visible` special tokens are spelled and no others.
+    pub fn new(tokenizer: Arc<Tokenizer>, visible: Arc<[AddedToken]>) -> Self {
+        Self { tokenizer, visible, window: Vec::new(), num_given: 0 }
     }
 
     /// Whose tokens they are.
@@ -32,6 +34,12 @@ impl Detokenizer {
 
     /// The text that became whole with this token; may be empty.
     pub fn push(&mut self, token: TokenId) -> String {
+        if let Some(text) =
+            self.visible.iter().find(|visible| visible.id == token.0).map(|visible| visible.text.clone())
+        {
+            // It is between two texts: how the next one reads depends on the one before it.
+            return self.finish() + &text;
+        }
         self.window.push(token);
         let text = self.tokenizer.decode(&self.window);
         let is_half = text.ends_with('\u{FFFD}')
@@ -86,7 +94,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn pieces(tokens: &[TokenId]) -> Vec<String> {
-        let mut detokenizer = Detokenizer::new(Arc::new(byte_level()));
+        let mut detokenizer = Detokenizer::new(Arc::new(byte_level()), Arc::default());
         let mut pieces: Vec<String> = tokens.iter().map(|token| detokenizer.push(*token)).collect();
         pieces.push(detokenizer.finish());
         pieces.retain(|piece| !piece.is_empty());
@@ -100,6 +108,16 @@ mod tests {
     #[test]
     fn a_character_comes_whole() {
         assert_eq!(pieces(&tokens("aé👍🏽z")), ["a", "é", "👍", "🏽", "z"]);
+    }
+
+    #[test]
+    fn a_special_token_is_text_only_where_it_is_a_mark() {
+        let tokenizer = Arc::new(byte_level());
+        let visible = tokenizer.added_tokens().iter().filter(|token| token.id == 257).cloned().collect();
+        let mut detokenizer = Detokenizer::new(Arc::clone(&tokenizer), visible);
+        let tokens = tokenizer.encode(&[Piece::Template("a<|im_start|>b<|im_end|>é<|im_end|><|im_end|>")]).unwrap();
+        let text: String = tokens.iter().map(|token| detokenizer.push(*token)).collect();
+        assert_eq!(text + &detokenizer.finish(), "ab<|im_end|>é<|im_end|><|im_end|>");
     }
 
     #[test]

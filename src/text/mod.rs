@@ -18,7 +18,6 @@ pub(crate) use tokenizer::tests;
 
 use crate::engine::{EngineError, EngineHandle, FinishReason, Request, TokenEvent, TokenId, TokenStream};
 use futures::{Stream, stream};
-use std::sync::Arc;
 
 /// Whether the reply waits, whole characters of it, then exactly one `Finished`.
 #[derive(Clone, Debug, PartialEq)]
@@ -72,12 +71,11 @@ pub struct Logprob {
 /// See [`EngineError`].
 pub fn generate(
     engine: &EngineHandle,
-    tokenizer: Arc<Tokenizer>,
+    detokenizer: Detokenizer,
     request: Request,
 ) -> Result<impl Stream<Item = TextEvent> + Send + Unpin + use<>, EngineError> {
     let tokens = engine.submit(request)?;
-    let reply =
-        Reply { tokens, detokenizer: Detokenizer::new(tokenizer), num_tokens: 0, logprobs: Vec::new(), end: None };
+    let reply = Reply { tokens, detokenizer, num_tokens: 0, logprobs: Vec::new(), end: None };
     Ok(Box::pin(stream::unfold(Some(reply), |reply| async { reply?.next().await })))
 }
 

@@ -3,7 +3,7 @@
 use crate::{engine::config, fake_model::FakeModel, tiny_model::fixture};
 use futures::executor::block_on;
 use ortolan::{
-    chat::{Chat, ChatModel, ChatTemplate, LoadFailure, LoadTime, Loader, ModelEntry, Models, ReplyFormat},
+    chat::{Chat, ChatModel, ChatTemplate, LoadFailure, LoadTime, Loader, ModelEntry, Models, ResponseFormat},
     engine::{Engine, EngineConfig, SamplingParams, TokenId},
     text::{Piece, Tokenizer},
 };
@@ -36,7 +36,7 @@ fn chat_model() -> ChatModel {
     ChatModel {
         tokenizer: tokenizer(),
         template: ChatTemplate::new(template.as_str(), BTreeMap::new(), tokenizer().added_tokens()).unwrap(),
-        reply_format: ReplyFormat { think: true, tool_call: true },
+        response_format: ResponseFormat::named("hermes").unwrap(),
         stop_tokens: [STOP].into(),
         default_sampling: SamplingParams { temperature: 0.0, ..SamplingParams::default() },
         prompt_permits: Arc::new(Semaphore::new(2)),

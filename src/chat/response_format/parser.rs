@@ -1,221 +1,305 @@
 //! A reply's text, told apart into reasoning, text and tool calls, whatever way the text is cut.
 
 use super::{
-    Delta,
-    call::{CALL_BEGIN, CallReader, Outcome},
+    ResponseFormat,
+    anchor::{Mark, Next, Sighting},
+    call::{CallReader, Outcome, Region},
+    template::{Begun, Field, Part, Template},
 };
-
-/// How a model marks what is not plain text.
-#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
-pub struct ReplyFormat {
-    /// Reasoning stands in `<think>` … `</think>`.
-    pub think: bool,
-    /// Calls stand in `<tool_call>` … `</tool_call>`, each a JSON object with `name` and `arguments`.
-    pub tool_call: bool,
-}
-
-impl ReplyFormat {
-    /// What a chat template that replays such replies must itself contain.
-    pub fn of_template(source: &str) -> Self {
-        Self { think: source.contains(THINK_END), tool_call: source.contains(CALL_BEGIN) }
-    }
-
-    /// Whether a prompt that ends in these words has begun the reasoning.
-    pub fn begins_reasoning(self, last_words: &str) -> bool {
-        self.think && last_words.trim_end().ends_with(THINK_BEGIN)
-    }
-}
-
-pub(super) const THINK_BEGIN: &str = "<think>";
-pub(super) const THINK_END: &str = "</think>";
+use crate::chat::{Delta, Tool};
+use std::sync::Arc;
 
 /// Reads one reply as it comes.
 ///
 /// White space around the marks is the format's, not the reply's: it is dropped at the beginning of a part and before
-/// a mark. Reasoning comes before everything else, so a later `<think>` is text. What looks like a call but does not name
-/// one of the tools is text.
+/// a mark. What looks like a call but does not name one of the tools is text.
 #[derive(Debug)]
 pub struct ReplyParser {
-    format: ReplyFormat,
-    tools: Vec<String>,
-    part: Part,
+    format: Arc<Template>,
+    tools: Vec<Tool>,
+    place: Place,
     /// Text that cannot be told apart yet.
     held: String,
+    /// White space before it that no mark begins with.
+    space: String,
+    /// The byte before all that.
+    before: Option<u8>,
     /// Whether the open part has said anything.
     has_begun: bool,
     /// Whether the reply has said anything that is not reasoning.
     has_spoken: bool,
-    /// What stood before the open call, in case that is only text: white space, and whether text came before it.
-    before_call: (String, bool),
+    /// What was said last, unless it was a call.
+    last: Option<Part>,
+    /// What stood before the open call and its mark, in case that is only text.
+    before_call: BeforeCall,
 }
 
 #[derive(Debug)]
-enum Part {
-    Text,
-    Reasoning,
-    Call(CallReader),
+enum Place {
+    /// Between the fields.
+    Between,
+    /// In this field of text.
+    Field(usize),
+    /// In this field of calls.
+    Calls(usize, CallReader),
 }
 
-/// What a mark begins.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-enum Mark {
-    Reasoning,
-    Text,
-    Call,
-}
-
-impl Part {
-    /// The marks that end this part.
-    fn marks(&self, format: ReplyFormat) -> &'static [(&'static str, Mark)] {
-        match (self, format) {
-            (Self::Text, ReplyFormat { think: true, tool_call: true }) => {
-                &[(THINK_BEGIN, Mark::Reasoning), (CALL_BEGIN, Mark::Call)]
-            }
-            (Self::Text, ReplyFormat { think: true, tool_call: false }) => &[(THINK_BEGIN, Mark::Reasoning)],
-            (Self::Text, ReplyFormat { think: false, tool_call: true }) => &[(CALL_BEGIN, Mark::Call)],
-            (Self::Reasoning, _) => &[(THINK_END, Mark::Text)],
-            (Self::Text, ReplyFormat { think: false, tool_call: false }) | (Self::Call(_), _) => &[],
-        }
-    }
+#[derive(Debug, Default)]
+struct BeforeCall {
+    space: String,
+    has_begun: bool,
+    mark: String,
 }
 
 impl ReplyParser {
-    /// At the beginning of the reply to a prompt that ends in `last_words`, which may have begun the reasoning.
-    /// Only calls of `tools` are calls.
-    pub fn new(format: ReplyFormat, last_words: &str, tools: Vec<String>) -> Self {
-        let format = ReplyFormat { tool_call: format.tool_call && !tools.is_empty(), ..format };
-        Self {
-            format,
+    /// At the beginning of the reply to a prompt that ends in `last_words`, which may have begun a part of it. Only calls
+    /// of `tools` are calls; a reply that `must_call` can do so in any model.
+    pub fn new(format: &ResponseFormat, last_words: &str, tools: Vec<Tool>, must_call: bool) -> Self {
+        let mut parser = Self {
+            format: Arc::clone(format.template(must_call)),
             tools,
-            part: if format.begins_reasoning(last_words) { Part::Reasoning } else { Part::Text },
+            place: Place::Between,
             held: String::new(),
+            space: String::new(),
+            before: None,
             has_begun: false,
             has_spoken: false,
-            before_call: (String::new(), false),
+            last: None,
+            before_call: BeforeCall::default(),
+        };
+        let template = Arc::clone(&parser.format);
+        match template.begun_by(last_words) {
+            Begun::Field(field) => parser.place = field.map_or(Place::Between, Place::Field),
+            Begun::Text(text) => parser.begin_with(text),
         }
+        parser
+    }
+
+    /// Reads the part of the prompt that belongs to the reply. What that says, the client has said itself.
+    fn begin_with(&mut self, text: &str) {
+        self.push(text);
+        if let Place::Calls(..) = self.place {
+            self.place = Place::Between;
+        }
+        self.held.clear();
+        self.space.clear();
+        self.before = text.bytes().last();
+        (self.has_begun, self.has_spoken, self.last) = (false, false, None);
     }
 
     /// Whether the reply is inside its reasoning.
     pub fn is_reasoning(&self) -> bool {
-        matches!(self.part, Part::Reasoning)
+        self.part() == Part::Reasoning
     }
 
     /// Takes more text and gives out what can be told apart.
     pub fn push(&mut self, text: &str) -> Vec<Delta> {
         let mut deltas = Vec::new();
-        let mut more = text.to_owned();
-        loop {
-            if let Part::Call(call) = &mut self.part {
-                match call.push(&more, &self.tools, &mut deltas) {
-                    Outcome::Open => return deltas,
-                    Outcome::Closed(rest) => {
-                        self.has_spoken = true;
-                        self.open_part(Part::Text, rest);
-                    }
-                    Outcome::NoCall(text) => self.reopen_text(text, &mut deltas),
-                }
-                more = String::new();
-            }
-            self.held.push_str(&std::mem::take(&mut more));
-            if !self.close_part(&mut deltas) {
-                break;
-            }
-            if let Part::Call(_) = self.part {
-                more = std::mem::take(&mut self.held);
-            }
+        let mut rest = text;
+        // What is behind a mark is moved, so long texts are read in pieces.
+        while !rest.is_empty() {
+            let (piece, more) = rest.split_at(rest.floor_char_boundary(MAX_PIECE_BYTES));
+            self.read(piece, false, &mut deltas);
+            rest = more;
         }
-        let keep_from = self.first_undecided();
-        let rest = self.held.split_off(keep_from);
-        let decided = std::mem::replace(&mut self.held, rest);
-        self.say(decided, &mut deltas);
         deltas
     }
 
-    /// What is left when no more text comes. A call that lacks only its closing mark is one; a call that was cut stays open.
-    /// What has not named a tool is the text it is, unless it may only lack the rest because the reply was cut.
+    /// What is left when no more text comes. A call that lacks only its closing mark is one; a call that was cut stays
+    /// open. What has not named a tool is the text it is, unless it may only lack the rest because the reply was cut.
     pub fn finish(&mut self, is_cut: bool) -> Vec<Delta> {
         let mut deltas = Vec::new();
-        if let Part::Call(call) = std::mem::replace(&mut self.part, Part::Text) {
-            match call.finish(&mut deltas) {
-                None => return deltas,
-                Some(_) if is_cut => return deltas,
-                Some(text) => self.reopen_text(text, &mut deltas),
+        let format = Arc::clone(&self.format);
+        self.read("", true, &mut deltas);
+        while matches!(self.place, Place::Calls(..)) {
+            let Place::Calls(field, reader) = std::mem::replace(&mut self.place, Place::Between) else { break };
+            match reader.finish(region(&format, field, &self.tools), is_cut, &mut deltas) {
+                Some(Outcome::NoCall { text, is_first }) if !is_cut => {
+                    self.reopen_text(field, text, is_first, &mut deltas);
+                }
+                Some(_) | None => return deltas,
             }
+            self.read("", true, &mut deltas);
         }
-        let rest = std::mem::take(&mut self.held);
+        let rest = std::mem::take(&mut self.space) + &std::mem::take(&mut self.held);
         self.say(rest, &mut deltas);
         deltas
     }
 
-    /// Ends the open part, which is no call, if the held text does.
-    fn close_part(&mut self, deltas: &mut Vec<Delta>) -> bool {
-        let Some((start, text, mark)) = self.first_mark() else { return false };
-        let rest = self.held.split_off(start + text.len());
-        self.held.truncate(start);
-        let part = std::mem::take(&mut self.held);
-        let words = part.trim_end();
-        self.say(words.to_owned(), deltas);
-        self.before_call = (part[words.len()..].to_owned(), self.has_begun);
-        let next = match mark {
-            Mark::Text => Part::Text,
-            Mark::Reasoning => Part::Reasoning,
-            Mark::Call => Part::Call(CallReader::default()),
-        };
-        self.open_part(next, rest);
-        true
+    fn read(&mut self, text: &str, is_whole: bool, deltas: &mut Vec<Delta>) {
+        let format = Arc::clone(&self.format);
+        let mut more = text.to_owned();
+        let mut idle_marks = 0;
+        loop {
+            if let Place::Calls(field, reader) = &mut self.place {
+                let field = *field;
+                let outcome = reader.push(&std::mem::take(&mut more), region(&format, field, &self.tools), deltas);
+                match outcome {
+                    Outcome::Open => return,
+                    Outcome::Closed(rest) => {
+                        (self.has_spoken, self.last) = (true, None);
+                        self.open(Place::Between, rest);
+                    }
+                    Outcome::NoCall { text, is_first } => self.reopen_text(field, text, is_first, deltas),
+                }
+            }
+            self.held.push_str(&std::mem::take(&mut more));
+            match self.next(&format, is_whole) {
+                Next::Mark(sighting) => {
+                    idle_marks = if sighting.captured.end == 0 { idle_marks + 1 } else { 0 };
+                    match idle_marks <= MAX_IDLE_MARKS {
+                        true => self.pass(&format, sighting, deltas),
+                        false => self.give_out(self.held.chars().next().map_or(0, char::len_utf8), deltas),
+                    }
+                }
+                Next::Nothing => return self.give_out(self.held.len(), deltas),
+                Next::Pending(start) => return self.give_out(start, deltas),
+            }
+            if let Place::Calls(..) = self.place {
+                more = std::mem::take(&mut self.held);
+            }
+        }
     }
 
-    fn open_part(&mut self, part: Part, held: String) {
-        self.part = part;
+    fn next(&self, format: &Template, is_whole: bool) -> Next {
+        let field = match self.place {
+            Place::Field(field) => Some(field),
+            Place::Between | Place::Calls(..) => None,
+        };
+        let begins = |start: usize| !self.has_spoken && self.held[..start].trim().is_empty();
+        let counts = |mark: Mark, start: usize| match mark {
+            Mark::Open(field) => !format.fields[field].leads || begins(start),
+            Mark::Close | Mark::Stray => true,
+        };
+        format.watch(field).find(&self.held, 0, self.before, is_whole, counts)
+    }
+
+    /// Goes on behind a mark.
+    fn pass(&mut self, format: &Template, sighting: Sighting, deltas: &mut Vec<Delta>) {
+        let Sighting { mark, start, captured } = sighting;
+        let rest = self.held.split_off(captured.end);
+        let text = self.held[start..].to_owned();
+        self.give_out(start, deltas);
+        self.before = text.bytes().last().or(self.before);
+        self.held.clear();
+        let space = std::mem::take(&mut self.space);
+        match mark {
+            Mark::Stray => {
+                // It means nothing, so the part goes on.
+                self.space = space;
+                self.held = rest;
+            }
+            Mark::Close => self.open(Place::Between, rest),
+            Mark::Open(field) => match &format.fields[field] {
+                Field { part: Part::Calls, calls, .. } => {
+                    let group = calls.as_ref().and_then(|calls| calls.name_group.as_deref());
+                    let named = captured.groups.iter().find(|(name, _)| Some(name.as_str()) == group);
+                    let name = named.map(|(_, name)| name.trim());
+                    let is_callable = match name {
+                        Some(name) => self.tools.iter().any(|tool| tool.name == name),
+                        None => !self.tools.is_empty(),
+                    };
+                    let reader = CallReader::new(&format.fields[field], name, captured.groups.clone());
+                    self.before_call = BeforeCall { space, has_begun: self.has_begun, mark: text };
+                    match is_callable {
+                        true => self.open(Place::Calls(field, reader), rest),
+                        false => self.reopen_text(field, rest, true, deltas),
+                    }
+                }
+                _ => self.open(Place::Field(field), rest),
+            },
+        }
+    }
+
+    fn open(&mut self, place: Place, held: String) {
+        self.place = place;
         self.held = held;
+        self.space.clear();
         self.has_begun = false;
     }
 
     /// What looked like a call is text: it goes on where the text before it ended.
-    fn reopen_text(&mut self, text: String, deltas: &mut Vec<Delta>) {
-        let (space, has_begun) = std::mem::take(&mut self.before_call);
-        self.open_part(Part::Text, text);
+    fn reopen_text(&mut self, field: usize, mut text: String, is_first: bool, deltas: &mut Vec<Delta>) {
+        let BeforeCall { space, has_begun, mark } = std::mem::take(&mut self.before_call);
+        let place = if self.format.implicit.is_some() { Place::Between } else { Place::Field(field) };
+        if !is_first {
+            (self.has_spoken, self.last) = (true, None);
+            self.open(place, text);
+            return;
+        }
+        let mut said = self.format.special_tokens.iter().fold(mark.clone(), |said, token| said.replace(token, ""));
+        if mark.is_empty() {
+            // The mark only looked ahead, and must not do so again.
+            let first = text.chars().next().map_or(0, char::len_utf8);
+            said = text.drain(..first).collect();
+        }
+        self.open(place, text);
         self.has_begun = has_begun;
-        self.say(space + CALL_BEGIN, deltas);
+        self.say(space + &said, deltas);
     }
 
-    fn first_mark(&self) -> Option<(usize, &'static str, Mark)> {
-        let find = |(text, mark): &(&'static str, Mark)| self.held.find(text).map(|start| (start, *text, *mark));
-        let is_mark = |(start, _, mark): &(usize, &str, Mark)| {
-            *mark != Mark::Reasoning || (!self.has_spoken && self.held[..*start].trim().is_empty())
-        };
-        let marks = self.part.marks(self.format).iter();
-        marks.filter_map(find).filter(is_mark).min_by_key(|(start, ..)| *start)
+    /// Gives out held text up to here, but for white space at its end, which may stand before a mark.
+    fn give_out(&mut self, end: usize, deltas: &mut Vec<Delta>) {
+        if end == 0 {
+            return;
+        }
+        self.before = Some(self.held.as_bytes()[end - 1]);
+        let is_stripped = self.field().is_none_or(|field| field.content.is_stripped());
+        let words = if is_stripped { self.held[..end].trim_end().len() } else { end };
+        let said = if words == 0 { String::new() } else { std::mem::take(&mut self.space) + &self.held[..words] };
+        self.space.push_str(&self.held[words..end]);
+        self.held.drain(..end);
+        self.say(said, deltas);
     }
 
     /// Gives out text of the open part.
     fn say(&mut self, text: String, deltas: &mut Vec<Delta>) {
-        let text = if self.has_begun { text } else { text.trim_start().to_owned() };
+        let is_stripped = self.field().is_none_or(|field| field.content.is_stripped());
+        let mut text = if self.has_begun || !is_stripped { text } else { text.trim_start().to_owned() };
         if text.is_empty() {
             return;
         }
-        self.has_begun = true;
-        if self.is_reasoning() {
-            deltas.push(Delta::Reasoning(text));
-        } else {
-            self.has_spoken = true;
-            deltas.push(Delta::Text(text));
+        let part = self.part();
+        if !self.has_begun && self.last == Some(part) {
+            let join = self.field().and_then(|field| field.join.as_deref()).unwrap_or(PARAGRAPH);
+            text.insert_str(0, join);
         }
+        self.has_begun = true;
+        match part {
+            Part::Reasoning => deltas.push(Delta::Reasoning(text)),
+            Part::Text | Part::Calls => {
+                self.has_spoken = true;
+                deltas.push(Delta::Text(text));
+            }
+            Part::Aside => return,
+        }
+        self.last = Some(part);
     }
 
-    /// Where white space or the beginning of a mark starts that more text may complete.
-    fn first_undecided(&self) -> usize {
-        let marks = self.part.marks(self.format);
-        let begins_mark = |index: &usize| marks.iter().any(|(mark, _)| mark.starts_with(&self.held[*index..]));
-        let longest = marks.iter().map(|(mark, _)| mark.len()).max().unwrap_or(0);
-        let earliest = self.held.len().saturating_sub(longest);
-        let mut starts = self.held.char_indices().map(|(index, _)| index).filter(|index| earliest <= *index);
-        let decided = starts.find(begins_mark).unwrap_or(self.held.len());
-        match marks.is_empty() && self.has_begun {
-            true => decided,
-            false => self.held[..decided].trim_end().len(),
-        }
+    fn field(&self) -> Option<&Field> {
+        let index = match self.place {
+            Place::Field(field) => Some(field),
+            Place::Between => self.format.implicit,
+            Place::Calls(..) => None,
+        };
+        index.map(|index| &self.format.fields[index])
     }
+
+    /// What the open part is; calls that turned out to be none are text.
+    fn part(&self) -> Part {
+        self.field().map_or(Part::Aside, |field| if field.part == Part::Calls { Part::Text } else { field.part })
+    }
+}
+
+/// Of text that is read at once.
+const MAX_PIECE_BYTES: usize = 4096;
+/// Marks in a row that take no text; more of them would go on for ever.
+const MAX_IDLE_MARKS: usize = 4;
+/// What stands between two parts of one kind, where the format does not say.
+const PARAGRAPH: &str = "\n\n";
+
+fn region<'a>(format: &'a Template, field: usize, tools: &'a [Tool]) -> Region<'a> {
+    Region { field: &format.fields[field], watch: format.watch(Some(field)), tools }
 }
 
 #[cfg(test)]
@@ -223,11 +307,23 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const BOTH: ReplyFormat = ReplyFormat { think: true, tool_call: true };
+    /// A parser of the format with the most to take care of.
+    fn hermes(last_words: &str, tools: &[&str]) -> ReplyParser {
+        ReplyParser::new(
+            &ResponseFormat::named("hermes").unwrap(),
+            last_words,
+            tools.iter().map(|name| tool(name)).collect(),
+            false,
+        )
+    }
+
+    fn tool(name: &str) -> Tool {
+        Tool { name: name.to_owned(), description: None, parameters: None, strict: false, is_enforceable: true }
+    }
 
     /// Deltas with neighbours of one kind joined, so that they do not depend on how the text was cut.
     fn parse(last_words: &str, pieces: &[&str]) -> Vec<Delta> {
-        let mut parser = ReplyParser::new(BOTH, last_words, vec!["f".to_owned(), "g".to_owned()]);
+        let mut parser = hermes(last_words, &["f", "g"]);
         let mut joined: Vec<Delta> = Vec::new();
         let mut deltas: Vec<Delta> = pieces.iter().flat_map(|piece| parser.push(piece)).collect();
         deltas.extend(parser.finish(false));
@@ -311,7 +407,7 @@ mod tests {
 
     #[test]
     fn arguments_come_as_they_are_written() {
-        let mut parser = ReplyParser::new(BOTH, "", vec!["f".to_owned()]);
+        let mut parser = hermes("", &["f"]);
         let delta = |text: &str| Delta::Arguments(text.to_owned());
         assert_eq!(parser.push("<tool_call>\n{\"name\": \"f\""), [Delta::ToolCall { name: "f".to_owned() }]);
         assert_eq!(parser.push(", \"arguments\": {\"a\""), [delta("{\"a\"")]);
@@ -346,7 +442,7 @@ mod tests {
     fn a_call_that_is_cut_or_broken_off_stays_what_it_is() {
         let begun = || vec![Delta::ToolCall { name: "f".to_owned() }, Delta::Arguments("{\"a\": ".to_owned())];
         assert_eq!(parse("", &["<tool_call>{\"name\": \"f\", \"arguments\": {\"a\": "]), begun());
-        let mut nameless = ReplyParser::new(BOTH, "", vec!["find".to_owned()]);
+        let mut nameless = hermes("", &["find"]);
         assert_eq!(
             [nameless.push("Yes. <tool_call>{\"name\": \"fi"), nameless.finish(true)].concat(),
             [Delta::Text("Yes.".to_owned())]
@@ -357,7 +453,7 @@ mod tests {
 
     #[test]
     fn what_cannot_be_a_call_is_not_held_back() {
-        let mut parser = ReplyParser::new(BOTH, "", vec!["f".to_owned()]);
+        let mut parser = hermes("", &["f"]);
         let said = ["<tool_call>", " is"].map(|text| Delta::Text(text.to_owned()));
         assert_eq!(parser.push("<tool_call> is"), said);
     }
@@ -365,9 +461,10 @@ mod tests {
     #[test]
     fn without_tools_a_call_is_text() {
         let text = "<tool_call>\n{\"name\": \"f\", \"arguments\": {}}\n</tool_call>";
-        let mut parser = ReplyParser::new(BOTH, "", Vec::new());
+        let mut parser = hermes("", &[]);
         let deltas = [parser.push(text), parser.finish(false)].concat();
-        assert_eq!(deltas, [Delta::Text(text.to_owned())]);
+        let said = |delta: &Delta| if let Delta::Text(text) = delta { text.clone() } else { panic!("{delta:?}") };
+        assert_eq!(deltas.iter().map(said).collect::<String>(), text);
     }
 
     #[test]
@@ -410,7 +507,7 @@ mod tests {
         ];
         let begin = std::time::Instant::now();
         for text in texts {
-            let mut parser = ReplyParser::new(BOTH, "", vec!["f".to_owned()]);
+            let mut parser = hermes("", &["f"]);
             let call = format!("<tool_call>{text}</tool_call>");
             for index in 0..call.len() {
                 parser.push(&call[index..=index]);

@@ -1,0 +1,102 @@
+//! Arguments that a format writes without their types get those of the tool's schema.
+
+use serde_json::{Number, Value};
+
+/// Types that a schema names, of its choices too, in their order.
+fn types(schema: &Value) -> Vec<&str> {
+    let mut types: Vec<&str> = match &schema["type"] {
+        Value::String(kind) => vec![kind],
+        Value::Array(kinds) => kinds.iter().filter_map(Value::as_str).collect(),
+        _ => Vec::new(),
+    };
+    let choices = ["anyOf", "oneOf"].iter().filter_map(|key| schema[*key].as_array()).flatten();
+    // One level: a choice of choices is rare, and its depth is not ours to follow.
+    types.extend(choices.filter_map(|choice| choice["type"].as_str()));
+    if schema["nullable"] == true && !types.contains(&"null") {
+        types.push("null");
+    }
+    types
+}
+
+/// A value as the property `key` of the parameters wants it; where it cannot be that, as it is.
+pub(super) fn coerced(parameters: Option<&Value>, key: &str, value: Value) -> Value {
+    let Some(schema) = parameters.and_then(|parameters| parameters.get("properties")?.get(key)) else { return value };
+    let types = types(schema);
+    match value {
+        Value::String(text) => typed(&text, &types).unwrap_or(Value::String(text)),
+        Value::Array(values) if !types.is_empty() && !types.contains(&"array") => {
+            let of_text = |value| match value {
+                Value::String(text) => typed(&text, &types).unwrap_or(Value::String(text)),
+                other => other,
+            };
+            values.into_iter().map(of_text).collect()
+        }
+        other => other,
+    }
+}
+
+/// All members of an object, as the parameters want them.
+pub(super) fn coerced_all(parameters: Option<&Value>, arguments: Value) -> Value {
+    match arguments {
+        Value::Object(members) => {
+            let coerced = members.into_iter().map(|(key, value)| {
+                let value = coerced(parameters, &key, value);
+                (key, value)
+            });
+            Value::Object(coerced.collect())
+        }
+        other => other,
+    }
+}
+
+fn typed(text: &str, types: &[&str]) -> Option<Value> {
+    let word = text.trim();
+    types.iter().find_map(|kind| match *kind {
+        "integer" => word.parse::<i64>().ok().map(Value::from).or_else(|| {
+            let whole = word.parse::<f64>().ok().filter(|number| number.fract() == 0.0)?;
+            format!("{whole:.0}").parse::<i64>().ok().map(Value::from)
+        }),
+        "number" => match word.parse::<i64>() {
+            Ok(number) => Some(Value::from(number)),
+            Err(_) => word.parse::<f64>().ok().and_then(Number::from_f64).map(Value::Number),
+        },
+        "boolean" => match word.to_lowercase().as_str() {
+            "true" | "1" => Some(Value::Bool(true)),
+            "false" | "0" => Some(Value::Bool(false)),
+            _ => None,
+        },
+        "null" => matches!(word, "null" | "None").then_some(Value::Null),
+        "object" => serde_json::from_str(text).ok().filter(Value::is_object),
+        "array" => serde_json::from_str(text).ok().filter(Value::is_array),
+        _ => None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn a_text_becomes_what_the_schema_says_where_it_can() {
+        let coerce =
+            |schema: Value, text: &str| coerced(Some(&json!({ "properties": { "a": schema } })), "a", json!(text));
+        for (schema, text, expected) in [
+            (json!({ "type": "integer" }), " 3.0 ", json!(3)),
+            (json!({ "type": "integer" }), "3.5", json!("3.5")),
+            (json!({ "type": "number" }), "2", json!(2)),
+            (json!({ "type": "number" }), "inf", json!("inf")),
+            (json!({ "type": "boolean" }), "True", json!(true)),
+            (json!({ "type": ["string", "null"] }), "None", json!(null)),
+            (json!({ "anyOf": [{ "type": "integer" }, { "type": "string" }] }), "x", json!("x")),
+            (json!({ "type": "array" }), "[1]", json!([1])),
+            (json!({ "type": "object" }), "[1]", json!("[1]")),
+            (json!({ "type": "integer", "nullable": true }), "null", json!(null)),
+            (json!({ "type": "string" }), "1", json!("1")),
+            (json!({}), "1", json!("1")),
+        ] {
+            assert_eq!(coerce(schema.clone(), text), expected, "{schema} {text}");
+        }
+        assert_eq!(coerced(None, "a", json!("1")), json!("1"));
+    }
+}

@@ -1,0 +1,335 @@
+//! A format written as a grammar, in llguidance's variant of Lark, for replies that must call or that must follow something
+//! when they do.
+
+mod arguments;
+
+use super::{
+    ResponseFormat,
+    anchor::Anchor,
+    call_shape::Reading,
+    content::Content,
+    pattern::is_look_ahead,
+    template::{Field, Part, Template},
+};
+use crate::{chat::Tool, text::AddedToken};
+use arguments::Arguments;
+use regex_syntax::hir::{Class, Hir, HirKind};
+use serde_json::json;
+use std::num::NonZeroU32;
+
+/// The calls of a format as rules.
+#[derive(Debug)]
+pub(in crate::chat) struct ForcedCalls {
+    pub(in crate::chat) rules: Vec<(String, String)>,
+    /// One region of calls, whole.
+    pub(in crate::chat) region: String,
+    /// What makes free text turn into one, and the rest of it.
+    pub(in crate::chat) trigger: Trigger,
+    pub(in crate::chat) behind_trigger: String,
+    /// Whether more regions may follow one: else it holds all calls.
+    pub(in crate::chat) repeats: bool,
+}
+
+/// What in a free text can only be the beginning of a call.
+#[derive(Debug)]
+pub(in crate::chat) enum Trigger {
+    /// This text, as an expression.
+    Text(String),
+    /// This token, as a symbol.
+    Token(String),
+    /// A reply that begins like this, as an expression.
+    Beginning(String),
+}
+
+/// Reasoning as rules.
+#[derive(Debug)]
+pub(in crate::chat) struct ForcedReasoning {
+    pub(in crate::chat) open: String,
+    /// From behind the opening mark to behind the closing one.
+    pub(in crate::chat) rule: (String, String),
+    /// An expression of texts that begin with it, where no token tells them apart.
+    pub(in crate::chat) beginning: Option<String>,
+}
+
+/// The format has no way to write a call that a grammar can follow.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::chat) struct CannotForce;
+
+/// Writes grammars of one format.
+#[derive(Clone, Copy)]
+pub(in crate::chat) struct Writer<'a> {
+    template: &'a Template,
+    tokens: &'a [AddedToken],
+}
+
+/// A part of a mark.
+enum Piece {
+    Text(String),
+    Space,
+    Pattern(String),
+    Optional(Vec<Piece>),
+    OneOf(Vec<Vec<Piece>>),
+}
+
+impl ResponseFormat {
+    /// To write grammars of it, with a tokenizer that has these added tokens.
+    pub(in crate::chat) fn writer<'a>(&'a self, must_call: bool, tokens: &'a [AddedToken]) -> Writer<'a> {
+        Writer { template: self.template(must_call), tokens }
+    }
+}
+
+impl<'a> Writer<'a> {
+    /// Calls of these tools, with what their arguments have to follow, `max` of them at most.
+    pub(in crate::chat) fn calls(
+        &self,
+        tools: &[(&Tool, bool)],
+        max: Option<NonZeroU32>,
+    ) -> Result<ForcedCalls, CannotForce> {
+        let mut fields = self.template.fields_of(Part::Calls);
+        fields.find_map(|field| self.calls_in(field, tools, max)).ok_or(CannotForce)
+    }
+
+    fn calls_in(&self, field: &Field, tools: &[(&Tool, bool)], max: Option<NonZeroU32>) -> Option<ForcedCalls> {
+        let shape = field.calls.as_ref()?;
+        let mut arguments = Arguments::new(self);
+        let mut bodies = Vec::new();
+        for (tool, is_enforced) in tools {
+            let body = match (&shape.reading, &field.content) {
+                (Reading::Members { name, arguments: key, .. }, _) => {
+                    let head = format!("{{{}: {}, {}: ", json!(name), json!(tool.name), json!(key));
+                    format!("{} {} SPACE \"}}\"", json!(head), arguments.json(tool, *is_enforced))
+                }
+                (Reading::Arguments, _) => arguments.json(tool, *is_enforced),
+                (Reading::Tags, Content::Tags(tags)) => arguments.tags(tags, tool, *is_enforced),
+                (Reading::Whole, Content::Pythonic) => arguments.pythonic(tool, *is_enforced),
+                (Reading::Whole, Content::Json(dialect)) if shape.name_group.is_some() => {
+                    arguments.dialect(dialect, tool, *is_enforced)?
+                }
+                (Reading::Tags | Reading::Whole, _) => return None,
+            };
+            bodies.push(body);
+        }
+        let mut rules = arguments.into_rules();
+        let in_list = match &shape.reading {
+            Reading::Members { is_list, .. } => *is_list,
+            Reading::Whole => matches!(field.content, Content::Pythonic),
+            Reading::Arguments | Reading::Tags => false,
+        };
+        let close = field.close.as_ref().map(|close| format!(" SPACE {}", self.close(close))).unwrap_or_default();
+        let open = self.pieces_of(field.open.as_ref()?, "", "")?;
+        let trigger = open.iter().position(|piece| matches!(piece, Piece::Text(_)));
+        let mut regions = Vec::new();
+        let mut tails = Vec::new();
+        for (number, ((tool, _), body)) in tools.iter().zip(&bodies).enumerate() {
+            rules.push((format!("call_{number}"), body.clone()));
+            if shape.name_group.is_some() {
+                let group = shape.name_group.as_deref().unwrap_or_default();
+                let pieces = self.pieces_of(field.open.as_ref()?, group, &tool.name)?;
+                regions.push(format!("{} SPACE call_{number}{close}", self.lark(&pieces)));
+                let tail = trigger.map_or(&pieces[..], |index| &pieces[index + 1..]);
+                tails.push(format!("{} SPACE call_{number}{close}", self.lark(tail)));
+            }
+        }
+        if shape.name_group.is_none() {
+            let all: Vec<String> = (0..tools.len()).map(|number| format!("call_{number}")).collect();
+            rules.push(("call".to_owned(), all.join(" | ")));
+            let body = if in_list { listed(max) } else { "call".to_owned() };
+            regions.push(format!("{} SPACE {body}{close}", self.lark(&open)));
+            let tail = trigger.map_or(&open[..], |index| &open[index + 1..]);
+            tails.push(format!("{} SPACE {body}{close}", self.lark(tail)));
+        }
+        rules.push(("region".to_owned(), regions.join(" | ")));
+        let (trigger, before_tail) = match trigger.map(|index| &open[index]) {
+            Some(Piece::Text(text)) => self.trigger(text),
+            _ => (Trigger::Beginning(if in_list { r"\[" } else { r"\{" }.to_owned()), String::new()),
+        };
+        let tails: Vec<String> = tails.iter().map(|tail| format!("{before_tail} {tail}")).collect();
+        rules.push(("behind_trigger".to_owned(), tails.join(" | ")));
+        Some(ForcedCalls {
+            rules,
+            region: "region".to_owned(),
+            trigger,
+            behind_trigger: "behind_trigger".to_owned(),
+            repeats: !in_list,
+        })
+    }
+
+    /// What of a text tells that a call begins, and what of it comes behind that.
+    fn trigger(&self, text: &str) -> (Trigger, String) {
+        match self.first_token(text) {
+            None => (Trigger::Text(regex_syntax::escape(text)), String::new()),
+            Some((start, token)) => (Trigger::Token(symbol(token)), self.literal(&text[start + token.text.len()..])),
+        }
+    }
+
+    /// Reasoning, if the format has any.
+    pub(in crate::chat) fn reasoning(&self) -> Option<ForcedReasoning> {
+        let field = self.template.fields_of(Part::Reasoning).next()?;
+        let open = self.pieces_of(field.open.as_ref()?, "", "")?;
+        let beginning = match (&open[..], field.open.as_ref()?) {
+            ([Piece::Text(text)], _) if self.first_token(text).is_none() => Some(regex_syntax::escape(text)),
+            _ => None,
+        };
+        let close = field.close.as_ref()?;
+        let rule = match self.plain_texts(close) {
+            Some(texts) => {
+                let texts: Vec<String> = texts.iter().map(|text| regex_syntax::escape(text)).collect();
+                ("thought[lazy]".to_owned(), format!("/{}/", slashed(&format!(r"(.|\n)*({})", texts.join("|")))))
+            }
+            None => ("thought".to_owned(), format!("FREE {}", self.close(close))),
+        };
+        Some(ForcedReasoning { open: self.lark(&open), rule, beginning })
+    }
+
+    /// What stands before an answer, and what may behind it; none where it stands between all marks.
+    pub(in crate::chat) fn around_answer(&self) -> Option<(String, String)> {
+        if self.template.implicit.is_some() {
+            return None;
+        }
+        let field = self.template.fields_of(Part::Text).next()?;
+        let open = self.pieces_of(field.open.as_ref()?, "", "")?;
+        let close = field.close.as_ref().map(|close| format!("({})?", self.close(close))).unwrap_or_default();
+        Some((self.lark(&open), close))
+    }
+
+    /// A closing mark, unless it is a token that ends the reply.
+    fn close(&self, close: &Anchor) -> String {
+        match close {
+            Anchor::Literals(literals) => {
+                let is_end = |literal: &&String| self.template.ends.contains(literal);
+                let may_end = literals.iter().any(|literal| is_end(&literal));
+                let texts: Vec<String> =
+                    literals.iter().filter(|literal| !is_end(literal)).map(|literal| self.literal(literal)).collect();
+                match (texts.is_empty(), may_end) {
+                    (true, _) => String::new(),
+                    (false, true) => format!("({})?", texts.join(" | ")),
+                    (false, false) => format!("({})", texts.join(" | ")),
+                }
+            }
+            Anchor::Pattern(pattern) => self.lark(&pieces(pattern.hir(), "", "")),
+        }
+    }
+
+    /// The texts of a mark, where no token is part of them.
+    fn plain_texts(&self, anchor: &Anchor) -> Option<Vec<String>> {
+        match anchor {
+            Anchor::Literals(literals) if literals.iter().all(|literal| self.first_token(literal).is_none()) => {
+                Some(literals.to_vec())
+            }
+            Anchor::Literals(_) | Anchor::Pattern(_) => None,
+        }
+    }
+
+    /// A mark in pieces, `name` in the place of a group.
+    fn pieces_of(&self, anchor: &Anchor, group: &str, name: &str) -> Option<Vec<Piece>> {
+        match anchor {
+            Anchor::Literals(literals) => match &literals[..] {
+                [literal] => Some(vec![Piece::Text(literal.clone())]),
+                literals => {
+                    let literals = literals.iter().map(|literal| vec![Piece::Text(literal.clone())]);
+                    Some(vec![Piece::OneOf(literals.collect())])
+                }
+            },
+            Anchor::Pattern(pattern) => Some(pieces(pattern.hir(), group, name)),
+        }
+    }
+
+    fn lark(&self, pieces: &[Piece]) -> String {
+        let one = |piece: &Piece| match piece {
+            Piece::Text(text) => self.literal(text),
+            Piece::Space => "SPACE".to_owned(),
+            Piece::Pattern(pattern) => format!("/{}/", slashed(pattern)),
+            Piece::Optional(pieces) => format!("({})?", self.lark(pieces)),
+            Piece::OneOf(choices) => {
+                format!("({})", choices.iter().map(|pieces| self.lark(pieces)).collect::<Vec<_>>().join(" | "))
+            }
+        };
+        let parts: Vec<String> = pieces.iter().map(one).filter(|part| !part.is_empty()).collect();
+        if parts.is_empty() { "\"\"".to_owned() } else { parts.join(" ") }
+    }
+
+    /// A text, with the special tokens that it spells.
+    fn literal(&self, text: &str) -> String {
+        let mut symbols = Vec::new();
+        let mut rest = text;
+        while let Some((start, token)) = self.first_token(rest) {
+            if 0 < start {
+                symbols.push(json!(rest[..start]).to_string());
+            }
+            symbols.push(symbol(token));
+            rest = &rest[start + token.text.len()..];
+        }
+        if !rest.is_empty() {
+            symbols.push(json!(rest).to_string());
+        }
+        symbols.join(" ")
+    }
+
+    /// The first special token of a text, the longest of those that begin there.
+    fn first_token(&self, text: &str) -> Option<(usize, &'a AddedToken)> {
+        let special = self.tokens.iter().filter(|token| token.is_special);
+        let found = special.filter_map(|token| Some((text.find(&token.text)?, token)));
+        found.min_by_key(|(start, token)| (*start, std::cmp::Reverse(token.text.len())))
+    }
+}
+
+fn symbol(token: &AddedToken) -> String {
+    format!("<[{}]>", token.id)
+}
+
+/// All calls in one list.
+fn listed(max: Option<NonZeroU32>) -> String {
+    match max.map(NonZeroU32::get) {
+        None => r#""[" SPACE call (SPACE "," SPACE call)* SPACE "]""#.to_owned(),
+        Some(max) => format!(r#""[" SPACE call (SPACE "," SPACE call){{0,{}}} SPACE "]""#, max - 1),
+    }
+}
+
+/// A regular expression between slashes: those in it are escaped.
+pub(in crate::chat) fn slashed(pattern: &str) -> String {
+    let mut is_escaped = false;
+    let mut slashed = String::with_capacity(pattern.len());
+    for character in pattern.chars() {
+        if character == '/' && !is_escaped {
+            slashed.push('\\');
+        }
+        is_escaped = character == '\\' && !is_escaped;
+        slashed.push(character);
+    }
+    slashed
+}
+
+/// An expression in pieces: what may be missing is left to the model, and white space is free.
+fn pieces(hir: &Hir, group: &str, name: &str) -> Vec<Piece> {
+    match hir.kind() {
+        HirKind::Empty | HirKind::Look(_) => Vec::new(),
+        HirKind::Literal(literal) => vec![Piece::Text(String::from_utf8_lossy(&literal.0).into_owned())],
+        HirKind::Class(_) if is_space(hir) => vec![Piece::Space],
+        HirKind::Class(_) => vec![Piece::Pattern(hir.to_string())],
+        HirKind::Repetition(repetition) if is_space(&repetition.sub) => vec![Piece::Space],
+        HirKind::Repetition(repetition) if repetition.min == 0 && repetition.max == Some(1) => {
+            vec![Piece::Optional(pieces(&repetition.sub, group, name))]
+        }
+        HirKind::Repetition(_) => vec![Piece::Pattern(hir.to_string())],
+        HirKind::Capture(capture) => match capture.name.as_deref() {
+            Some(ahead) if is_look_ahead(ahead) => Vec::new(),
+            Some(named) if named == group => vec![Piece::Text(name.to_owned())],
+            Some(_) | None => pieces(&capture.sub, group, name),
+        },
+        HirKind::Concat(parts) => parts.iter().flat_map(|part| pieces(part, group, name)).collect(),
+        HirKind::Alternation(choices) => {
+            vec![Piece::OneOf(choices.iter().map(|choice| pieces(choice, group, name)).collect())]
+        }
+    }
+}
+
+/// Whether only white space matches.
+fn is_space(hir: &Hir) -> bool {
+    match hir.kind() {
+        HirKind::Class(Class::Unicode(class)) => {
+            class.iter().all(|range| (range.start()..=range.end()).all(char::is_whitespace))
+        }
+        HirKind::Literal(literal) => literal.0.iter().all(u8::is_ascii_whitespace),
+        _ => false,
+    }
+}

@@ -1,0 +1,165 @@
+//! Which format a model has.
+
+use super::{FormatError, ResponseFormat, template::Template};
+use serde_json::Value;
+use std::sync::OnceLock;
+
+/// Built-in formats. Where a chat template holds the texts of several, the first is meant: those with rarer marks come
+/// first.
+const BUILT_IN: &[(&str, &str)] = &[
+    ("gpt-oss", include_str!("../../../config/response_formats/gpt-oss.json")),
+    ("kimi-k2", include_str!("../../../config/response_formats/kimi-k2.json")),
+    ("minimax-m2", include_str!("../../../config/response_formats/minimax-m2.json")),
+    ("glm-4", include_str!("../../../config/response_formats/glm-4.json")),
+    ("deepseek", include_str!("../../../config/response_formats/deepseek.json")),
+    ("deepseek-v3.1", include_str!("../../../config/response_formats/deepseek-v3.1.json")),
+    ("gemma-4", include_str!("../../../config/response_formats/gemma-4.json")),
+    ("functiongemma", include_str!("../../../config/response_formats/functiongemma.json")),
+    ("command-r", include_str!("../../../config/response_formats/command-r.json")),
+    ("lfm2", include_str!("../../../config/response_formats/lfm2.json")),
+    ("phi-4-mini", include_str!("../../../config/response_formats/phi-4-mini.json")),
+    ("granite-3", include_str!("../../../config/response_formats/granite-3.json")),
+    ("mistral", include_str!("../../../config/response_formats/mistral.json")),
+    ("qwen3-coder", include_str!("../../../config/response_formats/qwen3-coder.json")),
+    ("hermes", include_str!("../../../config/response_formats/hermes.json")),
+    ("llama-4-pythonic", include_str!("../../../config/response_formats/llama-4-pythonic.json")),
+    ("llama-3", include_str!("../../../config/response_formats/llama-3.json")),
+    ("gemma-3", include_str!("../../../config/response_formats/gemma-3.json")),
+    ("think", include_str!("../../../config/response_formats/think.json")),
+    ("plain", include_str!("../../../config/response_formats/plain.json")),
+];
+/// What the config says where the folder decides.
+const AUTO: &str = "auto";
+/// A format that models without one are held to when they must call.
+const FALLBACK: &str = "hermes";
+/// The format of a model that is not known to mark anything.
+const NOTHING_MARKED: &str = "plain";
+
+impl ResponseFormat {
+    /// The format that is `configured` by name; for `auto` the folder's own, else the built-in one whose marks its chat
+    /// template knows, or that the type of the model is known to have.
+    ///
+    /// # Errors
+    /// There is no format of that name, or the folder's own cannot be used.
+    pub fn pick(
+        model_type: Option<&str>,
+        chat_template: &str,
+        response_template: Option<&Value>,
+        configured: &str,
+    ) -> Result<Self, FormatError> {
+        if configured != AUTO {
+            return Self::named(configured);
+        }
+        if let Some(own) = response_template {
+            return Template::new(own).map(|template| Self::new("of the folder", template));
+        }
+        let built_in: Vec<(&str, Value)> = BUILT_IN.iter().map(|(name, text)| (*name, parsed(text))).collect();
+        let found = built_in.iter().find(|(_, json)| is_known_by(json, chat_template));
+        let of_type = || built_in.iter().find(|(_, json)| is_of_type(json, model_type));
+        match found.or_else(of_type) {
+            Some((name, json)) => {
+                Template::new(json).map(|template| Self::new(name, template.without_unknown_reasoning(chat_template)))
+            }
+            None => Self::named(NOTHING_MARKED),
+        }
+    }
+
+    /// A built-in format.
+    ///
+    /// # Errors
+    /// There is none of that name; the error lists those that there are.
+    pub fn named(name: &str) -> Result<Self, FormatError> {
+        let Some((name, text)) = BUILT_IN.iter().find(|(built_in, _)| *built_in == name) else {
+            let known = Self::names().collect::<Vec<_>>().join(", ");
+            return Err(FormatError::Unknown { name: name.to_owned(), known });
+        };
+        Template::new(&parsed(text)).map(|template| Self::new(name, template))
+    }
+
+    /// Names of the built-in formats.
+    pub fn names() -> impl Iterator<Item = &'static str> {
+        BUILT_IN.iter().map(|(name, _)| *name)
+    }
+}
+
+/// Calls for models that have no way of their own.
+pub(super) fn fallback() -> &'static ResponseFormat {
+    static FORMAT: OnceLock<ResponseFormat> = OnceLock::new();
+    FORMAT.get_or_init(|| ResponseFormat::named(FALLBACK).expect("a test reads all built-in formats"))
+}
+
+fn parsed(text: &str) -> Value {
+    serde_json::from_str(text).expect("a test reads all built-in formats")
+}
+
+/// Whether a chat template holds all texts of one of the format's lists.
+fn is_known_by(format: &Value, chat_template: &str) -> bool {
+    let lists = format["detect"].as_array().into_iter().flatten().filter_map(Value::as_array);
+    let mut lists = lists.map(|texts| texts.iter().filter_map(Value::as_str));
+    lists.any(|mut texts| texts.all(|text| chat_template.contains(text)))
+}
+
+fn is_of_type(format: &Value, model_type: Option<&str>) -> bool {
+    format["model_types"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .any(|known| known.as_str() == model_type && model_type.is_some())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_built_in_format_can_be_used() {
+        for name in ResponseFormat::names() {
+            assert_eq!(ResponseFormat::named(name).unwrap().name(), name);
+        }
+    }
+
+    #[test]
+    fn a_name_that_is_not_known_is_told_the_known_ones() {
+        let error = ResponseFormat::pick(None, "", None, "hermse").unwrap_err();
+        insta::assert_snapshot!(error, @"there is no response format `hermse`; known are gpt-oss, kimi-k2, minimax-m2, glm-4, deepseek, deepseek-v3.1, gemma-4, functiongemma, command-r, lfm2, phi-4-mini, granite-3, mistral, qwen3-coder, hermes, llama-4-pythonic, llama-3, gemma-3, think, plain, and `auto`");
+    }
+
+    #[test]
+    fn the_config_comes_before_the_folder_and_the_folder_before_its_chat_template() {
+        let own = serde_json::json!({ "start_anchor": "<a>", "fields": { "content": {} } });
+        let pick = |own, configured| {
+            ResponseFormat::pick(None, "<tool_call> \"name\"", own, configured).unwrap().name().to_owned()
+        };
+        assert_eq!(pick(Some(&own), "mistral"), "mistral");
+        assert_eq!(pick(Some(&own), "auto"), "of the folder");
+        assert_eq!(pick(None, "auto"), "hermes");
+    }
+
+    #[test]
+    fn chat_templates_are_known_by_their_rarest_mark() {
+        let pick = |source: &str| ResponseFormat::pick(Some("llama"), source, None, "auto").unwrap().name().to_owned();
+        for (source, name) in [
+            ("<tool_call>\\n{\"name\": <function-name>", "hermes"),
+            ("<tool_call>\\n<function=example", "qwen3-coder"),
+            ("<tool_call>{{ name }}<arg_key>", "glm-4"),
+            ("<|start|>assistant<|channel|>final<|message|>", "gpt-oss"),
+            ("[TOOL_CALLS]", "mistral"),
+            ("<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>f\\n```json", "deepseek"),
+            ("<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>f<｜tool▁sep｜>", "deepseek-v3.1"),
+            ("<|python_tag|> {\"name\": function name, \"parameters\":", "llama-3"),
+            ("<think>", "think"),
+            ("{{ messages }}", "plain"),
+        ] {
+            assert_eq!(pick(source), name, "{source}");
+        }
+    }
+
+    #[test]
+    fn a_chat_template_without_reasoning_has_a_format_without() {
+        let thinks = |source: &str| {
+            let format = ResponseFormat::pick(None, source, None, "auto").unwrap();
+            format.template.fields_of(super::super::template::Part::Reasoning).next().is_some()
+        };
+        assert_eq!([thinks("<tool_call>"), thinks("<tool_call></think>")], [false, true]);
+    }
+}
