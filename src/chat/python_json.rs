@@ -3,8 +3,9 @@
 use super::python_text;
 use minijinja::{
     Error, ErrorKind, Value,
-    value::{Kwargs, Rest, ValueKind},
+    value::{Kwargs, Rest, Serde, ValueKind},
 };
+use serde_json::Value as Json;
 use std::fmt::Write;
 
 /// Values in values. Clients' are not as deep; no template may exhaust the stack.
@@ -47,6 +48,18 @@ pub(super) fn to_json(value: &Value, positional: Rest<Value>, named: Kwargs) -> 
     let mut text = String::new();
     style.write(value, 0, &mut text)?;
     Ok(Value::from(text))
+}
+
+/// On one line, with a space behind `,` and `:`.
+pub(super) fn to_string(value: &Json) -> String {
+    let (item_separator, key_separator) = (", ".to_owned(), ": ".to_owned());
+    let style = Style { ensure_ascii: false, indent: None, item_separator, key_separator, sort_keys: false };
+    let mut text = String::new();
+    match style.write(&Value::from(Serde(value)), 0, &mut text) {
+        Ok(()) => text,
+        // Nested too deeply to be laid out.
+        Err(_) => value.to_string(),
+    }
 }
 
 impl Style {

@@ -25,7 +25,9 @@ pub(crate) fn tiny_models() -> Vec<String> {
     let mut names: Vec<String> =
         names.filter(|name| tests.join("golden").join(format!("{name}.json")).exists()).collect();
     if is_oldest() {
-        names.retain(|name| load(runtime(), ModelDir::open(&fixture(name), &Target::CPU).unwrap().spec, &config(1, 16)).is_ok());
+        names.retain(|name| {
+            load(runtime(), ModelDir::open(&fixture(name), &Target::CPU).unwrap().spec, &config(1, 16)).is_ok()
+        });
     }
     names.sort();
     assert!(["tiny-concat", "tiny-gqa"].iter().all(|name| names.iter().any(|other| other == name)));

@@ -32,7 +32,7 @@ fn golden() -> (BTreeMap<String, Arc<Tokenizer>>, Vec<Recorded>) {
 }
 
 fn streamed(tokenizer: &Arc<Tokenizer>, tokens: &[TokenId]) -> String {
-    let mut detokenizer = Detokenizer::new(Arc::clone(tokenizer));
+    let mut detokenizer = Detokenizer::new(Arc::clone(tokenizer), Arc::default());
     let text: String = tokens.iter().map(|token| detokenizer.push(*token)).collect();
     text + &detokenizer.finish()
 }
