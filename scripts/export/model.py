@@ -20,7 +20,7 @@ Which precision? Measured with Qwen3-0.6B's geometry on two cores with AVX-512 a
 Models with sliding windows (Gemma 3, gpt-oss) get full-length caches here, because those can be shared between requests
 with the same beginning and cut back; `--option windowed_kv_cache=true` saves memory instead.
 
-A gpt-oss checkpoint must keep its experts as published (MXFP4), and is only exported in int4.
+A gpt-oss checkpoint must keep its experts as published (MXFP4).
 """
 
 import argparse
