@@ -23,7 +23,7 @@ struct Recorded {
 fn golden() -> (BTreeMap<String, Arc<Tokenizer>>, Vec<Recorded>) {
     let tests = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests");
     let golden: Golden = serde_json::from_slice(&fs::read(tests.join("golden/tokenizers.json")).unwrap()).unwrap();
-    let load = |name: &str| Tokenizer::load(&tests.join(format!("fixtures/tokenizers/{name}.json"))).unwrap();
+    let load = |name: &str| Tokenizer::load(&tests.join(format!("tokenizers/{name}.json"))).unwrap();
     let mut tokenizers = BTreeMap::new();
     for case in &golden.cases {
         tokenizers.entry(case.tokenizer.clone()).or_insert_with(|| Arc::new(load(&case.tokenizer)));
