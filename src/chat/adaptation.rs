@@ -177,7 +177,9 @@ pub(super) fn fields(messages: &[Message], template: &Capabilities) -> Vec<Json>
         }
         if let Some(reasoning) = reasoning {
             fields.insert("reasoning_content".to_owned(), json!(reasoning));
-            fields.insert("reasoning".to_owned(), json!(reasoning));
+            if template.reasoning_field {
+                fields.insert("reasoning".to_owned(), json!(reasoning));
+            }
         }
         Json::Object(fields)
     };

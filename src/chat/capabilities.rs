@@ -31,6 +31,8 @@ pub struct Capabilities {
     pub results: bool,
     /// The reasoning of an assistant's turn.
     pub reasoning: bool,
+    /// It reads that as `reasoning`; else as `reasoning_content` or `thinking`, which all templates are given.
+    pub reasoning_field: bool,
 }
 
 /// The form in which a template wants calls.
@@ -69,6 +71,7 @@ impl Capabilities {
         parallel_calls: true,
         results: true,
         reasoning: true,
+        reasoning_field: false,
     };
 
     /// Renders conversations of telling words, as they are, under these capabilities. A capability is there if all of
@@ -109,8 +112,13 @@ impl Capabilities {
         found.parallel_calls = says(&found, &[user(), calling_twice, result(1), result(2)], &[tool()], &[ARGUMENT]);
         let thinking = Message { reasoning: Some(REASONING.to_owned()), ..calling() };
         let thought = Message { reasoning: Some(REASONING.to_owned()), ..assistant() };
-        found.reasoning = says(&found, &[user(), thought], &[], &[REASONING])
-            || says(&found, &[user(), thinking, result(1)], &[tool()], &[REASONING]);
+        let reasons = |capabilities: &Self| {
+            says(capabilities, &[user(), thought.clone()], &[], &[REASONING])
+                || says(capabilities, &[user(), thinking.clone(), result(1)], &[tool()], &[REASONING])
+        };
+        let other_field = Self { reasoning_field: true, ..found.clone() };
+        found.reasoning_field = !reasons(&found) && reasons(&other_field);
+        found.reasoning = found.reasoning_field || reasons(&found);
         found
     }
 }

@@ -17,8 +17,9 @@ pub(super) struct Jinja {
     environment: Environment<'static>,
 }
 
-/// Long chains of operators recurse in the compiler.
-const COMPILE_STACK_BYTES: usize = 64 * 1024 * 1024;
+/// Long chains of operators recurse in the compiler, and lists in lists where they are taken apart. Only what is used of it
+/// takes memory.
+const STACK_BYTES: usize = 256 * 1024 * 1024;
 /// What any template may spend (one unit is about one instruction), and what each byte of its input adds.
 const BASE_FUEL: u64 = 200_000;
 const FUEL_PER_BYTE: u64 = 2;
@@ -29,18 +30,14 @@ impl Jinja {
     /// # Errors
     /// In the words of the compiler.
     pub(super) fn compile(sources: Vec<(String, String)>, now: fn() -> DateTime<Local>) -> Result<Self, String> {
-        let compile = move || {
+        let compile = || {
             let mut environment = environment(now);
             for (name, source) in sources {
                 environment.add_template_owned(name, without_generation_tags(&source.replace("\r\n", "\n")))?;
             }
             Ok(environment)
         };
-        let compiler =
-            thread::Builder::new().name("template".to_owned()).stack_size(COMPILE_STACK_BYTES).spawn(compile);
-        let compiled = compiler.map_err(|error| error.to_string())?.join();
-        let environment = compiled.map_err(|_| "the compiler panicked on it".to_owned())?;
-        Ok(Self { environment: environment.map_err(|error| describe(&error))? })
+        Ok(Self { environment: on_large_stack(compile)? })
     }
 
     /// The text that the template of this name makes of its variables.
@@ -48,11 +45,21 @@ impl Jinja {
     /// # Errors
     /// What the template raises, in its own words, or why it cannot go on.
     pub(super) fn render(&self, name: &str, context: &Map<String, Json>) -> Result<String, String> {
-        let mut environment = self.environment.clone();
-        environment.set_fuel(Some(BASE_FUEL + FUEL_PER_BYTE * num_bytes(context)));
-        let template = environment.get_template(name).expect("it was added when the environment was made");
-        template.render(Value::from(Serde(context))).map_err(|error| describe(&error))
+        on_large_stack(|| {
+            let mut environment = self.environment.clone();
+            environment.set_fuel(Some(BASE_FUEL + FUEL_PER_BYTE * num_bytes(context)));
+            environment.get_template(name)?.render(Value::from(Serde(context)))
+        })
     }
+}
+
+fn on_large_stack<T: Send>(work: impl FnOnce() -> Result<T, Error> + Send) -> Result<T, String> {
+    thread::scope(|scope| {
+        let builder = thread::Builder::new().name("template".to_owned()).stack_size(STACK_BYTES);
+        let thread = builder.spawn_scoped(scope, work).map_err(|error| error.to_string())?;
+        let done = thread.join().map_err(|_| "the template engine panicked on it".to_owned())?;
+        done.map_err(|error| describe(&error))
+    })
 }
 
 fn environment(now: fn() -> DateTime<Local>) -> Environment<'static> {
@@ -80,7 +87,13 @@ fn is_sequence(value: &Value) -> bool {
     match value.kind() {
         ValueKind::Undefined | ValueKind::String | ValueKind::Seq | ValueKind::Map => true,
         ValueKind::Iterable => value.len().is_some(),
-        _ => false,
+        ValueKind::None
+        | ValueKind::Bool
+        | ValueKind::Number
+        | ValueKind::Bytes
+        | ValueKind::Plain
+        | ValueKind::Invalid
+        | _ => false,
     }
 }
 

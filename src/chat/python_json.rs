@@ -45,47 +45,48 @@ pub(super) fn to_json(value: &Value, positional: Rest<Value>, named: Kwargs) -> 
         (separator(0)?, separator(1)?)
     };
     let style = Style { ensure_ascii, indent, item_separator, key_separator, sort_keys };
-    let mut text = String::new();
-    style.write(value, 0, &mut text)?;
-    Ok(Value::from(text))
+    let mut writer = Writer { style, text: String::new() };
+    writer.write(value, 0)?;
+    Ok(Value::from(writer.text))
 }
 
 /// On one line, with a space behind `,` and `:`.
 pub(super) fn to_string(value: &Json) -> String {
     let (item_separator, key_separator) = (", ".to_owned(), ": ".to_owned());
     let style = Style { ensure_ascii: false, indent: None, item_separator, key_separator, sort_keys: false };
-    let mut text = String::new();
-    match style.write(&Value::from(Serde(value)), 0, &mut text) {
-        Ok(()) => text,
+    let mut writer = Writer { style, text: String::new() };
+    match writer.write(&Value::from(Serde(value)), 0) {
+        Ok(()) => writer.text,
         // Nested too deeply to be laid out.
         Err(_) => value.to_string(),
     }
 }
 
-impl Style {
-    fn write(&self, value: &Value, depth: usize, text: &mut String) -> Result<(), Error> {
+struct Writer {
+    style: Style,
+    text: String,
+}
+
+impl Writer {
+    fn write(&mut self, value: &Value, depth: usize) -> Result<(), Error> {
         if MAX_DEPTH < depth {
             return Err(Error::new(ErrorKind::BadSerialization, "the value is nested too deeply for JSON"));
         }
         match value.kind() {
-            ValueKind::String => self.write_string(value.as_str().unwrap_or_default(), text),
+            ValueKind::String => self.write_string(value.as_str().unwrap_or_default()),
             ValueKind::Map => {
                 let mut keys: Vec<Value> = value.try_iter()?.collect();
-                if self.sort_keys {
+                if self.style.sort_keys {
                     keys.sort();
                 }
-                let write = |key: Value, text: &mut String| {
-                    self.write_string(&key_name(&key)?, text);
-                    text.push_str(&self.key_separator);
-                    self.write(&value.get_item(&key)?, depth + 1, text)
-                };
-                self.write_list(keys, "{}", depth, write, text)?;
+                let member = |key: Value| Ok((Some(key_name(&key)?), value.get_item(&key)?));
+                let members: Vec<_> = keys.into_iter().map(member).collect::<Result<_, Error>>()?;
+                self.write_items(members, "{}", depth)?;
             }
             ValueKind::Seq | ValueKind::Iterable => {
-                let write = |item: Value, text: &mut String| self.write(&item, depth + 1, text);
-                self.write_list(value.try_iter()?, "[]", depth, write, text)?;
+                self.write_items(value.try_iter()?.map(|item| (None, item)), "[]", depth)?;
             }
-            ValueKind::None | ValueKind::Bool | ValueKind::Number => text.push_str(&scalar(value)),
+            ValueKind::None | ValueKind::Bool | ValueKind::Number => self.text.push_str(&scalar(value)),
             ValueKind::Undefined | ValueKind::Bytes | ValueKind::Plain | ValueKind::Invalid | _ => {
                 let message = format!("a value of kind `{}` is not JSON", value.kind());
                 return Err(Error::new(ErrorKind::BadSerialization, message));
@@ -94,58 +95,61 @@ impl Style {
         Ok(())
     }
 
-    fn write_list(
-        &self,
-        items: impl IntoIterator<Item = Value>,
+    /// The members of an object have names.
+    fn write_items(
+        &mut self,
+        items: impl IntoIterator<Item = (Option<String>, Value)>,
         brackets: &str,
         depth: usize,
-        write: impl Fn(Value, &mut String) -> Result<(), Error>,
-        text: &mut String,
     ) -> Result<(), Error> {
-        text.push_str(&brackets[..1]);
+        self.text.push_str(&brackets[..1]);
         let mut is_empty = true;
-        for item in items {
+        for (name, item) in items {
             if !is_empty {
-                text.push_str(&self.item_separator);
+                self.text.push_str(&self.style.item_separator);
             }
             is_empty = false;
-            self.break_line(depth + 1, text);
-            write(item, text)?;
+            self.break_line(depth + 1);
+            if let Some(name) = name {
+                self.write_string(&name);
+                self.text.push_str(&self.style.key_separator);
+            }
+            self.write(&item, depth + 1)?;
         }
         if !is_empty {
-            self.break_line(depth, text);
+            self.break_line(depth);
         }
-        text.push_str(&brackets[1..]);
+        self.text.push_str(&brackets[1..]);
         Ok(())
     }
 
-    fn break_line(&self, depth: usize, text: &mut String) {
-        if let Some(indent) = &self.indent {
-            text.push('\n');
-            text.push_str(&indent.repeat(depth));
+    fn break_line(&mut self, depth: usize) {
+        if let Some(indent) = &self.style.indent {
+            self.text.push('\n');
+            self.text.push_str(&indent.repeat(depth));
         }
     }
 
-    fn write_string(&self, string: &str, text: &mut String) {
-        text.push('"');
+    fn write_string(&mut self, string: &str) {
+        self.text.push('"');
         for character in string.chars() {
             match character {
-                '"' => text.push_str("\\\""),
-                '\\' => text.push_str("\\\\"),
-                '\n' => text.push_str("\\n"),
-                '\r' => text.push_str("\\r"),
-                '\t' => text.push_str("\\t"),
-                '\u{8}' => text.push_str("\\b"),
-                '\u{c}' => text.push_str("\\f"),
-                _ if character < ' ' || self.ensure_ascii && '~' < character => {
+                '"' => self.text.push_str("\\\""),
+                '\\' => self.text.push_str("\\\\"),
+                '\n' => self.text.push_str("\\n"),
+                '\r' => self.text.push_str("\\r"),
+                '\t' => self.text.push_str("\\t"),
+                '\u{8}' => self.text.push_str("\\b"),
+                '\u{c}' => self.text.push_str("\\f"),
+                _ if character < ' ' || self.style.ensure_ascii && '~' < character => {
                     for unit in character.encode_utf16(&mut [0; 2]) {
-                        write!(text, "\\u{unit:04x}").expect("strings take all text");
+                        write!(self.text, "\\u{unit:04x}").expect("strings take all text");
                     }
                 }
-                _ => text.push(character),
+                _ => self.text.push(character),
             }
         }
-        text.push('"');
+        self.text.push('"');
     }
 }
 
@@ -160,15 +164,17 @@ fn key_name(key: &Value) -> Result<String, Error> {
 
 /// Of a number, a truth value or nothing.
 fn scalar(value: &Value) -> String {
-    match value.kind() {
-        ValueKind::None => "null".to_owned(),
-        ValueKind::Number if !value.is_integer() => match python_text::float(value).as_str() {
-            "nan" => "NaN".to_owned(),
-            "inf" => "Infinity".to_owned(),
-            "-inf" => "-Infinity".to_owned(),
-            number => number.to_owned(),
-        },
-        _ => value.to_string().to_lowercase(),
+    if value.is_none() {
+        return "null".to_owned();
+    }
+    if value.kind() == ValueKind::Bool || value.is_integer() {
+        return value.to_string().to_lowercase();
+    }
+    match python_text::float(value).as_str() {
+        "nan" => "NaN".to_owned(),
+        "inf" => "Infinity".to_owned(),
+        "-inf" => "-Infinity".to_owned(),
+        number => number.to_owned(),
     }
 }
 

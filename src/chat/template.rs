@@ -264,8 +264,8 @@ mod tests {
         let mut result = Message::text(Role::Tool, "2");
         result.tool_call_id = Some("call_1".to_owned());
         insta::assert_snapshot!(render(source, &request(vec![assistant, result], vec![])).unwrap(), @r#"
-        {"role": "assistant", "content": "", "reasoning_content": "Hm.", "tool_calls": [{"id": "call_1", "type": "function", "function": {"name": "f", "arguments": {"a": 1}}}, {"id": "call_1", "type": "function", "function": {"name": "f", "arguments": "not JSON"}}, {"id": "call_1", "type": "function", "function": {"name": "f", "arguments": "[1]"}}]}
-        {"role": "tool", "content": "2", "tool_call_id": "call_1"}
+        {"thinking": "Hm.", "role": "assistant", "content": "", "tool_calls": [{"id": "call_1", "type": "function", "function": {"name": "f", "arguments": {"a": 1}}}, {"id": "call_1", "type": "function", "function": {"name": "f", "arguments": "not JSON"}}, {"id": "call_1", "type": "function", "function": {"name": "f", "arguments": "[1]"}}], "reasoning_content": "Hm."}
+        {"role": "tool", "content": "2", "tool_call_id": "call_1", "name": "f"}
         "#);
     }
 
@@ -293,6 +293,8 @@ mod tests {
         insta::assert_snapshot!(render(endless, &user("")).unwrap_err(), @"the model's chat template rejected the messages: it takes more steps than messages of this size may need");
         let doubling = "{% set x = namespace(s='ab') %}{% for a in range(40) %}{% set x.s = x.s ~ x.s %}{% endfor %}";
         assert!(render(doubling, &user("")).is_err());
+        let deep = "{% set x = namespace(l=[]) %}{% for a in range(90000) %}{% set x.l = [x.l] %}{% endfor %}";
+        assert!(render(deep, &user("")).is_err()); // Nor does taking it apart overflow the stack.
         let long_chain = format!("{{{{ {}1 }}}}", "not ".repeat(60_000));
         let _ = render(&long_chain, &user("")); // Whatever it says, it must not overflow the stack.
         insta::assert_snapshot!(render(&"x".repeat(300_000), &user("")).unwrap_err(), @"the chat template has 300000 bytes, more than the 262144 that are allowed");
@@ -424,7 +426,7 @@ mod tests {
                 assert_eq!(Some(pieces.iter().map(text).collect()), recorded.prompt, "{case}");
             }
         }
-        println!(
+        eprintln!(
             "chat templates: {} renders of {} templates, {num_chats} of chats",
             golden.cases.len(),
             templates.len()
@@ -497,6 +499,16 @@ mod tests {
         yi: a system message first, roles in any order
         zephyr: system messages anywhere, roles in any order
         ");
+    }
+
+    #[test]
+    fn reasoning_has_the_name_that_the_template_reads() {
+        let mut assistant = Message::text(Role::Assistant, "");
+        assistant.reasoning = Some("Hm.".to_owned());
+        let request = request(vec![assistant], vec![]);
+        for name in ["reasoning_content", "thinking", "reasoning"] {
+            assert_eq!(render(&format!("{{% for m in messages %}}{{{{ m.{name} }}}}{{{{ m.content }}}}{{% endfor %}}"), &request).unwrap(), "Hm.");
+        }
     }
 
     #[test]

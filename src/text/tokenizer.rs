@@ -213,6 +213,38 @@ pub(crate) mod tests {
         })
     }
 
+    /// A file that holds this tokenizer but for the changes.
+    fn load(change: impl FnOnce(&mut Value)) -> Result<Tokenizer, TokenizerError> {
+        let mut description = byte_level_description();
+        change(&mut description);
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("tokenizer.json");
+        fs::write(&path, description.to_string()).unwrap();
+        Tokenizer::load(&path)
+    }
+
+    #[test]
+    fn files_that_do_harm_are_refused() {
+        assert!(load(|_| ()).is_ok());
+        // The library panics where there is nothing left to strip.
+        let strip = json!({ "type": "Strip", "content": "x", "start": 0, "stop": 1 });
+        let decoders = json!([{ "type": "Replace", "pattern": { "Regex": "." }, "content": "" }, strip]);
+        let strips_nothing = |description: &mut Value| {
+            description["decoder"] = json!({ "type": "Sequence", "decoders": decoders });
+        };
+        assert!(load(strips_nothing).is_err());
+        let takes_for_ever = |description: &mut Value| {
+            let pattern = json!({ "Regex": "(a+)+(a+)+(a+)+b" });
+            let split = json!({ "type": "Split", "pattern": pattern, "behavior": "Isolated", "invert": false });
+            description["pre_tokenizer"] =
+                json!({ "type": "Sequence", "pretokenizers": [split, description["pre_tokenizer"]] });
+        };
+        assert!(load(takes_for_ever).is_err());
+        assert!(load(|description| description["model"]["vocab"] = json!([])).is_err());
+        assert!(load(|description| description["decoder"] = json!({ "type": "ByteLevel", "extra": 1 })).is_err());
+        assert!(load(|description| *description = json!(null)).is_err());
+    }
+
     #[test]
     fn only_the_template_can_write_special_tokens() {
         let tokenizer = byte_level();

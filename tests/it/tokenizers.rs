@@ -45,7 +45,7 @@ fn texts_become_the_tokens_that_they_become_in_python() {
         assert_eq!(tokens.iter().map(|token| token.0).collect::<Vec<_>>(), *ids, "{name}: {text:?}");
         assert_eq!(tokenizers[name].decode(&tokens), *decoded, "{name}: {text:?}");
     }
-    println!("tokenizers: {} texts with {} of them", cases.len(), tokenizers.len());
+    eprintln!("tokenizers: {} texts with {} of them", cases.len(), tokenizers.len());
     assert!(9 <= tokenizers.len());
 }
 
@@ -70,5 +70,5 @@ fn tokens_that_come_one_by_one_say_the_same() {
             }
         }
     }
-    println!("tokenizers: {num_streams} streams");
+    eprintln!("tokenizers: {num_streams} streams");
 }
