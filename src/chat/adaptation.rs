@@ -1,6 +1,6 @@
 //! Conversations for templates that cannot say all of them. What a template can say is left as it is.
 
-use super::{Capabilities, Message, Role, ToolCall, capabilities::CallForm};
+use super::{Capabilities, Message, Role, Tool, ToolCall, capabilities::CallForm};
 use serde_json::{Map, Value as Json, json};
 use std::{borrow::Cow, collections::HashMap};
 
@@ -109,25 +109,32 @@ fn without_system(messages: &[Message]) -> (String, Vec<Message>) {
     (words, others.into_iter().cloned().collect())
 }
 
-/// The user begins; turns of one role that follow each other are one.
+/// The user begins; turns of one role that follow each other are one. Templates that want this look at what user and
+/// assistant say and pass over calls and results, so a call that was never answered in words gets an empty answer.
 fn in_turns(messages: &[Message]) -> Vec<Message> {
     let mut turns: Vec<Message> = Vec::with_capacity(messages.len());
+    let is_plain = |message: &Message| message.role == Role::Assistant && message.tool_calls.is_empty();
+    let speaks = |message: &&Message| message.role == Role::User || is_plain(message);
     let mut user_has_spoken = false;
     for message in messages {
         let mut message = message.clone();
-        let is_plain = |message: &Message| message.role == Role::Assistant && message.tool_calls.is_empty();
         user_has_spoken |= message.role == Role::User;
         if is_plain(&message) && !user_has_spoken {
             message = Message::text(Role::User, message.content);
         }
         match turns.last_mut() {
-            Some(last)
-                if last.role == message.role && (is_plain(last) && is_plain(&message) || last.role == Role::User) =>
-            {
+            Some(last) if last.role == message.role && speaks(&&*last) => {
                 last.content = joined(&last.content, &message.content);
                 last.reasoning = message.reasoning.or_else(|| last.reasoning.take());
+                last.tool_calls = message.tool_calls;
             }
-            _ => turns.push(message),
+            _ => {
+                let last = turns.iter().rfind(speaks);
+                if message.role == Role::User && last.is_some_and(|last| last.role == Role::User) {
+                    turns.push(Message::text(Role::Assistant, ""));
+                }
+                turns.push(message);
+            }
         }
     }
     turns
@@ -199,6 +206,19 @@ fn content(message: &Message, template: &Capabilities, form: CallForm) -> Json {
 fn tool_call(call: &ToolCall, id: String, form: CallForm) -> Json {
     let arguments = if form.text_arguments { json!(call.arguments) } else { arguments(call) };
     json!({ "id": id, "type": "function", "function": { "name": call.name, "arguments": arguments } })
+}
+
+/// Tools as templates read them. What a tool leaves open is there but empty where the template asks for it.
+pub(super) fn tools(tools: &[Tool], template: &Capabilities) -> Vec<Json> {
+    let tool = |tool: &Tool| {
+        let filled = |value: Option<Json>, empty: Json| value.or((!template.bare_tools).then_some(empty));
+        let description = filled(tool.description.as_ref().map(|description| json!(description)), json!(""));
+        let parameters = filled(tool.parameters.clone(), json!({ "type": "object", "properties": {} }));
+        let fields = [("name", Some(json!(tool.name))), ("description", description), ("parameters", parameters)];
+        let function = fields.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?)));
+        json!({ "type": "function", "function": Map::from_iter(function) })
+    };
+    tools.iter().map(tool).collect()
 }
 
 /// Templates expect an object; what is not one is passed as the text it is.
@@ -280,6 +300,8 @@ mod tests {
         assert_eq!(in_turns("a1 u2 u3 a4 a5 u6"), "u1|2|3 a4|5 u6");
         assert_eq!(in_turns("s0 a1 a2 u3"), "s0 u1|2|3");
         assert_eq!(in_turns("u1 a+x t2=x a3 u4"), "u1 a+x t2=x a3 u4");
+        assert_eq!(in_turns("u1 a2 a3+x t4=x a5 u6"), "u1 a2|3+x t4=x a5 u6");
+        assert_eq!(in_turns("u1 a+x t2=x u3 u4"), "u1 a+x t2=x a u3|4");
         let neither = |template: &mut Capabilities| (template.system, template.any_order) = (false, false);
         assert_eq!(adapt(neither, &conversation("s1 a2 u3 u4")), "u2|1|3|4");
     }
@@ -305,6 +327,16 @@ mod tests {
         messages[1].reasoning = Some("r".to_owned());
         assert_eq!(adapt(|template| template.content_beside_calls = false, &messages), "u1 a(r)2 a+x");
         assert_eq!(adapt(|template| template.reasoning_beside_content = false, &messages), "u1 a(r|2)+x");
+    }
+
+    #[test]
+    fn what_a_tool_leaves_open_is_empty_where_the_template_asks_for_it() {
+        let tool =
+            Tool { name: "f".to_owned(), description: None, parameters: None, strict: false, is_enforceable: true };
+        let spelled = |template: &Capabilities| Json::from(tools(std::slice::from_ref(&tool), template));
+        insta::assert_snapshot!(spelled(&Capabilities::FULL), @r#"[{"type":"function","function":{"name":"f"}}]"#);
+        let template = Capabilities { bare_tools: false, ..Capabilities::FULL };
+        insta::assert_snapshot!(spelled(&template), @r#"[{"type":"function","function":{"name":"f","description":"","parameters":{"type":"object","properties":{}}}}]"#);
     }
 
     #[test]

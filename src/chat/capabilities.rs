@@ -19,6 +19,8 @@ pub struct Capabilities {
     pub any_order: bool,
     /// Descriptions of tools.
     pub tools: bool,
+    /// Tools without description or parameters.
+    pub bare_tools: bool,
     /// Calls of tools, and how; none where it does not show them.
     pub calls: Option<CallForm>,
     /// Words in the same turn as a call.
@@ -65,6 +67,7 @@ impl Capabilities {
         late_system: true,
         any_order: true,
         tools: true,
+        bare_tools: true,
         calls: Some(CallForm { text_arguments: false, null_content: false, short_ids: false }),
         content_beside_calls: true,
         reasoning_beside_content: true,
@@ -94,6 +97,8 @@ impl Capabilities {
         let other_order = [assistant(), Message::text(Role::User, OTHER), user(), assistant(), assistant(), user()];
         found.any_order = says(&found, &other_order, &[], &[OTHER, USER, ASSISTANT]);
         found.tools = says(&found, &[user()], &[tool()], &[TOOL]);
+        let bare = Tool { description: None, parameters: None, ..tool() };
+        found.bare_tools = says(&found, &[user()], &[bare], &[USER]) || !found.tools;
 
         let calling = || Message { tool_calls: vec![call(1)], ..Message::text(Role::Assistant, "") };
         let result = |number| Message { tool_call_id: Some(call(number).id), ..Message::text(Role::Tool, RESULT) };
@@ -133,6 +138,7 @@ impl fmt::Display for Capabilities {
             (self.system && !self.late_system, "a system message first"),
             (self.any_order, "roles in any order"),
             (self.tools, "tools"),
+            (!self.bare_tools, "no tools without parameters"),
             (self.calls.is_some(), "calls"),
             (form.text_arguments, "arguments as text"),
             (form.null_content, "null beside calls"),

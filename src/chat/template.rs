@@ -1,7 +1,7 @@
 //! Prompts from messages, through the model's own chat template.
 
 use super::{
-    Capabilities, ChatError, ChatRequest, Message, Role, Tool, adaptation,
+    Capabilities, ChatError, ChatRequest, Message, Role, adaptation,
     jinja::Jinja,
     markup::{Marks, Markup, Prompt, Scope},
 };
@@ -90,7 +90,7 @@ impl ChatTemplate {
         let probe = |name| {
             Capabilities::probe(|form, messages, tools| {
                 let messages = adaptation::fields(messages, form);
-                let context = context(messages, tools.iter().map(tool).collect(), Map::new(), &special_tokens);
+                let context = context(messages, adaptation::tools(tools, form), Map::new(), &special_tokens);
                 jinja.render(name, &context).ok()
             })
         };
@@ -117,7 +117,8 @@ impl ChatTemplate {
         let messages = adaptation::adapted(&request.messages, capabilities);
         let fields = adaptation::fields(&messages, capabilities);
         let fields = messages.iter().zip(fields).map(|(message, fields)| marks.mark(fields, scope(message))).collect();
-        let tools = request.tools.iter().map(|function| marks.mark(tool(function), Scope::All)).collect();
+        let tools = adaptation::tools(&request.tools, capabilities);
+        let tools = tools.into_iter().map(|tool| marks.mark(tool, Scope::All)).collect();
         let context = context(fields, tools, arguments(request, &marks), &self.special_tokens);
         let text = self.jinja.render(name, &context).map_err(|message| ChatError::Template { message })?;
         Ok(marks.split(&text))
@@ -168,23 +169,11 @@ fn context(
     context
 }
 
-fn tool(tool: &Tool) -> Json {
-    let mut function = Map::new();
-    function.insert("name".to_owned(), json!(tool.name));
-    if let Some(description) = &tool.description {
-        function.insert("description".to_owned(), json!(description));
-    }
-    if let Some(parameters) = &tool.parameters {
-        function.insert("parameters".to_owned(), parameters.clone());
-    }
-    json!({ "type": "function", "function": function })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::{
-        chat::{CallForm, ToolCall},
+        chat::{CallForm, Tool, ToolCall},
         text::{Piece, tests::byte_level},
     };
     use chrono::TimeZone;
@@ -451,19 +440,19 @@ mod tests {
         alpaca: system messages anywhere, roles in any order, results
         chatml: system messages anywhere, roles in any order, results
         command-r: a system message first
-        command-r-plus-tools: a system message first, roles in any order, tools, calls, parallel calls, results
+        command-r-plus-tools: a system message first, roles in any order, tools, no tools without parameters, calls, parallel calls, results
         deepseek-r1: system messages anywhere, roles in any order, calls, arguments as text, null beside calls, no words beside calls, no reasoning beside words and calls, parallel calls, results
         deepseek-v2: system messages anywhere, roles in any order
-        deepseek-v3.1: system messages anywhere, roles in any order, tools, calls, parallel calls, results
+        deepseek-v3.1: system messages anywhere, roles in any order, tools, no tools without parameters, calls, parallel calls, results
         exaone: system messages anywhere, roles in any order, tools, calls, parallel calls, results
         falcon-3: system messages anywhere, roles in any order, tools
         features: 
         gemma-1: 
         gemma-3: a system message first
-        gemma-4: system messages anywhere, roles in any order, tools, calls, parallel calls, results, reasoning
+        gemma-4: system messages anywhere, roles in any order, tools, no tools without parameters, calls, parallel calls, results, reasoning
         glm-4: system messages anywhere, roles in any order, tools, calls, parallel calls, results
         glm-4.5: system messages anywhere, roles in any order, tools, calls, parallel calls, results, reasoning
-        gpt-oss: a system message first, roles in any order, tools, calls, no reasoning beside words and calls, parallel calls, results, reasoning
+        gpt-oss: a system message first, roles in any order, tools, no tools without parameters, calls, no reasoning beside words and calls, parallel calls, results, reasoning
         granite-3: system messages anywhere, roles in any order, tools, calls, parallel calls, results
         granite-4: system messages anywhere, roles in any order, tools, calls, parallel calls, results
         hunyuan: a system message first, roles in any order
@@ -507,7 +496,14 @@ mod tests {
         assistant.reasoning = Some("Hm.".to_owned());
         let request = request(vec![assistant], vec![]);
         for name in ["reasoning_content", "thinking", "reasoning"] {
-            assert_eq!(render(&format!("{{% for m in messages %}}{{{{ m.{name} }}}}{{{{ m.content }}}}{{% endfor %}}"), &request).unwrap(), "Hm.");
+            assert_eq!(
+                render(
+                    &format!("{{% for m in messages %}}{{{{ m.{name} }}}}{{{{ m.content }}}}{{% endfor %}}"),
+                    &request
+                )
+                .unwrap(),
+                "Hm."
+            );
         }
     }
 
