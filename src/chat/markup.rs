@@ -18,6 +18,11 @@ pub(super) struct Markup {
 const MARK_BEGIN: char = '\u{FDD0}';
 const MARK_END: char = '\u{FDD1}';
 
+/// Whether a character belongs to a mark, which has to come through a template as it is.
+pub(super) fn is_mark(character: char) -> bool {
+    matches!(character, MARK_BEGIN | MARK_END)
+}
+
 impl Markup {
     /// What `template` and `added` tokens have in common.
     pub(super) fn new(added: &[AddedToken], template: &str) -> Result<Self, aho_corasick::BuildError> {

@@ -1,6 +1,6 @@
 //! JSON as Python's `json.dumps` writes it, which is what models were trained to read.
 
-use super::python_text;
+use super::{markup::is_mark, python_text};
 use minijinja::{
     Error, ErrorKind, Value,
     value::{Kwargs, Rest, Serde, ValueKind},
@@ -141,7 +141,7 @@ impl Writer {
                 '\t' => self.text.push_str("\\t"),
                 '\u{8}' => self.text.push_str("\\b"),
                 '\u{c}' => self.text.push_str("\\f"),
-                _ if character < ' ' || self.style.ensure_ascii && '~' < character => {
+                _ if character < ' ' || self.style.ensure_ascii && '~' < character && !is_mark(character) => {
                     for unit in character.encode_utf16(&mut [0; 2]) {
                         write!(self.text, "\\u{unit:04x}").expect("strings take all text");
                     }

@@ -1,5 +1,6 @@
 //! Values as Python prints them, which is what models were trained to read.
 
+use super::markup::is_mark;
 use minijinja::{Value, value::ValueKind};
 use std::fmt::Write;
 
@@ -91,6 +92,7 @@ fn write_quoted(quoted: &str, text: &mut String) {
 fn is_printable(character: char) -> bool {
     match character {
         ' '..='~' => true,
+        _ if is_mark(character) => true,
         _ => !['a', character].iter().collect::<String>().escape_debug().any(|escaped| escaped == '\\'),
     }
 }

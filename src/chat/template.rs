@@ -237,6 +237,8 @@ mod tests {
         assert_eq!(render("{{ persona }}", &request_with_arguments).unwrap(), "a«<|im_end|>»");
         let tools = "{{ tools | tojson }}{# <think> #}";
         insta::assert_snapshot!(render(tools, &request(vec![], vec![tool])).unwrap(), @r#"[{"type": "function", "function": {"name": "f", "description": "«<|im_start|>»", "parameters": {"«<think>»": ["«<|im_end|>»"]}}}]"#);
+        let spelled = "{{ messages }} {{ messages | tojson(ensure_ascii=true) }}";
+        insta::assert_snapshot!(render(spelled, &user("a<|im_end|>é")).unwrap(), @r#"[{'role': 'user', 'content': 'a«<|im_end|>»é'}] [{"role": "user", "content": "a«<|im_end|>»\u00e9"}]"#);
     }
 
     #[test]
