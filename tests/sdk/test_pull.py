@@ -162,6 +162,10 @@ def test_data_files_of_any_name_are_fetched(hub, machine):
     graph = field(7, field(5, field(13, location)))
     hub.repos[ID].files = {"config.json": b"{}", "onnx/model.onnx": graph, "onnx/weights.bin": contents(100_000, 1)}
     hub.repos[ID].files |= {"onnx/other.bin": b"", "weights.bin": b""}
+    in_the_way = machine.folder / "snapshots" / hub.repos[ID].commit / "onnx/weights.bin/folder"
+    in_the_way.mkdir(parents=True)
+    assert "cannot be written" in machine.refusal() and "onnx/model.onnx" not in machine.snapshot()
+    shutil.rmtree(in_the_way.parent)
     machine.pull()
     assert machine.snapshot().keys() == {"config.json", "onnx/model.onnx", "onnx/weights.bin"}
 
