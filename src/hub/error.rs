@@ -43,6 +43,14 @@ pub enum HubError {
         /// The repository.
         id: String,
     },
+    /// It would refuse what everybody may read, too.
+    #[error(
+        "{endpoint} does not take the token that it was sent; set HF_TOKEN to a valid one, or run `hf auth logout`"
+    )]
+    Token {
+        /// The hub.
+        endpoint: String,
+    },
     /// No such branch, tag or commit.
     #[error("{id} has no revision `{revision}`; take a branch, tag or commit that its page lists")]
     NoRevision {

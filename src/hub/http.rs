@@ -167,8 +167,9 @@ impl Http {
             Failure::Refused { status, code } => match (status, code.as_str()) {
                 (_, "RevisionNotFound") => HubError::NoRevision { id, revision: repo.revision.clone() },
                 (403, _) | (_, "GatedRepo") => HubError::Forbidden { page: format!("{endpoint}/{id}"), id, status },
+                (401, _) if self.token.is_some() => HubError::Token { endpoint },
                 // The hub does not tell strangers what there is.
-                (401 | 404, _) => HubError::NoRepo { endpoint, id },
+                (401, _) | (404, "" | "RepoNotFound") => HubError::NoRepo { endpoint, id },
                 _ => HubError::Refused { url: url.to_string(), status },
             },
             Failure::Lost { cause, .. } => HubError::Unreachable { endpoint, cause },

@@ -113,6 +113,20 @@ fn a_broken_folder_is_one_sentence_even_if_nobody_asks_for_the_model() {
 }
 
 #[test]
+fn a_model_that_was_not_fetched_is_one_sentence() {
+    let home = tempfile::tempdir().unwrap();
+    let refusal = |mut command: Command| {
+        let command = command.env("HF_HUB_OFFLINE", "1").env("HF_HUB_CACHE", home.path());
+        refusal(command).replace(&home.path().display().to_string(), "CACHE")
+    };
+    let mut pull = ortolan();
+    pull.args(["pull", "acme/tiny@v1"]);
+    insta::assert_snapshot!(refusal(pull), @"HF_HUB_OFFLINE is set and acme/tiny@v1 is not in CACHE; unset it for `ortolan pull acme/tiny@v1`");
+    let models = "models=[{ name = \"tiny\", repo = \"acme/tiny\" }]";
+    insta::assert_snapshot!(refusal(serve(&[models, "hub.download=false"])), @"acme/tiny has not been fetched and `hub.download` is false; run `ortolan pull acme/tiny`");
+}
+
+#[test]
 fn an_address_that_others_can_reach_is_refused() {
     let refused = refusal(&mut serve(&["server.host=0.0.0.0"]));
     assert!(refused.contains("no API keys"), "{refused}");

@@ -268,6 +268,7 @@ def test_the_token_goes_to_the_hub_and_to_nobody_else(hub, machine):
     hub.repos[ID].token = "hf_secret"
     expected = f"{ID} may not be read (401); accept its terms at HUB/{ID}, and set HF_TOKEN to a token of that account"
     assert machine.refusal() == expected
+    assert machine.refusal(HF_TOKEN="hf_other") == expected
     machine.pull(HF_TOKEN="hf_secret")
     assert machine.snapshot() == needed(hub.repos[ID])
     assert all("authorization" not in request.headers for request in hub.requests if request.host == "cdn")
@@ -282,6 +283,9 @@ def test_refusals_say_what_to_do(hub, machine):
     assert machine.refusal(f"{ID}@v2") == f"{ID} has no revision `v2`; take a branch, tag or commit that its page lists"
     sentence = machine.refusal(ID, "--variant", "int8")
     assert sentence == f"{ID} cannot be used: there is no variant `int8`; there are fp32 (622.4 KiB), q4 (3.8 MiB)"
+    hub.faults = [Fault("/revision/main", status=401)]
+    expected = "HUB does not take the token that it was sent; set HF_TOKEN to a valid one, or run `hf auth logout`"
+    assert machine.refusal(HF_TOKEN="hf_old") == expected
     hub.faults = [Fault("config.json", status=403)]
     assert machine.refusal().startswith(f"{ID} may not be read (403); accept its terms at HUB/{ID}")
     hub.faults = [Fault("config.json", status=400)]
