@@ -2,7 +2,7 @@
 
 use super::{
     CallMode, ChatError, ChatRequest, OutputFormat, Tool,
-    response_format::{Trigger, Writer, slashed},
+    response_format::{ForcedCalls, Trigger, Writer, slashed},
 };
 use crate::{
     engine::Constraint,
@@ -134,21 +134,15 @@ impl Grammar {
             }
             (CallMode::Auto | CallMode::None, None) => {
                 let max_calls = if calls.repeats { max_calls } else { NonZeroU32::new(1) };
-                grammar.free_reply(&calls.trigger, &calls.behind_trigger, &calls.region, &not_reasoning, max_calls);
+                grammar.free_reply(&calls, &not_reasoning, max_calls);
             }
         }
         Ok(grammar.rules)
     }
 
     /// Text is free up to a mark, which ends it at once. Reasoning is not text: a mark in it means nothing.
-    fn free_reply(
-        &mut self,
-        trigger: &Trigger,
-        behind: &str,
-        region: &str,
-        not_reasoning: &str,
-        max_calls: Option<NonZeroU32>,
-    ) {
+    fn free_reply(&mut self, calls: &ForcedCalls, not_reasoning: &str, max_calls: Option<NonZeroU32>) {
+        let ForcedCalls { trigger, behind_trigger: behind, region, .. } = calls;
         match trigger {
             Trigger::Text(text) => {
                 self.rule("TEXT", &format!(r"/(.|\n)*/{not_reasoning}"));
@@ -228,9 +222,12 @@ pub(super) fn json_rule(schema: &Value) -> String {
 mod tests {
     use super::*;
     use crate::{
-        chat::{Calls, ResponseFormat},
+        chat::{Calls, Delta, ReplyParser, ResponseFormat},
         engine::TokenId,
-        text::{Piece, Tokenizer, tests::byte_level},
+        text::{
+            Piece, Tokenizer,
+            tests::{byte_level, byte_level_description},
+        },
     };
 
     const END: TokenId = TokenId(257);
@@ -241,8 +238,19 @@ mod tests {
         Tool { name: name.to_owned(), parameters: Some(parameters), strict, is_enforceable: true, description: None }
     }
 
+    /// A tokenizer in which these marks are special tokens.
+    fn with_special_tokens(marks: &[&str]) -> Tokenizer {
+        let mut description = byte_level_description();
+        for (id, mark) in (259..).zip(marks) {
+            let token = json!({ "id": id, "content": mark, "single_word": false, "lstrip": false, "rstrip": false,
+                                "normalized": false, "special": true });
+            description["added_tokens"].as_array_mut().unwrap().push(token);
+        }
+        Tokenizer::parse(&serde_json::to_vec(&description).unwrap()).unwrap()
+    }
+
     fn follows(tokenizer: &Tokenizer, constraint: &mut dyn Constraint, text: &str) -> bool {
-        let mut tokens = tokenizer.encode(&[Piece::Plain(text)]).unwrap();
+        let mut tokens = tokenizer.encode(&[Piece::Template(text)]).unwrap();
         tokens.push(END);
         tokens.iter().all(|token| {
             let mut scores = vec![0.0; 300];
@@ -254,15 +262,22 @@ mod tests {
 
     /// Which of these replies follow what the request asks for.
     fn allowed<'t>(request: &ChatRequest, begins_reasoning: bool, replies: &[&'t str]) -> Vec<&'t str> {
-        allowed_in("hermes", request, begins_reasoning, replies)
+        allowed_in("hermes", &[], request, begins_reasoning, replies)
     }
 
-    fn allowed_in<'t>(format: &str, request: &ChatRequest, begins: bool, replies: &[&'t str]) -> Vec<&'t str> {
-        let tokenizer = byte_level();
+    fn allowed_in<'t>(
+        format: &str,
+        special_tokens: &[&str],
+        request: &ChatRequest,
+        begins_reasoning: bool,
+        replies: &[&'t str],
+    ) -> Vec<&'t str> {
+        let tokenizer = with_special_tokens(special_tokens);
         let compiler = GrammarCompiler::new(&tokenizer, 300, &[END]).unwrap();
         assert!(!is_free(request));
         let format = ResponseFormat::named(format).unwrap();
-        let constraint = constraint(&compiler, request, format.writer(true, &[]), begins).unwrap();
+        let format = format.writer(true, tokenizer.added_tokens());
+        let constraint = constraint(&compiler, request, format, begins_reasoning).unwrap();
         replies.iter().copied().filter(|reply| follows(&tokenizer, &mut *constraint.clone(), reply)).collect()
     }
 
@@ -356,5 +371,216 @@ mod tests {
         insta::assert_snapshot!(error(&ChatRequest { format: format.clone(), tools: tools.clone(), ..ChatRequest::default() }), @"no answer can be held to this format: failed to compile JSON schema: Invalid type: strnig");
         tools[0].parameters = Some(json!({ "properties": [] }));
         insta::assert_snapshot!(error(&ChatRequest { format, tools, ..ChatRequest::default() }), @"no call can be held to the parameters of the tool `f`: failed to compile JSON schema: properties must be an object");
+    }
+
+    /// A tool with parameters of several types, the last one optional.
+    fn typed(name: &str, strict: bool) -> Tool {
+        let properties = json!({ "city": { "type": "string" }, "days": { "type": "integer" },
+                                 "unit": { "type": "string", "enum": ["C", "F"] }, "dry": { "type": "boolean" } });
+        let parameters = json!({ "type": "object", "properties": properties, "required": ["city", "days"],
+                                 "additionalProperties": false });
+        Tool { parameters: Some(parameters), ..tool(name, strict) }
+    }
+
+    /// How each format writes the call of `f` with these arguments, with their wrong type, and its special tokens.
+    const CALLS: &[(&str, &str, &str, &[&str])] = &[
+        (
+            "hermes",
+            "<tool_call>\n{\"name\": \"f\", \"arguments\": {\"city\": \"a/b\", \"days\": 3}}\n</tool_call>",
+            "3",
+            &[],
+        ),
+        (
+            "qwen3-coder",
+            "<tool_call>\n<function=f>\n<parameter=city>\na/b <x> </function>\n</parameter>\n<parameter=days>\n3\n</parameter>\n\
+             <parameter=dry>\ntrue\n</parameter>\n</function>\n</tool_call>",
+            "3",
+            &[],
+        ),
+        ("qwen3-coder", "<function=f><parameter=city></parameter><parameter=days>3</parameter></function>", "3", &[]),
+        (
+            "glm-4",
+            "<tool_call>f\n<arg_key>city</arg_key>\n<arg_value>Oslo</arg_value>\n<arg_key>days</arg_key>\n<arg_value>3</arg_value>\n\
+             <arg_key>unit</arg_key><arg_value>C</arg_value></tool_call>",
+            "3",
+            &["<arg_key>", "</arg_value>"],
+        ),
+        (
+            "minimax-m2",
+            "<minimax:tool_call>\n<invoke name=\"f\">\n<parameter name=\"city\">Oslo</parameter>\n\
+             <parameter name=\"days\">3</parameter>\n</invoke>\n</minimax:tool_call>",
+            "3",
+            &[],
+        ),
+        ("llama-3", "{\"name\": \"f\", \"parameters\": {\"city\": \"Oslo\", \"days\": 3}}", "3", &["<|python_tag|>"]),
+        ("llama-4-pythonic", "[f(city=\"Oslo\", days=3, dry=True)]", "3", &[]),
+        (
+            "lfm2",
+            "<|tool_call_start|>[f(city=\"Oslo\", days=3), f(city=\"x\",days=1)]<|tool_call_end|>",
+            "3",
+            &["<|tool_call_start|>", "<|tool_call_end|>"],
+        ),
+        (
+            "mistral",
+            "[TOOL_CALLS]f[ARGS]{\"city\": \"Oslo\", \"days\": 3}",
+            "3",
+            &["[TOOL_CALLS]", "[ARGS]", "[CALL_ID]"],
+        ),
+        ("gemma-3", "```tool_code\nf(city=\"Oslo\", days=3)\n```", "3", &[]),
+        (
+            "gemma-4",
+            "<|tool_call>call:f{city:<|\"|>Os\"lo<|\"|>,days:3,unit:<|\"|>F<|\"|>}<tool_call|>",
+            "3",
+            &["<|tool_call>", "<tool_call|>", "<|\"|>"],
+        ),
+        ("functiongemma", "<start_function_call>call:f{city:<escape>Oslo<escape>,days:3}<end_function_call>", "3", &[]),
+        (
+            "gpt-oss",
+            "<|channel|>commentary to=functions.f <|constrain|>json<|message|>{\"city\": \"Oslo\", \"days\": 3}",
+            "3",
+            &["<|channel|>", "<|message|>", "<|constrain|>", "<|start|>", "<|end|>", "<|call|>", "<|return|>"],
+        ),
+        (
+            "deepseek",
+            "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>f\n```json\n{\"city\": \"Oslo\", \"days\": 3}\n```\
+             <｜tool▁call▁end｜><｜tool▁calls▁end｜>",
+            "3",
+            &[],
+        ),
+        (
+            "deepseek-v3.1",
+            "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>f<｜tool▁sep｜>{\"city\": \"Oslo\", \"days\": 3}<｜tool▁call▁end｜><｜tool▁calls▁end｜>",
+            "3",
+            &[
+                "<｜tool▁calls▁begin｜>",
+                "<｜tool▁call▁begin｜>",
+                "<｜tool▁sep｜>",
+                "<｜tool▁call▁end｜>",
+                "<｜tool▁calls▁end｜>",
+            ],
+        ),
+        (
+            "phi-4-mini",
+            "<|tool_call|>[{\"name\": \"f\", \"arguments\": {\"city\": \"Oslo\", \"days\": 3}}]<|/tool_call|>",
+            "3",
+            &["<|tool_call|>", "<|/tool_call|>"],
+        ),
+        (
+            "granite-3",
+            "<|tool_call|>[{\"name\": \"f\", \"arguments\": {\"city\": \"Oslo\", \"days\": 3}}]",
+            "3",
+            &["<|tool_call|>"],
+        ),
+        (
+            "command-r",
+            "<|START_ACTION|>[{\"tool_name\": \"f\", \"parameters\": {\"city\": \"Oslo\", \"days\": 3}}]<|END_ACTION|>",
+            "3",
+            &["<|START_ACTION|>", "<|END_ACTION|>"],
+        ),
+        (
+            "kimi-k2",
+            "<|tool_calls_section_begin|><|tool_call_begin|>functions.f:0<|tool_call_argument_begin|>{\"city\": \"Oslo\", \"days\": 3}\
+             <|tool_call_end|><|tool_calls_section_end|>",
+            "3",
+            &[
+                "<|tool_calls_section_begin|>",
+                "<|tool_call_begin|>",
+                "<|tool_call_argument_begin|>",
+                "<|tool_call_end|>",
+            ],
+        ),
+        (
+            "think",
+            "<tool_call>{\"name\": \"f\", \"arguments\": {\"city\": \"Oslo\", \"days\": 3}}</tool_call>",
+            "3",
+            &[],
+        ),
+    ];
+
+    #[test]
+    fn every_format_can_be_held_to_a_call() {
+        for (format, good, digit, special_tokens) in CALLS {
+            let calls = Calls { mode: CallMode::Required, ..Calls::default() };
+            let request =
+                ChatRequest { tools: vec![typed("g", false), typed("f", false)], calls, ..ChatRequest::default() };
+            let bad = [good.replace(digit, "many"), good.replace('f', "h"), "Well.".to_owned(), String::new()];
+            let replies = [*good, &*bad[0], &*bad[1], &*bad[2], &*bad[3]];
+            assert_eq!(allowed_in(format, special_tokens, &request, false, &replies), [*good], "{format}");
+        }
+    }
+
+    #[test]
+    fn every_format_holds_a_strict_tool_to_its_schema_once_its_call_has_begun() {
+        for (format, good, digit, special_tokens) in CALLS {
+            if *format == "think" {
+                continue; // Calls only where it must.
+            }
+            let request = ChatRequest { tools: vec![typed("f", true)], ..ChatRequest::default() };
+            let said = match *format {
+                "gpt-oss" => format!("<|channel|>commentary<|message|>Well.<|end|><|start|>assistant{good}"),
+                "llama-3" | "llama-4-pythonic" => (*good).to_owned(),
+                _ => format!("Well.\n{good}"),
+            };
+            let text = if *format == "gpt-oss" { "<|channel|>final<|message|>Well.<|return|>" } else { "Well, 1 < 2." };
+            let bad = [good.replace(digit, "many"), said.replace(digit, "many")];
+            let replies = [*good, &*said, text, &*bad[0], &*bad[1]];
+            let text = if *format == "gpt-oss" { "<|channel|>final<|message|>Well." } else { text };
+            let replies = [replies[0], replies[1], text, replies[3], replies[4]];
+            assert_eq!(allowed_in(format, special_tokens, &request, false, &replies), replies[..3], "{format}");
+        }
+    }
+
+    #[test]
+    fn what_a_grammar_holds_to_is_what_the_parser_hears() {
+        for (format, good, _, special_tokens) in CALLS {
+            let format = ResponseFormat::named(format).unwrap().with_special_tokens(special_tokens.iter().copied());
+            let mut parser = ReplyParser::new(&format, "", vec![typed("f", false)], true);
+            let deltas = [parser.push(good), parser.finish(false)].concat();
+            let said: String = deltas
+                .iter()
+                .map_while(|delta| {
+                    if let Delta::Arguments(text) = delta {
+                        Some(text.as_str())
+                    } else {
+                        (!matches!(delta, Delta::ToolCallEnd)).then_some("")
+                    }
+                })
+                .collect();
+            let arguments: Value = serde_json::from_str(&said).unwrap_or_else(|_| panic!("{good}: {deltas:?}"));
+            assert_eq!(
+                (&deltas[0], &arguments["days"]),
+                (&Delta::ToolCall { name: "f".to_owned() }, &json!(3)),
+                "{good}"
+            );
+            assert_eq!(deltas.last(), Some(&Delta::ToolCallEnd), "{good}");
+        }
+    }
+
+    #[test]
+    fn reasoning_between_special_tokens_is_free() {
+        let calls = Calls { mode: CallMode::Required, ..Calls::default() };
+        let request = ChatRequest { tools: vec![typed("f", false)], calls, ..ChatRequest::default() };
+        let tokens = ["<|channel|>", "<|message|>", "<|constrain|>", "<|start|>", "<|end|>", "<|call|>", "<|return|>"];
+        let call = "<|start|>assistant<|channel|>commentary to=functions.f<|message|>{\"city\": \"\", \"days\": 3}";
+        let good = format!("<|channel|>analysis<|message|>It is </think> {{.<|end|>{call}");
+        let bad = good.replace("<|end|>", "");
+        assert_eq!(allowed_in("gpt-oss", &tokens, &request, false, &[&good, &bad]), [&*good]);
+        let schema = OutputFormat::JsonSchema(json!({ "type": "boolean" }));
+        let request = ChatRequest { format: schema, ..ChatRequest::default() };
+        let answer = "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant<|channel|>final<|message|>true";
+        assert_eq!(allowed_in("gpt-oss", &tokens, &request, false, &[answer, "true"]), [answer]);
+    }
+
+    #[test]
+    fn a_format_that_no_grammar_can_write_says_so() {
+        let lines = json!({ "start_anchor": "<a>", "fields": { "tool_calls": {
+            "open_pattern": "(?P<name>.)\\(", "content": "kv-lines",
+            "transform": { "function": { "name": "{name}", "arguments": "{content}" } } } } });
+        let format = ResponseFormat::pick(None, "", Some(&lines), "auto").unwrap();
+        let tokenizer = byte_level();
+        let compiler = GrammarCompiler::new(&tokenizer, 300, &[END]).unwrap();
+        let request = ChatRequest { tools: vec![tool("f", true)], ..ChatRequest::default() };
+        let error = constraint(&compiler, &request, format.writer(false, &[]), false).unwrap_err();
+        insta::assert_snapshot!(error, @"this model writes calls in a way that none can be held to; ask for `tool_choice: \"auto\"` and tools that are not strict");
     }
 }

@@ -15,6 +15,7 @@ mod hostile_folder;
 mod http;
 mod inspect;
 mod models;
+mod response_formats;
 mod simulation;
 mod stream_validator;
 mod tidy;

@@ -34,6 +34,16 @@ pub(super) struct Watch {
     begins: Box<[bool; 256]>,
 }
 
+/// A text to look for marks in.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Haystack<'t> {
+    pub(super) text: &'t str,
+    /// The byte before it.
+    pub(super) before: Option<u8>,
+    /// Whether no more of it comes.
+    pub(super) is_whole: bool,
+}
+
 /// A mark in a text.
 #[derive(Debug)]
 pub(super) struct Sighting {
@@ -105,7 +115,8 @@ impl Anchor {
         let watch = Watch::new(vec![(Mark::Close, self.clone())]);
         let mut last = None;
         let mut from = 0;
-        while let Next::Mark(sighting) = watch.find(text, from, None, true, |_, _| true) {
+        let within = Haystack { text, before: None, is_whole: true };
+        while let Next::Mark(sighting) = watch.find(within, from, |_, _| true) {
             last = Some(sighting.captured.end);
             let next = text[sighting.start..].chars().next().map_or(1, char::len_utf8);
             from = sighting.captured.end.max(sighting.start + next);
@@ -126,20 +137,12 @@ impl Watch {
         Self { marks, begins }
     }
 
-    /// The first mark from a place on: of those that begin there the longest, of these the first in the list. `before` is
-    /// the byte before the text. A mark counts only where `counts` says so.
-    pub(super) fn find(
-        &self,
-        text: &str,
-        from: usize,
-        before: Option<u8>,
-        is_whole: bool,
-        counts: impl Fn(Mark, usize) -> bool,
-    ) -> Next {
-        let bytes = text.as_bytes();
-        for start in from..bytes.len() {
-            if self.begins[usize::from(bytes[start])] && text.is_char_boundary(start) {
-                match self.at(text, start, before, is_whole, &counts) {
+    /// The first mark from a place on: of those that begin there the longest, of these the first in the list. A mark counts
+    /// only where `counts` says so.
+    pub(super) fn find(&self, within: Haystack<'_>, from: usize, counts: impl Fn(Mark, usize) -> bool) -> Next {
+        for (start, byte) in within.text.bytes().enumerate().skip(from) {
+            if self.begins[usize::from(byte)] && within.text.is_char_boundary(start) {
+                match self.at(within, start, &counts) {
                     Next::Nothing => {}
                     next @ (Next::Pending(_) | Next::Mark(_)) => return next,
                 }
@@ -149,26 +152,19 @@ impl Watch {
     }
 
     /// The mark that begins at a place.
-    pub(super) fn at(
-        &self,
-        text: &str,
-        start: usize,
-        before: Option<u8>,
-        is_whole: bool,
-        counts: impl Fn(Mark, usize) -> bool,
-    ) -> Next {
-        let bytes = text.as_bytes();
+    pub(super) fn at(&self, within: Haystack<'_>, start: usize, counts: impl Fn(Mark, usize) -> bool) -> Next {
+        let bytes = within.text.as_bytes();
         if !self.begins[usize::from(bytes[start])] {
             return Next::Nothing;
         }
-        let before = start.checked_sub(1).map_or(before, |index| Some(bytes[index]));
+        let before = start.checked_sub(1).map_or(within.before, |index| Some(bytes[index]));
         let mut best: Option<(usize, Mark, &Anchor)> = None;
         for (mark, anchor) in self.marks.iter().filter(|(mark, _)| counts(*mark, start)) {
-            match anchor.at(bytes, start, before, is_whole) {
+            match anchor.at(bytes, start, before, within.is_whole) {
                 Found::No => {}
                 Found::Pending => return Next::Pending(start),
                 Found::Match(end) if best.is_none_or(|(longest, ..)| longest < end) => {
-                    best = Some((end, *mark, anchor))
+                    best = Some((end, *mark, anchor));
                 }
                 Found::Match(_) => {}
             }
@@ -176,7 +172,7 @@ impl Watch {
         let Some((end, mark, anchor)) = best else { return Next::Nothing };
         let captured = match anchor {
             Anchor::Literals(_) => Captured { end, groups: Vec::new() },
-            Anchor::Pattern(pattern) => pattern.captures(text, start, end),
+            Anchor::Pattern(pattern) => pattern.captures(within.text, start, end),
         };
         Next::Mark(Sighting { mark, start, captured })
     }

@@ -87,10 +87,8 @@ impl CallShape {
                 transformed(transform, &scope)?
             }
         };
-        match message {
-            Value::Array(calls) => calls.into_iter().map(Call::of).collect(),
-            call => Call::of(call).map(|call| vec![call]),
-        }
+        let calls = if let Value::Array(calls) = message { calls } else { vec![message] };
+        calls.into_iter().map(Call::of).collect()
     }
 }
 

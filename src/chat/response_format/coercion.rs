@@ -4,11 +4,8 @@ use serde_json::{Number, Value};
 
 /// Types that a schema names, of its choices too, in their order.
 fn types(schema: &Value) -> Vec<&str> {
-    let mut types: Vec<&str> = match &schema["type"] {
-        Value::String(kind) => vec![kind],
-        Value::Array(kinds) => kinds.iter().filter_map(Value::as_str).collect(),
-        _ => Vec::new(),
-    };
+    let kinds = schema["type"].as_array().into_iter().flatten();
+    let mut types: Vec<&str> = kinds.chain([&schema["type"]]).filter_map(Value::as_str).collect();
     let choices = ["anyOf", "oneOf"].iter().filter_map(|key| schema[*key].as_array()).flatten();
     // One level: a choice of choices is rare, and its depth is not ours to follow.
     types.extend(choices.filter_map(|choice| choice["type"].as_str()));
@@ -22,31 +19,24 @@ fn types(schema: &Value) -> Vec<&str> {
 pub(super) fn coerced(parameters: Option<&Value>, key: &str, value: Value) -> Value {
     let Some(schema) = parameters.and_then(|parameters| parameters.get("properties")?.get(key)) else { return value };
     let types = types(schema);
+    let of_text = |value: Value| value.as_str().and_then(|text| typed(text, &types)).unwrap_or(value);
+    let is_merged = !types.is_empty() && !types.contains(&"array");
     match value {
-        Value::String(text) => typed(&text, &types).unwrap_or(Value::String(text)),
-        Value::Array(values) if !types.is_empty() && !types.contains(&"array") => {
-            let of_text = |value| match value {
-                Value::String(text) => typed(&text, &types).unwrap_or(Value::String(text)),
-                other => other,
-            };
-            values.into_iter().map(of_text).collect()
+        Value::Array(values) if is_merged => values.into_iter().map(of_text).collect(),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) | Value::Array(_) | Value::Object(_) => {
+            of_text(value)
         }
-        other => other,
     }
 }
 
 /// All members of an object, as the parameters want them.
 pub(super) fn coerced_all(parameters: Option<&Value>, arguments: Value) -> Value {
-    match arguments {
-        Value::Object(members) => {
-            let coerced = members.into_iter().map(|(key, value)| {
-                let value = coerced(parameters, &key, value);
-                (key, value)
-            });
-            Value::Object(coerced.collect())
-        }
-        other => other,
-    }
+    let Value::Object(members) = arguments else { return arguments };
+    let coerced = members.into_iter().map(|(key, value)| {
+        let value = coerced(parameters, &key, value);
+        (key, value)
+    });
+    Value::Object(coerced.collect())
 }
 
 fn typed(text: &str, types: &[&str]) -> Option<Value> {

@@ -8,8 +8,8 @@ use super::{
     anchor::Anchor,
     call_shape::Reading,
     content::Content,
-    pattern::is_look_ahead,
     template::{Field, Part, Template},
+    translation::is_look_ahead,
 };
 use crate::{chat::Tool, text::AddedToken};
 use arguments::Arguments;
@@ -115,7 +115,8 @@ impl<'a> Writer<'a> {
             Reading::Whole => matches!(field.content, Content::Pythonic),
             Reading::Arguments | Reading::Tags => false,
         };
-        let close = field.close.as_ref().map(|close| format!(" SPACE {}", self.close(close))).unwrap_or_default();
+        let close =
+            field.close.as_ref().map(|close| format!(" SPACE {}", self.close(close, field.part))).unwrap_or_default();
         let open = self.pieces_of(field.open.as_ref()?, "", "")?;
         let trigger = open.iter().position(|piece| matches!(piece, Piece::Text(_)));
         let mut regions = Vec::new();
@@ -133,7 +134,11 @@ impl<'a> Writer<'a> {
         if shape.name_group.is_none() {
             let all: Vec<String> = (0..tools.len()).map(|number| format!("call_{number}")).collect();
             rules.push(("call".to_owned(), all.join(" | ")));
-            let body = if in_list { listed(max) } else { "call".to_owned() };
+            let body = match (in_list, &field.content, &field.close) {
+                (true, Content::Pythonic, Some(_)) => format!("({} | call)", listed(max)),
+                (true, _, _) => listed(max),
+                (false, _, _) => "call".to_owned(),
+            };
             regions.push(format!("{} SPACE {body}{close}", self.lark(&open)));
             let tail = trigger.map_or(&open[..], |index| &open[index + 1..]);
             tails.push(format!("{} SPACE {body}{close}", self.lark(tail)));
@@ -176,7 +181,7 @@ impl<'a> Writer<'a> {
                 let texts: Vec<String> = texts.iter().map(|text| regex_syntax::escape(text)).collect();
                 ("thought[lazy]".to_owned(), format!("/{}/", slashed(&format!(r"(.|\n)*({})", texts.join("|")))))
             }
-            None => ("thought".to_owned(), format!("FREE {}", self.close(close))),
+            None => ("thought".to_owned(), format!("FREE {}", self.close(close, field.part))),
         };
         Some(ForcedReasoning { open: self.lark(&open), rule, beginning })
     }
@@ -188,16 +193,18 @@ impl<'a> Writer<'a> {
         }
         let field = self.template.fields_of(Part::Text).next()?;
         let open = self.pieces_of(field.open.as_ref()?, "", "")?;
-        let close = field.close.as_ref().map(|close| format!("({})?", self.close(close))).unwrap_or_default();
+        let close =
+            field.close.as_ref().map(|close| format!("({})?", self.close(close, field.part))).unwrap_or_default();
         Some((self.lark(&open), close))
     }
 
     /// A closing mark, unless it is a token that ends the reply.
-    fn close(&self, close: &Anchor) -> String {
+    fn close(&self, close: &Anchor, part: Part) -> String {
         match close {
             Anchor::Literals(literals) => {
                 let is_end = |literal: &&String| self.template.ends.contains(literal);
-                let may_end = literals.iter().any(|literal| is_end(&literal));
+                // What ends the reply can only end the last call; reasoning goes on.
+                let may_end = part != Part::Reasoning && literals.iter().any(|literal| is_end(&literal));
                 let texts: Vec<String> =
                     literals.iter().filter(|literal| !is_end(literal)).map(|literal| self.literal(literal)).collect();
                 match (texts.is_empty(), may_end) {
@@ -325,11 +332,13 @@ fn pieces(hir: &Hir, group: &str, name: &str) -> Vec<Piece> {
 
 /// Whether only white space matches.
 fn is_space(hir: &Hir) -> bool {
-    match hir.kind() {
-        HirKind::Class(Class::Unicode(class)) => {
-            class.iter().all(|range| (range.start()..=range.end()).all(char::is_whitespace))
-        }
-        HirKind::Literal(literal) => literal.0.iter().all(u8::is_ascii_whitespace),
-        _ => false,
-    }
+    let is_class = |hir: &Hir| {
+        let HirKind::Class(Class::Unicode(class)) = hir.kind() else { return false };
+        class.iter().all(|range| (range.start()..=range.end()).all(char::is_whitespace))
+    };
+    let is_literal = |hir: &Hir| {
+        let HirKind::Literal(literal) = hir.kind() else { return false };
+        literal.0.iter().all(u8::is_ascii_whitespace)
+    };
+    is_class(hir) || is_literal(hir)
 }

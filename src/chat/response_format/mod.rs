@@ -41,8 +41,9 @@ mod pattern;
 mod pick;
 mod python;
 mod template;
+mod translation;
 
-pub(super) use forced::{Trigger, Writer, slashed};
+pub(super) use forced::{ForcedCalls, Trigger, Writer, slashed};
 pub use parser::ReplyParser;
 
 use std::sync::Arc;

@@ -2,7 +2,7 @@
 
 use super::{
     ResponseFormat,
-    anchor::{Mark, Next, Sighting},
+    anchor::{Haystack, Mark, Next, Sighting},
     call::{CallReader, Outcome, Region},
     template::{Begun, Field, Part, Template},
 };
@@ -81,8 +81,8 @@ impl ReplyParser {
         if let Place::Calls(..) = self.place {
             self.place = Place::Between;
         }
-        self.held.clear();
         self.space.clear();
+        // A mark that the prompt has begun goes on in the reply.
         self.before = text.bytes().last();
         (self.has_begun, self.has_spoken, self.last) = (false, false, None);
     }
@@ -117,7 +117,8 @@ impl ReplyParser {
                 Some(Outcome::NoCall { text, is_first }) if !is_cut => {
                     self.reopen_text(field, text, is_first, &mut deltas);
                 }
-                Some(_) | None => return deltas,
+                Some(Outcome::Closed(rest)) => self.behind_calls(rest),
+                Some(Outcome::NoCall { .. } | Outcome::Open) | None => return deltas,
             }
             self.read("", true, &mut deltas);
         }
@@ -136,10 +137,7 @@ impl ReplyParser {
                 let outcome = reader.push(&std::mem::take(&mut more), region(&format, field, &self.tools), deltas);
                 match outcome {
                     Outcome::Open => return,
-                    Outcome::Closed(rest) => {
-                        (self.has_spoken, self.last) = (true, None);
-                        self.open(Place::Between, rest);
-                    }
+                    Outcome::Closed(rest) => self.behind_calls(rest),
                     Outcome::NoCall { text, is_first } => self.reopen_text(field, text, is_first, deltas),
                 }
             }
@@ -171,7 +169,8 @@ impl ReplyParser {
             Mark::Open(field) => !format.fields[field].leads || begins(start),
             Mark::Close | Mark::Stray => true,
         };
-        format.watch(field).find(&self.held, 0, self.before, is_whole, counts)
+        let within = Haystack { text: &self.held, before: self.before, is_whole };
+        format.watch(field).find(within, 0, counts)
     }
 
     /// Goes on behind a mark.
@@ -216,6 +215,11 @@ impl ReplyParser {
         self.held = held;
         self.space.clear();
         self.has_begun = false;
+    }
+
+    fn behind_calls(&mut self, rest: String) {
+        (self.has_spoken, self.last) = (true, None);
+        self.open(Place::Between, rest);
     }
 
     /// What looked like a call is text: it goes on where the text before it ended.

@@ -1,6 +1,9 @@
 //! Regular expressions of a response format, in the syntax of Python, run in linear time.
 
-use super::FormatError;
+use super::{
+    FormatError,
+    translation::{is_look_ahead, translated},
+};
 use regex_automata::{
     Anchored, Input, MatchKind,
     dfa::{Automaton, StartKind, dense},
@@ -38,8 +41,6 @@ pub(super) struct Captured {
     pub(super) groups: Vec<(String, String)>,
 }
 
-/// The one kind of look-around that is understood, at the end of an alternative, becomes a group with this name.
-const AHEAD: &str = "lookahead__";
 /// Of a compiled automaton, and of what compiling takes.
 const MAX_AUTOMATON_BYTES: usize = 4 << 20;
 const MAX_COMPILE_BYTES: usize = 16 << 20;
@@ -165,126 +166,8 @@ pub(super) struct Progress {
     end: Option<usize>,
 }
 
-pub(super) fn is_look_ahead(group: &str) -> bool {
-    group.starts_with(AHEAD)
-}
-
 fn last_line(message: &str) -> String {
     message.lines().last().unwrap_or_default().trim_start_matches("error: ").to_owned()
-}
-
-/// From Python's syntax to that of the library, which has neither look-around nor back-references.
-fn translated(python: &str) -> Result<String, String> {
-    let chars: Vec<char> = python.chars().collect();
-    let mut rust = "(?s)".to_owned();
-    let mut in_class = false;
-    // For each open parenthesis, whether it is a look-ahead.
-    let mut open: Vec<bool> = Vec::new();
-    let mut num_aheads = 0;
-    let mut follows_quantifier = false;
-    let mut at = 0;
-    while let Some(character) = chars.get(at).copied() {
-        at += 1;
-        let next = chars.get(at).copied();
-        let is_quantified = std::mem::take(&mut follows_quantifier);
-        match character {
-            '\\' => {
-                let escaped = next.ok_or("it ends in a backslash")?;
-                at += 1;
-                rust.push_str(&translated_escape(escaped)?);
-            }
-            '[' if in_class => rust.push_str(r"\["),
-            ']' if in_class => {
-                in_class = false;
-                rust.push(']');
-            }
-            '&' | '~' if in_class => rust.extend(['\\', character]),
-            _ if in_class => rust.push(character),
-            '[' => {
-                in_class = true;
-                rust.push('[');
-                if next == Some('^') {
-                    rust.push('^');
-                    at += 1;
-                }
-                if chars.get(at) == Some(&']') {
-                    rust.push_str(r"\]");
-                    at += 1;
-                }
-            }
-            '(' => {
-                let rest: String = chars[at..].iter().take(4).collect();
-                let is_ahead = rest.starts_with("?=");
-                if is_ahead && open.is_empty() {
-                    rust.push_str(&format!("(?P<{AHEAD}{num_aheads}>"));
-                    num_aheads += 1;
-                    at += 2;
-                } else if let Some(what) = unsupported(&rest) {
-                    return Err(what.to_owned());
-                } else {
-                    rust.push('(');
-                }
-                open.push(is_ahead);
-            }
-            ')' => {
-                rust.push(')');
-                if open.pop() == Some(true) && !matches!(next, None | Some('|')) {
-                    return Err("a look-ahead can only stand at the end of an alternative; put it there".to_owned());
-                }
-            }
-            '{' => match quantifier(&chars[at..]) {
-                Some((text, num_chars)) => {
-                    rust.push_str(&text);
-                    at += num_chars;
-                    follows_quantifier = true;
-                }
-                None => rust.push_str(r"\{"),
-            },
-            '}' => rust.push_str(r"\}"),
-            '+' if is_quantified => {
-                return Err("it has a possessive quantifier; leave out the second `+`".to_owned());
-            }
-            '*' | '+' | '?' => {
-                rust.push(character);
-                follows_quantifier = character != '?' || !is_quantified;
-            }
-            '$' => rust.push_str(r"\z"),
-            _ => rust.push(character),
-        }
-    }
-    Ok(rust)
-}
-
-fn translated_escape(escaped: char) -> Result<String, String> {
-    Ok(match escaped {
-        'Z' => r"\z".to_owned(),
-        'b' | 'B' => format!(r"(?-u:\{escaped})"),
-        '1'..='9' => return Err("it has a back-reference; spell out what it repeats".to_owned()),
-        _ if escaped.is_ascii_alphanumeric() || regex_syntax::is_meta_character(escaped) => format!("\\{escaped}"),
-        _ => escaped.to_string(),
-    })
-}
-
-/// What stands behind an open parenthesis that cannot be expressed.
-fn unsupported(rest: &str) -> Option<&'static str> {
-    let begins = |begin: &str| rest.starts_with(begin);
-    if begins("?=") || begins("?!") || begins("?<=") || begins("?<!") {
-        return Some("it has look-around inside it; only a look-ahead `(?=…)` at the end of an alternative is known");
-    }
-    if begins("?P=") {
-        return Some("it has a back-reference; spell out what it repeats");
-    }
-    begins("?>").then_some("it has an atomic group; use `(?:…)`")
-}
-
-/// A counted repetition behind its brace, and how many characters that was.
-fn quantifier(rest: &[char]) -> Option<(String, usize)> {
-    let length = rest.iter().position(|character| *character == '}')?;
-    let body: String = rest[..length].iter().collect();
-    let is_counted = body.chars().any(|c| c.is_ascii_digit())
-        && body.chars().all(|character| character.is_ascii_digit() || character == ',');
-    let body = if body.starts_with(',') { format!("0{body}") } else { body };
-    (is_counted && body.matches(',').count() < 2).then(|| (format!("{{{body}}}"), length + 1))
 }
 
 #[cfg(test)]

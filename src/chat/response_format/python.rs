@@ -114,10 +114,8 @@ impl<'t> Reader<'t> {
         self.take('{');
         let mut members = Map::new();
         while !self.take('}') {
-            let key = match self.value(depth + 1)? {
-                Value::String(key) => key,
-                other => other.to_string(),
-            };
+            let key = self.value(depth + 1)?;
+            let key = key.as_str().map_or_else(|| key.to_string(), str::to_owned);
             self.take(':').then_some(())?;
             members.insert(key, self.value(depth + 1)?);
             if !self.take(',') {

@@ -8,7 +8,7 @@ use super::{
     pattern::Pattern,
 };
 use regex_syntax::hir::{Hir, HirKind};
-use serde::Deserialize;
+use serde::{Deserialize, de::IgnoredAny};
 use serde_json::{Map, Value};
 use std::sync::Arc;
 
@@ -90,7 +90,7 @@ struct FieldData {
     join: Option<String>,
     /// What is missing is not for a server to refuse: the reply is there.
     #[serde(default, rename = "optional")]
-    _optional: bool,
+    _optional: IgnoredAny,
     transform: Option<Value>,
     #[serde(default)]
     transform_each: bool,

@@ -131,7 +131,7 @@ impl JsonReader {
             return Step::Next(if self.is_list { State::Between } else { State::Nameless });
         };
         let begins = self.held.starts_with(['{', '"']);
-        let ends = match region.end_at(&self.held, 0) {
+        let ends = match region.end_at(&self.held, 0, false) {
             Next::Pending(_) if !begins => return Step::Wait,
             Next::Mark(_) => true,
             Next::Nothing | Next::Pending(_) => false,

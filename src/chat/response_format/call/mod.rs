@@ -6,7 +6,7 @@ mod tags;
 mod whole;
 
 use super::{
-    anchor::{Mark, Next, Sighting, Watch},
+    anchor::{Haystack, Mark, Next, Sighting, Watch},
     call_shape::Reading,
     template::Field,
 };
@@ -75,14 +75,11 @@ impl CallReader {
     }
 
     /// What comes when no more text does: a call that was cut is left open, for its reader to see. Text that never was a
-    /// call comes back.
+    /// call comes back, and what follows a call that has ended after all.
     pub(super) fn finish(self, region: Region<'_>, is_cut: bool, deltas: &mut Vec<Delta>) -> Option<Outcome> {
         match self {
             Self::Json(reader) => reader.finish(deltas),
-            Self::Tags(reader) => {
-                reader.finish(region, is_cut, deltas);
-                None
-            }
+            Self::Tags(reader) => reader.finish(region, is_cut, deltas),
             Self::Whole(reader) => reader.finish(region, is_cut, deltas),
         }
     }
@@ -99,12 +96,14 @@ impl Region<'_> {
 
     /// The first closing mark, or opening mark of calls if `or_open`.
     fn find_end(&self, text: &str, is_whole: bool, or_open: bool) -> Next {
-        self.watch.find(text, 0, BEFORE, is_whole, |mark, _| mark == Mark::Close || or_open && is_open(mark))
+        let within = Haystack { text, before: BEFORE, is_whole };
+        self.watch.find(within, 0, |mark, _| mark == Mark::Close || or_open && is_open(mark))
     }
 
     /// Whether a mark begins at a place that ends calls, or may once more text comes.
-    fn end_at(&self, text: &str, place: usize) -> Next {
-        self.watch.at(text, place, BEFORE, false, |mark, _| mark == Mark::Close || is_open(mark))
+    fn end_at(&self, text: &str, place: usize, is_whole: bool) -> Next {
+        let within = Haystack { text, before: BEFORE, is_whole };
+        self.watch.at(within, place, |mark, _| mark == Mark::Close || is_open(mark))
     }
 }
 

@@ -58,7 +58,7 @@ impl Nesting {
     pub(super) fn end(mut self, text: &str, region: Region<'_>) -> End {
         for (index, byte) in text.bytes().enumerate() {
             if self.quote.is_none() && text.is_char_boundary(index) {
-                match region.end_at(text, index) {
+                match region.end_at(text, index, false) {
                     Next::Nothing => {}
                     Next::Pending(start) => return End::Open(start, self),
                     Next::Mark(sighting) => return End::Broken(sighting.start),

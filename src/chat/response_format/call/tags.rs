@@ -9,80 +9,90 @@ use crate::chat::{
         pattern::{Found, Progress},
     },
 };
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, ops::Range};
 
+/// Marks inside of a tag are part of its value, as long as the tag ends: a value may hold anything.
 #[derive(Debug)]
 pub(in crate::chat::response_format) struct TagsReader {
     name: String,
     is_announced: bool,
     /// Behind the last whole tag.
     held: String,
-    /// Where in it a tag may begin, and how far that has been read.
+    /// Where in it a tag or a mark may begin.
     at: usize,
+    /// How far the tag has been read that begins there.
     progress: Option<Progress>,
-    /// What may be the closing mark.
-    tail: String,
+    /// No tag ends any more.
+    is_without_tags: bool,
     /// A parameter that comes again is not one.
     keys: BTreeSet<String>,
 }
 
 impl TagsReader {
     pub(super) fn new(name: String) -> Self {
-        let (held, tail, keys) = (String::new(), String::new(), BTreeSet::new());
-        Self { name, is_announced: false, held, at: 0, progress: None, tail, keys }
+        Self {
+            name,
+            is_announced: false,
+            held: String::new(),
+            at: 0,
+            progress: None,
+            is_without_tags: false,
+            keys: BTreeSet::new(),
+        }
     }
 
     pub(super) fn push(&mut self, text: &str, region: Region<'_>, deltas: &mut Vec<Delta>) -> Outcome {
-        if !std::mem::replace(&mut self.is_announced, true) {
-            deltas.push(Delta::ToolCall { name: self.name.clone() });
+        self.announce(deltas);
+        self.held.push_str(text);
+        if let Some(rest) = self.read(region, false, deltas) {
+            return Outcome::Closed(rest);
         }
-        self.tail.push_str(text);
-        match region.find_end(&self.tail, false, false) {
-            Next::Nothing => self.take(self.tail.len(), region, deltas),
-            Next::Pending(start) => self.take(start, region, deltas),
-            Next::Mark(sighting) => {
-                let rest = self.tail.split_off(rest_at(&sighting));
-                self.take(sighting.start, region, deltas);
-                self.end(region, deltas);
-                return Outcome::Closed(rest);
-            }
+        if MAX_BODY_BYTES < self.held.len() {
+            self.is_without_tags = true;
+            self.progress = None;
+            self.held.drain(..self.at);
+            self.at = 0;
         }
         Outcome::Open
     }
 
-    pub(super) fn finish(mut self, region: Region<'_>, is_cut: bool, deltas: &mut Vec<Delta>) {
-        let end = match region.find_end(&self.tail, true, false) {
-            Next::Mark(sighting) => Some(sighting.start),
-            Next::Nothing | Next::Pending(_) => None,
-        };
-        self.take(end.unwrap_or(self.tail.len()), region, deltas);
-        if end.is_some() || !is_cut {
-            self.end(region, deltas);
+    /// Of a tag that never ends, a mark may be the end of the call after all.
+    pub(super) fn finish(mut self, region: Region<'_>, is_cut: bool, deltas: &mut Vec<Delta>) -> Option<Outcome> {
+        self.announce(deltas);
+        let rest = self.read(region, !is_cut, deltas);
+        if rest.is_none() && !is_cut {
+            self.end(deltas);
+        }
+        rest.map(Outcome::Closed)
+    }
+
+    fn announce(&mut self, deltas: &mut Vec<Delta>) {
+        if !std::mem::replace(&mut self.is_announced, true) {
+            deltas.push(Delta::ToolCall { name: self.name.clone() });
         }
     }
 
-    /// So much of the tail belongs to the call.
-    fn take(&mut self, num_bytes: usize, region: Region<'_>, deltas: &mut Vec<Delta>) {
-        self.held.extend(self.tail.drain(..num_bytes));
-        self.read(region, false, deltas);
-        if MAX_BODY_BYTES < self.held.len() {
-            // No tag ends any more.
-            self.held.clear();
-            (self.at, self.progress) = (0, None);
-        }
-    }
-
-    fn end(&mut self, region: Region<'_>, deltas: &mut Vec<Delta>) {
-        self.read(region, true, deltas);
+    fn end(&self, deltas: &mut Vec<Delta>) {
         push_arguments(if self.keys.is_empty() { NO_ARGUMENTS } else { "}" }.to_owned(), deltas);
         deltas.push(Delta::ToolCallEnd);
     }
 
-    fn read(&mut self, region: Region<'_>, is_whole: bool, deltas: &mut Vec<Delta>) {
-        let Content::Tags(tags) = &region.field.content else { return };
+    /// Gives out the tags that are whole. What follows the call, if that ends.
+    fn read(&mut self, region: Region<'_>, is_whole: bool, deltas: &mut Vec<Delta>) -> Option<String> {
+        let Content::Tags(tags) = &region.field.content else { return None };
         let mut done = 0;
         while self.at < self.held.len() {
             let start = self.at;
+            if self.progress.is_none() && self.held.is_char_boundary(start) {
+                match region.end_at(&self.held, start, is_whole) {
+                    Next::Nothing => {}
+                    Next::Pending(_) => break,
+                    Next::Mark(sighting) => {
+                        self.end(deltas);
+                        return Some(self.held.split_off(rest_at(&sighting)));
+                    }
+                }
+            }
             if self.progress.is_none() && !self.begins(tags) {
                 self.at += 1;
                 continue;
@@ -91,26 +101,31 @@ impl TagsReader {
             match tags.tag.resume(progress, self.held.as_bytes(), is_whole) {
                 Found::Pending => break,
                 Found::Match(end) if start < end => {
-                    self.give_out(tags, start, end, region, deltas);
+                    self.give_out(tags, start..end, region, deltas);
                     (self.at, self.progress, done) = (end, None, end);
                 }
-                Found::Match(_) | Found::No => (self.at, self.progress) = (start + 1, None),
+                Found::Match(_) | Found::No => {
+                    (self.at, self.progress) = (start + 1, None);
+                    self.is_without_tags |= is_whole;
+                }
             }
         }
         if 0 < done {
-            // The text that is still being read moves; its place in it does not.
             self.held.drain(..done);
             self.at -= done;
-            self.progress = None;
+            self.progress = None; // Its place in the text has moved.
         }
+        None
     }
 
     fn begins(&self, tags: &Tags) -> bool {
-        self.held.is_char_boundary(self.at) && tags.tag.may_begin_with(self.held.as_bytes()[self.at])
+        !self.is_without_tags
+            && self.held.is_char_boundary(self.at)
+            && tags.tag.may_begin_with(self.held.as_bytes()[self.at])
     }
 
-    fn give_out(&mut self, tags: &Tags, start: usize, end: usize, region: Region<'_>, deltas: &mut Vec<Delta>) {
-        let Some((key, value)) = tags.member(&self.held, start, end) else { return };
+    fn give_out(&mut self, tags: &Tags, tag: Range<usize>, region: Region<'_>, deltas: &mut Vec<Delta>) {
+        let Some((key, value)) = tags.member(&self.held, tag.start, tag.end) else { return };
         let value = coerced(region.parameters(&self.name), &key, value);
         let before = if self.keys.is_empty() { "{" } else { ", " };
         let member = format!("{before}{}: {}", spelled(&key.as_str().into()), spelled(&value));

@@ -167,10 +167,10 @@ impl WholeReader {
 }
 
 fn arguments_text(arguments: Value) -> String {
-    match arguments {
+    match &arguments {
         Value::Null => NO_ARGUMENTS.to_owned(),
         Value::String(text) if text.trim().is_empty() => NO_ARGUMENTS.to_owned(),
-        Value::String(text) => text,
-        other => spelled(&other),
+        Value::String(text) => text.clone(),
+        Value::Bool(_) | Value::Number(_) | Value::Array(_) | Value::Object(_) => spelled(&arguments),
     }
 }

@@ -157,10 +157,7 @@ impl<'w, 'a> Arguments<'w, 'a> {
 
 /// What stands in a tag before and behind its value.
 fn around_value(tag: &Hir) -> (Vec<&Hir>, Vec<&Hir>) {
-    let parts: Vec<&Hir> = match tag.kind() {
-        HirKind::Concat(parts) => parts.iter().collect(),
-        _ => vec![tag],
-    };
+    let parts: Vec<&Hir> = if let HirKind::Concat(parts) = tag.kind() { parts.iter().collect() } else { vec![tag] };
     let is_value =
         |part: &&Hir| matches!(part.kind(), HirKind::Capture(capture) if capture.name.as_deref() == Some("value"));
     match parts.iter().position(is_value) {
@@ -171,9 +168,9 @@ fn around_value(tag: &Hir) -> (Vec<&Hir>, Vec<&Hir>) {
 
 /// The literal texts of an expression, to look for tokens in.
 fn literals(parts: &[&Hir]) -> String {
-    let literal = |part: &&Hir| match part.kind() {
-        HirKind::Literal(literal) => Some(String::from_utf8_lossy(&literal.0).into_owned()),
-        _ => None,
+    let literal = |part: &&Hir| {
+        let HirKind::Literal(literal) = part.kind() else { return None };
+        Some(String::from_utf8_lossy(&literal.0).into_owned())
     };
     parts.iter().filter_map(literal).collect()
 }
