@@ -1,4 +1,4 @@
-"""A hub of two servers, as Hugging Face's: one that knows the repositories, and one on another port that has their large files.
+"""A hub of two servers, as Hugging Face's: one knows the repositories, one on another port has their large files.
 
 A test says beforehand what goes wrong.
 """
@@ -167,7 +167,8 @@ class Handler(BaseHTTPRequestHandler):
         hub, url = self.server.hub, urlsplit(self.path)
         path = unquote(url.path)
         found = re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path) if self.server.name == "hub" else None
-        hub.requests.append(Request(self.server.name, path, {name.lower(): value for name, value in self.headers.items()}))
+        headers = {name.lower(): value for name, value in self.headers.items()}
+        hub.requests.append(Request(self.server.name, path, headers))
         is_redirect = found and hub.is_large(found[1], found[3])
         fault = Fault("") if is_redirect or self.command == "HEAD" else hub.take_fault(path)
         if fault.gate:
