@@ -34,10 +34,14 @@ impl CheckedModel {
 
 /// Opens a folder with the graph that is called so, or the one that suits the machine best.
 pub(super) fn open_dir(path: &Path, variant: &str, config: &EngineConfig) -> anyhow::Result<ModelDir> {
+    Ok(ModelDir::open(path, &target(variant, config))?)
+}
+
+/// What a graph is chosen for: a variant's name, or this machine.
+pub(super) fn target<'v>(variant: &'v str, config: &EngineConfig) -> Target<'v> {
     let device = machine::device(&config.providers);
     let variant = Some(variant).filter(|variant| *variant != AUTO);
-    let target = Target { variant, device, memory_bytes: machine::free_memory(device) };
-    Ok(ModelDir::open(path, &target)?)
+    Target { variant, device, memory_bytes: machine::free_memory(device) }
 }
 
 /// What a chat needs of a folder.

@@ -1,6 +1,6 @@
 //! `ortolan doctor`: what this machine lacks to serve what the config says.
 
-use super::{FAILURE, SUCCESS, checked_model::CheckedModel, inspect, machine, print_line, runtime};
+use super::{FAILURE, SUCCESS, checked_model::CheckedModel, inspect, machine, print_line, pull, runtime};
 use crate::{
     config::{Config, ModelConfig},
     engine::{LoadError, Runtime},
@@ -22,7 +22,7 @@ pub(super) fn run(config: &Config) -> anyhow::Result<u8> {
         None => report.doubtful("memory", "the system does not tell how much is free")?,
     }
     for model in &config.models {
-        check_model(model, &mut report)?;
+        check_model(config, model.clone(), &mut report)?;
     }
     report.finish()
 }
@@ -47,13 +47,14 @@ fn check_providers(config: &Config, runtime: &Runtime, report: &mut Report) -> a
     Ok(())
 }
 
-fn check_model(config: &ModelConfig, report: &mut Report) -> anyhow::Result<()> {
-    let part = format!("model {}", config.name);
-    let dir = match CheckedModel::open(config) {
+fn check_model(config: &Config, mut model: ModelConfig, report: &mut Report) -> anyhow::Result<()> {
+    let part = format!("model {}", model.name);
+    let found = pull::find(config, &mut model, false);
+    let dir = match found.and_then(|()| CheckedModel::open(&model)) {
         Ok(model) => model.dir,
         Err(error) => return report.bad(&part, format_args!("{error:#}")),
     };
-    let memory = inspect::Memory::of(&dir, &config.engine);
+    let memory = inspect::Memory::of(&dir, &model.engine);
     report.good(
         &part,
         format_args!(
@@ -65,7 +66,7 @@ fn check_model(config: &ModelConfig, report: &mut Report) -> anyhow::Result<()> 
             variant::size(memory.slot)
         ),
     )?;
-    inspect::problems(&dir, &config.engine).into_iter().try_for_each(|problem| report.doubtful(&part, problem))
+    inspect::problems(&dir, &model.engine).into_iter().try_for_each(|problem| report.doubtful(&part, problem))
 }
 
 /// Findings, as they are told.

@@ -14,7 +14,10 @@ pub use config::HubConfig;
 pub use error::HubError;
 pub use repo::Repo;
 
-use crate::model_dir::variant::{self, Device, ListedFile, Variant, VariantError};
+use crate::model_dir::{
+    Target,
+    variant::{self, ListedFile, Variant, VariantError},
+};
 use cache::RepoCache;
 use config::Settings;
 use http::Http;
@@ -36,10 +39,8 @@ pub struct Hub {
 pub struct Wanted<'w> {
     /// Where it is.
     pub repo: &'w Repo,
-    /// Which of its graphs; none takes the best for the device.
-    pub variant: Option<&'w str>,
-    /// What it is to run on.
-    pub device: Device,
+    /// Which of its graphs, or for what it is chosen.
+    pub target: Target<'w>,
 }
 
 /// A model that is in the cache.
@@ -117,7 +118,7 @@ impl Hub {
 
 impl Wanted<'_> {
     fn choose(&self, files: &[ListedFile]) -> Result<Variant, VariantError> {
-        variant::choose(files, self.variant, self.device, None)
+        variant::choose(files, self.target.variant, self.target.device, self.target.memory_bytes)
     }
 }
 

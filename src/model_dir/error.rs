@@ -19,12 +19,12 @@ pub enum ModelDirError {
         path: PathBuf,
     },
     /// The file cannot be read.
-    #[error("{} cannot be read: {source}", path.display())]
+    #[error("{} cannot be read: {cause}", path.display())]
     Unreadable {
         /// Which file.
         path: PathBuf,
         /// Why.
-        source: io::Error,
+        cause: io::Error,
     },
     /// The file does not hold what it should.
     #[error("{} is not valid: {message}; download it again", path.display())]
@@ -59,12 +59,12 @@ pub enum ModelDirError {
         what: String,
     },
     /// The file cannot be written.
-    #[error("{} cannot be written: {source}", path.display())]
+    #[error("{} cannot be written: {cause}", path.display())]
     Unwritable {
         /// Which file.
         path: PathBuf,
         /// Why.
-        source: io::Error,
+        cause: io::Error,
     },
     /// The graph has a form that ortolan does not run.
     #[error("the graph {} is not understood: {message}", path.display())]

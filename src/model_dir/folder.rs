@@ -26,7 +26,7 @@ impl Folder {
         if !root.is_dir() {
             return Err(ModelDirError::NotAFolder { path: root.to_path_buf() });
         }
-        let unreadable = |source| ModelDirError::Unreadable { path: root.to_path_buf(), source };
+        let unreadable = |cause| ModelDirError::Unreadable { path: root.to_path_buf(), cause };
         let real = root.canonicalize().map_err(unreadable)?;
         // `models--org--name/snapshots/REVISION` links into `models--org--name/blobs`.
         let snapshots =
@@ -59,7 +59,7 @@ impl Folder {
             _ if !stays => return Err(ModelDirError::Outside { path }),
             Ok(real) => real,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(source) => return Err(ModelDirError::Unreadable { path, source }),
+            Err(cause) => return Err(ModelDirError::Unreadable { path, cause }),
         };
         match self.homes.iter().any(|home| real.starts_with(home)) {
             true => Ok(Some(path)),
@@ -75,7 +75,7 @@ impl Folder {
     /// The text of a file that may be missing.
     pub(super) fn text(&self, name: &str) -> Result<Option<String>, ModelDirError> {
         let Some(path) = self.find(name)? else { return Ok(None) };
-        let unreadable = |source| ModelDirError::Unreadable { path: path.clone(), source };
+        let unreadable = |cause| ModelDirError::Unreadable { path: path.clone(), cause };
         let num_bytes = fs::metadata(&path).map_err(unreadable)?.len();
         if MAX_TEXT_BYTES < num_bytes {
             let message = format!("it has {num_bytes} bytes, more than the {MAX_TEXT_BYTES} that are read");
@@ -104,7 +104,7 @@ impl Folder {
 
     fn list(&self, within: &str, depth: usize, files: &mut Vec<ListedFile>) -> Result<(), ModelDirError> {
         let folder = self.root.join(within);
-        let unreadable = |source| ModelDirError::Unreadable { path: folder.clone(), source };
+        let unreadable = |cause| ModelDirError::Unreadable { path: folder.clone(), cause };
         for entry in fs::read_dir(&folder).map_err(unreadable)? {
             let entry = entry.map_err(unreadable)?;
             let Ok(name) = entry.file_name().into_string() else { continue };

@@ -46,7 +46,7 @@ pub(super) fn check(folder: &Folder, files: &[ListedFile]) -> Result<bool, Model
             return Err(altered(name, what));
         }
         let path = folder.require(name)?;
-        let unreadable = |source| ModelDirError::Unreadable { path: path.clone(), source };
+        let unreadable = |cause| ModelDirError::Unreadable { path: path.clone(), cause };
         if 1 < fs::metadata(&path).map_err(unreadable)?.nlink() {
             return Err(altered(name, "it has another name elsewhere, a hard link".to_owned()));
         }
@@ -68,7 +68,7 @@ pub fn write_manifest(root: &Path) -> Result<(PathBuf, usize), ModelDirError> {
     let files = folder.files()?;
     let list = |(name, num_bytes): &ListedFile| {
         let path = folder.require(name)?;
-        let sha256 = sha256(&path).map_err(|source| ModelDirError::Unreadable { path, source })?;
+        let sha256 = sha256(&path).map_err(|cause| ModelDirError::Unreadable { path, cause })?;
         Ok((name.clone(), Listed { num_bytes: *num_bytes, sha256 }))
     };
     let manifest = Manifest { files: content(&files).map(list).collect::<Result<_, ModelDirError>>()? };
@@ -77,7 +77,7 @@ pub fn write_manifest(root: &Path) -> Result<(PathBuf, usize), ModelDirError> {
     let path = root.join(FILE);
     match fs::write(&path, text) {
         Ok(()) => Ok((path, manifest.files.len())),
-        Err(source) => Err(ModelDirError::Unwritable { path, source }),
+        Err(cause) => Err(ModelDirError::Unwritable { path, cause }),
     }
 }
 

@@ -93,8 +93,8 @@ impl ElementCode {
 pub(super) fn read(path: &Path) -> Result<Graph, ModelDirError> {
     let graph = walk(path).map_err(|fault| match fault {
         _ if is_pointer(path) => invalid(path, POINTER.to_owned()),
-        Fault::Io(source) if source.kind() != io::ErrorKind::UnexpectedEof => {
-            ModelDirError::Unreadable { path: path.to_path_buf(), source }
+        Fault::Io(cause) if cause.kind() != io::ErrorKind::UnexpectedEof => {
+            ModelDirError::Unreadable { path: path.to_path_buf(), cause }
         }
         Fault::Io(_) => invalid(path, "it is cut short".to_owned()),
         Fault::Form(message) => invalid(path, message.to_owned()),
@@ -122,7 +122,7 @@ fn check_data_file(graph: &Path, name: &str, needed: u64) -> Result<(), ModelDir
             ModelDirError::Unsupported { path: graph.to_path_buf(), message: error.to_string() }
         }
     })?;
-    let found = place.metadata().map_err(|source| ModelDirError::Unreadable { path: place.clone(), source })?;
+    let found = place.metadata().map_err(|cause| ModelDirError::Unreadable { path: place.clone(), cause })?;
     if !found.is_file() {
         return Err(invalid(&place, "it is not a file".to_owned()));
     }
