@@ -8,7 +8,7 @@ use crate::{
     model_dir::{ModelDir, variant},
     text::Tokenizer,
 };
-use std::path::Path;
+use std::{collections::BTreeSet, path::Path};
 
 /// Prints what the folder holds, then what keeps it from being served or should be looked at.
 pub(super) fn run(path: &Path, variant: &str, config: &Config) -> anyhow::Result<u8> {
@@ -26,9 +26,9 @@ pub(super) fn run(path: &Path, variant: &str, config: &Config) -> anyhow::Result
 
 fn describe(dir: &ModelDir, config: &EngineConfig) -> Vec<(&'static str, String)> {
     let spec = &dir.spec;
-    let mut kinds: Vec<String> = spec.cache.iter().map(kind).collect();
-    kinds.sort();
-    kinds.dedup();
+    let [columns, states] = kinds(&spec.cache).map(|kinds| if kinds.is_empty() { "none".to_owned() } else { kinds });
+    let data_files = dir.onnx.data_files.iter().map(|(name, num_bytes)| format!("{name} ({})", variant::size(*num_bytes)));
+    let data_files: Vec<String> = data_files.collect();
     let others = dir.variants.iter().filter(|variant| variant.name != dir.variant.name);
     let others = match variant::list(others) {
         none if none.is_empty() => none,
@@ -44,11 +44,13 @@ fn describe(dir: &ModelDir, config: &EngineConfig) -> Vec<(&'static str, String)
         ("model type", dir.model_type.clone().unwrap_or_else(|| "not told".to_owned())),
         ("variant", format!("{} ({}){others}", dir.variant.name, variant::size(dir.variant.bytes))),
         ("graph", spec.path.display().to_string()),
+        ("data files", if data_files.is_empty() { "none".to_owned() } else { data_files.join(", ") }),
         ("exported by", format!("{}, IR version {}", dir.onnx.producer, dir.onnx.ir_version)),
         ("family", spec.family.name().to_owned()),
         ("position ids", if spec.position_ids.is_some() { "fed" } else { "made by the graph" }.to_owned()),
         ("layers", spec.num_layers.to_string()),
-        ("cache", kinds.join("; ")),
+        ("keys and values", columns),
+        ("states", states),
         ("logits", format!("{} of {} tokens", spec.logits_type.name(), spec.vocab_size)),
         ("context", format!("{} tokens, of which {} are used", spec.context_tokens, memory.context_tokens)),
         ("memory per token", variant::size(spec.cache_bytes_per_token() as u64)),
@@ -63,19 +65,23 @@ fn describe(dir: &ModelDir, config: &EngineConfig) -> Vec<(&'static str, String)
     lines
 }
 
-/// What a tensor of the cache holds, without its name.
-fn kind(tensor: &CacheTensor) -> String {
-    let element_type = tensor.element_type.name();
-    match &tensor.kind {
-        CacheKind::Columns { num_heads, head_size, window } => {
-            let window = window.map_or_else(String::new, |window| format!(", the last {window} tokens"));
-            format!("keys and values of {num_heads} heads of {head_size} in {element_type}{window}")
-        }
-        CacheKind::State { sizes, .. } => {
-            let sizes: Vec<String> = sizes.iter().map(ToString::to_string).collect();
-            format!("states of {} in {element_type}", sizes.join(" x "))
+/// Keys and values, and states, each kind once.
+fn kinds(cache: &[CacheTensor]) -> [String; 2] {
+    let (mut columns, mut states) = (BTreeSet::new(), BTreeSet::new());
+    for tensor in cache {
+        let element_type = tensor.element_type.name();
+        match &tensor.kind {
+            CacheKind::Columns { num_heads, head_size, window } => {
+                let window = window.map_or_else(String::new, |window| format!(", the last {window} tokens"));
+                columns.insert(format!("{num_heads} heads of {head_size} in {element_type}{window}"));
+            }
+            CacheKind::State { sizes, .. } => {
+                let sizes: Vec<String> = sizes.iter().map(ToString::to_string).collect();
+                states.insert(format!("{} in {element_type}", sizes.join(" x ")));
+            }
         }
     }
+    [columns, states].map(|kinds| kinds.into_iter().collect::<Vec<_>>().join("; "))
 }
 
 /// What is left is told where the model cannot be served.

@@ -339,7 +339,8 @@ impl Walker {
     }
 
     fn tensor_info(&mut self, end: u64) -> Result<TensorInfo, Fault> {
-        self.decode::<ValueInfoProto>(end).map(TensorInfo::from)
+        let info = self.decode::<ValueInfoProto>(end)?;
+        if info.name.contains('\0') { Err(Fault::Form("a name in it is no text")) } else { Ok(info.into()) }
     }
 
     /// A short message of known fields.
@@ -539,6 +540,7 @@ mod tests {
         let node = field(1, &[field(1, b"a"), field(1, b"a"), field(1, b"a"), field(1, b"a")].concat());
         insta::assert_snapshot!(refusal(&field(7, &node.repeat(1_000_000))), @"DIR/model.onnx is not valid: it holds more operators than any model; download it again");
         insta::assert_snapshot!(refusal(&field(7, &field(11, &field(1, &[0xff])))), @"DIR/model.onnx is not valid: it is cut short or no ONNX file; download it again");
+        assert!(refusal(&field(7, &field(11, &field(1, b"input\0ids")))).contains("a name in it is no text"));
         insta::assert_snapshot!(refusal(b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12\n"), @"DIR/model.onnx is not valid: it is a pointer of Git LFS instead of the file itself; download it again");
         insta::assert_snapshot!(refusal(&number(1, 10)), @"DIR/model.onnx is not valid: it holds no graph; download it again");
     }

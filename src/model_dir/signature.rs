@@ -34,6 +34,10 @@ pub(super) fn spec(
     if cache.is_empty() {
         return Err(reader.unsupported("it has no inputs `past_key_values.*`; export it with a KV cache".to_owned()));
     }
+    let mut presents = BTreeSet::new();
+    if let Some(twice) = cache.iter().find(|tensor| !presents.insert(&tensor.present)) {
+        return Err(reader.unsupported(format!("two inputs go with its output `{}`", twice.present)));
+    }
     let num_layers = reader.check_sizes(&cache)?;
     let mask = reader.input("attention_mask");
     if mask.is_none() && cache.iter().any(|tensor| matches!(tensor.kind, CacheKind::Columns { .. })) {
@@ -45,6 +49,9 @@ pub(super) fn spec(
     }
     let vocab_size = reader.size(logits, 2, "vocab_size", config.vocab_size)?;
     reader.agree("vocab_size", vocab_size, config.vocab_size)?;
+    if MAX_VOCAB_SIZE < vocab_size {
+        return Err(reader.unsupported(format!("`logits` scores {vocab_size} tokens, and no model has as many")));
+    }
     Ok(ModelSpec {
         path: path.to_path_buf(),
         family: if reader.has_shared_buffers() { GraphFamily::Gqa } else { GraphFamily::Concat },
@@ -90,6 +97,8 @@ const IN_PLACE_OPERATORS: [&str; 2] = ["CausalConvWithState", "LinearAttention"]
 const OPERATORS_WITH_GRAPHS: [&str; 3] = ["If", "Loop", "Scan"];
 /// Places of keys and values among the inputs and outputs of `GroupQueryAttention`.
 const ATTENTION_CACHE: [(usize, usize); 2] = [(3, 1), (4, 2)];
+/// No vocabulary comes near it.
+const MAX_VOCAB_SIZE: usize = 1 << 24;
 /// A model has a position or three for each token.
 const MAX_POSITION_AXES: usize = 8;
 
@@ -125,7 +134,9 @@ impl Reader<'_> {
         let sizes: Option<Vec<usize>> = past.shape.iter().skip(1).copied().collect();
         let kind = match (past.shape.as_slice(), sizes) {
             ([None, _, None, _], _) => self.columns(past, present)?,
-            ([None, _, ..], Some(sizes)) if sizes.len() < MAX_CACHE_RANK && agree(past, present) => {
+            ([None, _, ..], Some(sizes))
+                if sizes.len() < MAX_CACHE_RANK && !sizes.contains(&0) && agree(past, present) =>
+            {
                 CacheKind::State { sizes, is_in_place: self.is_in_place(past, present) }
             }
             _ => {
@@ -555,6 +566,7 @@ mod tests {
             refusal("past_compressor.0.kv", FLOAT, &[None, None, Some(8)]),
             refusal("past_key_values.0.key", FLOAT, &[None, None, Some(8)]),
             refusal("past_key_values.0.key", ElementCode(11), KV),
+            refusal("past.0.key", FLOAT, KV),
             refusal("input_ids", LONG, &[Some(1), Some(128)]),
             refusal("input_ids", FLOAT, &[None, None]),
             refusal("position_ids", LONG, &[None, Some(4), None]),
@@ -570,6 +582,7 @@ mod tests {
         the graph FILE is not understood: it has no output that goes with its input `past_compressor.0.kv`
         the graph FILE is not understood: `past_key_values.0.key` and `present.0.key` have the shapes [?, ?, 8] and [?, 2, ?, 16]; known are [batch, heads, past, head size] and states of one size, [batch, sizes…]
         the graph FILE is not understood: `past_key_values.0.key` and `present.0.key` differ in type
+        the graph FILE is not understood: two inputs go with its output `present.0.key`
         the graph FILE is not understood: `input_ids` has the shape [1, 128]; export it with a batch and a length that vary
         the graph FILE is not understood: `input_ids` has element type 1; int32 (6) and int64 (7) are known
         the graph FILE is not understood: `position_ids` has the shape [?, 4, ?]; known are [batch, sequence] and [3, batch, sequence]

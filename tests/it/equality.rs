@@ -2,7 +2,7 @@
 
 use crate::{
     engine::{config, drain},
-    tiny_model::{endless, fixture, start, tiny_models, token_ids},
+    tiny_model::{endless, exact_models, fixture, start, token_ids},
 };
 use ortolan::{
     engine::{CacheKind, CacheTensor, EngineConfig, Request},
@@ -76,7 +76,7 @@ fn a_thousand_requests_over_growing_tensors_say_what_each_says_alone() {
 #[test]
 fn a_thousand_requests_over_each_other_kind_of_cache_say_what_each_says_alone() {
     let mut seen = BTreeSet::new();
-    for name in tiny_models() {
+    for name in exact_models() {
         let spec = ModelDir::open(&fixture(&name), &Target::CPU).unwrap().spec;
         let kind = |tensor: &CacheTensor| match &tensor.kind {
             CacheKind::Columns { window, .. } => (window.is_some(), None),

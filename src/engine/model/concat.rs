@@ -123,7 +123,26 @@ impl ConcatModel {
         let cache = (self.cache.as_slice(), &group, &self.allocator);
         group.cache = self.graph.run(logits, &cache, bind_cache)?;
         group.num_columns = num_columns;
+        self.check(&group)?;
         self.groups.push(group);
+        Ok(())
+    }
+
+    /// Whether a run has returned as much as its inputs and the new tokens make.
+    fn check(&self, group: &Group) -> Result<(), ModelError> {
+        for (link, present) in self.cache.iter().zip(&group.cache).filter(|_| self.graph.is_on_host()) {
+            let per_member = match &link.tensor.kind {
+                CacheKind::Columns { num_heads, head_size, .. } => num_heads * group.num_columns * head_size,
+                CacheKind::State { sizes, .. } => sizes.iter().product(),
+            };
+            let expected = group.members.len() * per_member * link.tensor.element_type.num_bytes();
+            let found = present.host_bytes()?.len();
+            if found != expected {
+                let name = &link.tensor.present;
+                let message = format!("the graph returned {found} bytes in `{name}` where {expected} were expected");
+                return Err(ModelError::new(message));
+            }
+        }
         Ok(())
     }
 

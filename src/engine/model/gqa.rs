@@ -136,11 +136,7 @@ impl GqaModel {
             set => set as usize,
         };
         let (spec, context_tokens) = (graph.spec(), graph.limits().context_tokens);
-        // A state may take twice as much.
-        let num_bytes = spec.cache_bytes_per_slot(context_tokens).saturating_mul(2).saturating_mul(num_slots);
-        if isize::try_from(num_bytes).is_err() {
-            return Err(LoadError::KvCache { num_bytes, message: "no machine has as much memory".to_owned() });
-        }
+        let num_bytes = spec.cache_bytes_per_slot(context_tokens) * num_slots;
         let mut cache = Vec::with_capacity(spec.cache.len());
         for tensor in &spec.cache {
             if matches!(tensor.kind, CacheKind::State { is_in_place: false, .. }) && !graph.is_on_host() {
@@ -158,7 +154,7 @@ impl GqaModel {
         PlanLimits {
             run_overhead_tokens: self.run_overhead_tokens,
             can_pad: self.graph.can_pad(),
-            // A window would be cut to the single token that an idle slot is said to hold.
+            // The operator wants to know how much an idle slot holds beside a window, and is told of one token.
             can_idle: self.graph.can_pad() && !self.graph.spec().has_windows(),
             begins_alone: has_states,
             context_tokens: self.graph.limits().context_tokens,

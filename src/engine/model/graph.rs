@@ -49,6 +49,13 @@ struct Scratch {
 impl Graph {
     /// Opens the graph on the first providers that can be had.
     pub(super) fn open(runtime: &Runtime, spec: ModelSpec, config: &EngineConfig) -> Result<Self, LoadError> {
+        let context_tokens = spec.context_tokens.min(config.max_context_tokens.get() as usize);
+        let num_slots = config.max_batch_size.get() as usize;
+        let num_bytes = spec.cache_bytes_per_slot(context_tokens).saturating_mul(num_slots);
+        // Sizes are computed without care from here on; a state may take twice its own.
+        if num_bytes > isize::MAX.cast_unsigned() / 2 {
+            return Err(LoadError::KvCache { num_bytes, message: "no machine has as much memory".to_owned() });
+        }
         let mut builder = session_builder(runtime, config).map_err(|error| failed(&spec, &error))?;
         let device = register_providers(&mut builder, config)?;
         let on_cpu = device.name == ProviderName::Cpu;
@@ -63,7 +70,6 @@ impl Graph {
         let (session, edits) = open_edited(builder, &spec, wanted)?;
         tracing::info!(?edits, "opened the graph");
         let binding = session.create_binding().map_err(|error| failed(&spec, &error))?;
-        let context_tokens = spec.context_tokens.min(config.max_context_tokens.get() as usize);
         Ok(Self {
             session,
             binding,
