@@ -39,6 +39,8 @@ pub(super) struct Graph {
     pub(super) outputs: Vec<TensorInfo>,
     /// Those of the graph itself, not of a branch or loop in it.
     pub(super) nodes: Vec<Node>,
+    /// What the exporter says of tensors on the way, by name.
+    pub(super) between: BTreeMap<String, TensorInfo>,
 }
 
 /// A named tensor; dimensions that vary are none.
@@ -233,6 +235,10 @@ impl Walker {
                 (12, Value::Until(end)) if depth == 0 => {
                     let output = self.tensor_info(end)?;
                     self.graph.outputs.push(output);
+                }
+                (13, Value::Until(end)) if depth == 0 => {
+                    let info = self.tensor_info(end)?;
+                    self.graph.between.insert(info.name.clone(), info);
                 }
                 (15, Value::Until(end)) => self.sparse_tensor(end)?,
                 (_, value) => self.skip(value)?,

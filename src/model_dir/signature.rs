@@ -185,14 +185,28 @@ impl Reader<'_> {
         };
         // Two numbers of 4 bits share a byte.
         let numbers_per_element = if integer("kv_cache_bit_width") == Some(4) { 2 } else { 1 };
-        let config = self.config;
-        let heads = config.num_kv_heads();
-        let head_size = config.head_size().map(|size| size / numbers_per_element);
+        let head_size = node.and_then(|node| self.head_size(node)).or_else(|| self.config.head_size());
+        let head_size = head_size.map(|size| size / numbers_per_element);
         Ok(CacheKind::Columns {
-            num_heads: self.size(past, 1, "num_key_value_heads", heads)?,
+            num_heads: self.size(past, 1, "num_key_value_heads", self.config.num_kv_heads())?,
             head_size: self.size(past, 3, "head_dim", head_size)?,
             window,
         })
+    }
+
+    /// Elements of one head of an operator's keys, where the exporter says how wide these are: the cache's shape leaves it
+    /// open, and the config has one size for all layers.
+    fn head_size(&self, node: &Node) -> Option<usize> {
+        let count = |name: &str| node.integers.get(name).and_then(|count| usize::try_from(*count).ok());
+        let width = |place: usize| *self.graph.between.get(node.inputs.get(place)?)?.shape.last()?;
+        let (heads, kv_heads) = (count("num_heads")?, count("kv_num_heads")?);
+        // Without keys of their own, queries, keys and values come in one tensor.
+        let has_keys = node.inputs.get(1).is_some_and(|keys| !keys.is_empty());
+        let (width, heads) = match has_keys {
+            true => (width(1)?, kv_heads),
+            false => (width(0)?, heads.checked_add(kv_heads.checked_mul(2)?)?),
+        };
+        (0 < heads && 0 < width && width % heads == 0).then(|| width / heads)
     }
 
     /// The operator that reads these keys or values and writes them again.
@@ -497,6 +511,20 @@ mod tests {
         let kind = |graph: &Graph| read_with(graph, &config).map(|spec| (spec.family, spec.cache[0].kind.clone()));
         let columns =
             |head_size, window| Ok((GraphFamily::Gqa, CacheKind::Columns { num_heads: 2, head_size, window }));
+        // A head's size is what the operator's keys are wide, or else what the config says.
+        let integers = [("num_heads", 4), ("kv_num_heads", 2)];
+        graph.nodes[node].integers.extend(integers.map(|(name, count)| (name.to_owned(), count)));
+        let say = |graph: &mut Graph, name: &str, width| {
+            graph.between.insert(name.to_owned(), tensor(name, ElementCode::FLOAT, &[None, None, Some(width)]));
+        };
+        say(&mut graph, "q", 8 * 24);
+        assert_eq!(kind(&graph), columns(16, None));
+        say(&mut graph, "k", 2 * 32);
+        let refused = kind(&graph).unwrap_err();
+        assert!(refused.contains("head_dim = 32 and config.json says 16"), "{refused}");
+        graph.nodes[node].inputs[1].clear();
+        assert!(kind(&graph).unwrap_err().contains("head_dim = 24 and config.json says 16"));
+        graph.between.clear();
         // A window alone only masks.
         graph.nodes[node].integers.insert("local_window_size".to_owned(), 8);
         assert_eq!(kind(&graph), columns(16, None));
