@@ -7,6 +7,7 @@ use ortolan::{
     engine::{Engine, EngineConfig, SamplingParams, TokenId},
     text::{Piece, Tokenizer},
 };
+use serde_json::{Value, json};
 use std::{
     collections::BTreeMap,
     fmt, fs,
@@ -27,16 +28,32 @@ fn tokenizer() -> Arc<Tokenizer> {
 
 /// The tokens of a reply, and the one that ends it.
 pub(crate) fn script(reply: &str) -> Vec<u32> {
-    let tokens = tokenizer().encode(&[Piece::Template(reply)]).unwrap();
+    script_in(&tokenizer(), reply)
+}
+
+fn script_in(tokenizer: &Tokenizer, reply: &str) -> Vec<u32> {
+    let tokens = tokenizer.encode(&[Piece::Template(reply)]).unwrap();
     tokens.into_iter().chain([STOP]).map(|token| token.0).collect()
 }
 
-fn chat_model() -> ChatModel {
+/// A tokenizer whose added tokens have other texts and are special.
+fn tokenizer_with(special: &[(&str, &str)]) -> Arc<Tokenizer> {
+    let mut description: Value =
+        serde_json::from_slice(&fs::read(fixture("tiny-gqa").join("tokenizer.json")).unwrap()).unwrap();
+    for token in description["added_tokens"].as_array_mut().unwrap() {
+        if let Some((_, text)) = special.iter().find(|(text, _)| token["content"] == *text) {
+            (token["content"], token["special"]) = (json!(text), json!(true));
+        }
+    }
+    Arc::new(Tokenizer::parse(&serde_json::to_vec(&description).unwrap()).unwrap())
+}
+
+fn chat_model(tokenizer: Arc<Tokenizer>, response_format: &str) -> ChatModel {
     let template = fs::read_to_string(fixture("tiny-gqa").join("chat_template.jinja")).unwrap();
     ChatModel {
-        tokenizer: tokenizer(),
-        template: ChatTemplate::new(template.as_str(), BTreeMap::new(), tokenizer().added_tokens()).unwrap(),
-        response_format: ResponseFormat::named("hermes").unwrap(),
+        template: ChatTemplate::new(template.as_str(), BTreeMap::new(), tokenizer.added_tokens()).unwrap(),
+        tokenizer,
+        response_format: ResponseFormat::named(response_format).unwrap(),
         stop_tokens: [STOP].into(),
         default_sampling: SamplingParams { temperature: 0.0, ..SamplingParams::default() },
         prompt_permits: Arc::new(Semaphore::new(2)),
@@ -61,6 +78,8 @@ struct LoaderGate {
 
 pub(crate) struct FakeLoader {
     make: Box<Make>,
+    tokenizer: Arc<Tokenizer>,
+    response_format: &'static str,
     config: EngineConfig,
     gate: Option<Mutex<LoaderGate>>,
     num_loads: AtomicUsize,
@@ -69,8 +88,22 @@ pub(crate) struct FakeLoader {
 
 impl FakeLoader {
     pub(crate) fn new(make: impl Fn(usize) -> Result<FakeModel, LoadFailure> + Send + Sync + 'static) -> Self {
-        let num_loads = AtomicUsize::new(0);
-        Self { make: Box::new(make), config: config(2, 64), gate: None, num_loads, engine: Mutex::default() }
+        Self {
+            make: Box::new(make),
+            tokenizer: tokenizer(),
+            response_format: "hermes",
+            config: config(2, 64),
+            gate: None,
+            num_loads: AtomicUsize::new(0),
+            engine: Mutex::default(),
+        }
+    }
+
+    /// A model of another response format that says this. The added tokens of these texts have others, and are special.
+    pub(crate) fn saying_in(response_format: &'static str, special: &[(&str, &str)], reply: &str) -> Self {
+        let tokenizer = tokenizer_with(special);
+        let model = FakeModel::saying(script_in(&tokenizer, reply));
+        Self { tokenizer, response_format, ..Self::once(model, &config(2, 64)) }
     }
 
     /// Every load makes a model that says this.
@@ -118,7 +151,7 @@ impl Loader for FakeLoader {
         let number = self.num_loads.fetch_add(1, Ordering::SeqCst) + 1;
         let (engine, handle) = Engine::new(&self.config, (self.make)(number)?);
         *self.engine.lock().unwrap() = Some(thread::spawn(|| engine.run()));
-        Ok(Chat::new(chat_model(), handle))
+        Ok(Chat::new(chat_model(Arc::clone(&self.tokenizer), self.response_format), handle))
     }
 }
 
@@ -143,7 +176,12 @@ pub(crate) fn entry(name: &str, load: LoadTime, loader: &Arc<FakeLoader>) -> Mod
 
 /// One model called `fake`, loaded.
 pub(crate) fn models(model: FakeModel, config: &EngineConfig) -> Models {
-    let loader = Arc::new(FakeLoader::once(model, config));
+    models_of(FakeLoader::once(model, config))
+}
+
+/// One model called `fake`, loaded.
+pub(crate) fn models_of(loader: FakeLoader) -> Models {
+    let loader = Arc::new(loader);
     let models = Models::new(vec![entry("fake", LoadTime::Start, &loader)]);
     // Inside a runtime's task whose budget is spent, what blocks would wait for that runtime to go on.
     block_on(unconstrained(models.load_at_start())).unwrap();

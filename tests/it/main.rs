@@ -16,6 +16,7 @@ mod http;
 mod inspect;
 mod models;
 mod response_formats;
+mod served_formats;
 mod simulation;
 mod stream_validator;
 mod tidy;

@@ -2,7 +2,7 @@
 
 use super::{
     FormatError,
-    translation::{is_look_ahead, translated},
+    translation::{Alphabet, is_look_ahead, translated},
 };
 use regex_automata::{
     Anchored, Input, MatchKind,
@@ -48,17 +48,22 @@ const MAX_COMPILE_BYTES: usize = 16 << 20;
 impl Pattern {
     /// Compiles an expression of `place` in a format.
     pub(super) fn new(place: &str, python: &str) -> Result<Self, FormatError> {
-        let error = |message: String| FormatError::Pattern { place: place.to_owned(), message };
-        let rust = translated(python).map_err(error)?;
-        let hir = regex_syntax::parse(&rust).map_err(|cause| error(last_line(&cause.to_string())))?;
+        Self::compiled(python, Alphabet::Unicode)
+            .or_else(|message| Self::compiled(python, Alphabet::Ascii).map_err(|_| message))
+            .map_err(|message| FormatError::Pattern { place: place.to_owned(), message })
+    }
+
+    fn compiled(python: &str, alphabet: Alphabet) -> Result<Self, String> {
+        let rust = translated(python, alphabet)?;
+        let hir = regex_syntax::parse(&rust).map_err(|cause| last_line(&cause.to_string()))?;
         let config = dense::Config::new()
             .start_kind(StartKind::Anchored)
             .match_kind(MatchKind::LeftmostFirst)
             .dfa_size_limit(Some(MAX_AUTOMATON_BYTES))
             .determinize_size_limit(Some(MAX_COMPILE_BYTES));
         let automaton = dense::Builder::new().configure(config).build(&rust);
-        let automaton = automaton.map_err(|cause| error(format!("{cause}; write a shorter or more exact one")))?;
-        let groups = meta::Regex::new(&rust).map_err(|cause| error(cause.to_string()))?;
+        let automaton = automaton.map_err(|cause| format!("{cause}; write a shorter or more exact one"))?;
+        let groups = meta::Regex::new(&rust).map_err(|cause| cause.to_string())?;
         Ok(Self { automaton, groups, hir })
     }
 
@@ -215,6 +220,7 @@ mod tests {
             (r"[]a]+x", "]ax"),
             (r"a.b", "a\nb"),
             (r"a{1}}", "a}"),
+            (r"[\w-]{1,64}\s?\d", "a-_b 2"),
         ] {
             assert_eq!(pattern(python).at(text.as_bytes(), 0, None, true), Found::Match(text.len()), "{python}");
         }
@@ -228,6 +234,6 @@ mod tests {
         insta::assert_snapshot!(error(r"(a)\1"), @"the response template cannot be used: the expression of field `tool_calls`, `close_pattern` cannot be followed: it has a back-reference; spell out what it repeats");
         insta::assert_snapshot!(error("a++"), @"the response template cannot be used: the expression of field `tool_calls`, `close_pattern` cannot be followed: it has a possessive quantifier; leave out the second `+`");
         insta::assert_snapshot!(error("(a"), @"the response template cannot be used: the expression of field `tool_calls`, `close_pattern` cannot be followed: unclosed group");
-        insta::assert_snapshot!(error(r"\w{500}"), @"the response template cannot be used: the expression of field `tool_calls`, `close_pattern` cannot be followed: DFA exceeded size limit of 4194304 during determinization; write a shorter or more exact one");
+        insta::assert_snapshot!(error("[ab]*a[ab]{40}"), @"the response template cannot be used: the expression of field `tool_calls`, `close_pattern` cannot be followed: DFA exceeded size limit of 4194304 during determinization; write a shorter or more exact one");
     }
 }

@@ -8,13 +8,21 @@ pub(super) fn is_look_ahead(group: &str) -> bool {
     group.starts_with(AHEAD)
 }
 
+/// What `\\w`, `\\d` and `\\s` stand for.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Alphabet {
+    Unicode,
+    /// For expressions that would be too large else.
+    Ascii,
+}
+
 /// The same expression for the library.
 ///
 /// # Errors
 /// What cannot be expressed, and what to do.
-pub(super) fn translated(python: &str) -> Result<String, String> {
+pub(super) fn translated(python: &str, alphabet: Alphabet) -> Result<String, String> {
     let chars = python.chars().collect();
-    let translation = Translation { chars, at: 0, rust: "(?s)".to_owned(), open: Vec::new(), num_aheads: 0 };
+    let translation = Translation { chars, at: 0, rust: "(?s)".to_owned(), open: Vec::new(), num_aheads: 0, alphabet };
     translation.run()
 }
 
@@ -25,6 +33,7 @@ struct Translation {
     /// For each open parenthesis, whether it is a look-ahead.
     open: Vec<bool>,
     num_aheads: usize,
+    alphabet: Alphabet,
 }
 
 impl Translation {
@@ -33,7 +42,7 @@ impl Translation {
         while let Some(character) = self.next() {
             let is_quantified = std::mem::take(&mut follows_quantifier);
             match character {
-                '\\' => self.escape()?,
+                '\\' => self.escape(false)?,
                 '[' => self.class()?,
                 '(' => self.group()?,
                 ')' => self.end_of_group()?,
@@ -63,10 +72,20 @@ impl Translation {
         self.chars.get(self.at).copied()
     }
 
-    fn escape(&mut self) -> Result<(), String> {
+    fn escape(&mut self, in_class: bool) -> Result<(), String> {
         let escaped = self.next().ok_or("it ends in a backslash")?;
         match escaped {
             'Z' => self.rust.push_str(r"\z"),
+            'w' | 'd' | 's' if self.alphabet == Alphabet::Ascii => {
+                let class = if escaped == 'w' {
+                    "word"
+                } else if escaped == 'd' {
+                    "digit"
+                } else {
+                    "space"
+                };
+                self.rust.push_str(&if in_class { format!("[:{class}:]") } else { format!("[[:{class}:]]") });
+            }
             'b' | 'B' => self.rust.push_str(&format!(r"(?-u:\{escaped})")),
             '1'..='9' => return Err("it has a back-reference; spell out what it repeats".to_owned()),
             _ if escaped.is_ascii_alphanumeric() || regex_syntax::is_meta_character(escaped) => {
@@ -89,7 +108,7 @@ impl Translation {
             match character {
                 ']' if start + 1 < self.at => break,
                 '\\' => {
-                    self.escape()?;
+                    self.escape(true)?;
                     continue;
                 }
                 '[' | ']' | '&' | '~' => self.rust.push('\\'),
