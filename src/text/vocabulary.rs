@@ -30,7 +30,7 @@ pub(super) fn token_bytes(tokenizer: &Tokenizer) -> Option<Vec<Vec<u8>>> {
 fn spelling(decoder: &DecoderWrapper) -> Option<Spelling> {
     match decoder {
         DecoderWrapper::ByteLevel(_) => Some(Spelling::ByteLevel),
-        DecoderWrapper::ByteFallback(_) => Some(Spelling::ByteFallback),
+        DecoderWrapper::ByteFallback(_) | DecoderWrapper::Metaspace(_) => Some(Spelling::ByteFallback),
         DecoderWrapper::Sequence(sequence) => sequence.get_decoders().iter().find_map(spelling),
         _ => None,
     }
@@ -87,6 +87,13 @@ mod tests {
             "model": { "type": "BPE", "vocab": vocab, "merges": [], "byte_fallback": true, "unk_token": "<unk>" },
         });
         let expected: [&[u8]; 4] = [b"<unk>", b"\xE2", b" a", b"<0xyz>"];
+        assert_eq!(token_bytes(&parse(&description)).unwrap(), expected);
+        let metaspace = json!({ "type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": true });
+        let description = json!({
+            "version": "1.0", "added_tokens": [], "decoder": metaspace,
+            "model": { "type": "Unigram", "vocab": [["<unk>", 0.0], ["▁a", -1.0]], "unk_id": 0 },
+        });
+        let expected: [&[u8]; 2] = [b"<unk>", b" a"];
         assert_eq!(token_bytes(&parse(&description)).unwrap(), expected);
     }
 }
