@@ -27,7 +27,8 @@ pub(super) fn run(path: &Path, variant: &str, config: &Config) -> anyhow::Result
 fn describe(dir: &ModelDir, config: &EngineConfig) -> Vec<(&'static str, String)> {
     let spec = &dir.spec;
     let [columns, states] = kinds(&spec.cache).map(|kinds| if kinds.is_empty() { "none".to_owned() } else { kinds });
-    let data_files = dir.onnx.data_files.iter().map(|(name, num_bytes)| format!("{name} ({})", variant::size(*num_bytes)));
+    let data_files =
+        dir.onnx.data_files.iter().map(|(name, num_bytes)| format!("{name} ({})", variant::size(*num_bytes)));
     let data_files: Vec<String> = data_files.collect();
     let others = dir.variants.iter().filter(|variant| variant.name != dir.variant.name);
     let others = match variant::list(others) {
@@ -151,6 +152,9 @@ impl Memory {
     }
 }
 
+/// Operators that look at a whole tensor for its scale.
+const DYNAMIC: &str = "DynamicQuantize";
+
 /// What may go wrong though the model can be served, and how to mend it.
 pub(super) fn problems(dir: &ModelDir, config: &EngineConfig) -> Vec<String> {
     let mut problems = Vec::new();
@@ -163,6 +167,13 @@ pub(super) fn problems(dir: &ModelDir, config: &EngineConfig) -> Vec<String> {
             variant::size(memory.needed()),
             variant::size(free)
         ));
+    }
+    if dir.onnx.operators.keys().any(|operator| operator.starts_with(DYNAMIC)) {
+        problems.push(
+            "its products are quantized with one scale for all requests of a run, so what a reply says depends a little on \
+             those beside it; 4-bit variants do not"
+                .to_owned(),
+        );
     }
     let has_provider = |name: &String| config.providers.iter().any(|provider| provider.name.to_string() == *name);
     if !dir.provider_options.is_empty() && !dir.provider_options.keys().any(has_provider) {

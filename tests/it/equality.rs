@@ -2,12 +2,9 @@
 
 use crate::{
     engine::{config, drain},
-    tiny_model::{endless, exact_models, fixture, start, token_ids},
+    tiny_model::{endless, exact_models, open, start, token_ids},
 };
-use ortolan::{
-    engine::{CacheKind, CacheTensor, EngineConfig, Request},
-    model_dir::{ModelDir, Target},
-};
+use ortolan::engine::{CacheKind, CacheTensor, EngineConfig, Request};
 use rand::{Rng, RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use std::collections::{BTreeSet, VecDeque};
@@ -34,7 +31,7 @@ fn requests(seed: u64) -> Vec<(Vec<u32>, u32)> {
 
 /// All replies, with at most `num_open` requests under way.
 fn replies(name: &str, config: &EngineConfig, requests: &[(Vec<u32>, u32)], num_open: usize) -> Vec<Vec<u32>> {
-    let (handle, engine) = start(&fixture(name), config);
+    let (handle, engine) = start(open(name).spec, config);
     let mut open = VecDeque::new();
     let mut replies = Vec::new();
     for (prompt, max_output_tokens) in requests {
@@ -77,7 +74,7 @@ fn a_thousand_requests_over_growing_tensors_say_what_each_says_alone() {
 fn a_thousand_requests_over_each_other_kind_of_cache_say_what_each_says_alone() {
     let mut seen = BTreeSet::new();
     for name in exact_models() {
-        let spec = ModelDir::open(&fixture(&name), &Target::CPU).unwrap().spec;
+        let spec = open(&name).spec;
         let kind = |tensor: &CacheTensor| match &tensor.kind {
             CacheKind::Columns { window, .. } => (window.is_some(), None),
             CacheKind::State { sizes, is_in_place } => (false, Some((sizes.len(), *is_in_place))),

@@ -2,11 +2,11 @@
 
 use crate::{
     engine::{config, drain},
-    tiny_model::{endless, fixture, start, tiny_models, token_ids},
+    tiny_model::{endless, open, start, tiny_models, token_ids},
 };
 use ortolan::{
     chat::{ChatRequest, ChatTemplate, Message, Role, Tool, ToolCall},
-    engine::TokenId,
+    engine::{ModelSpec, TokenId},
     model_dir::{ModelDir, Target},
     text::{Piece, Tokenizer},
 };
@@ -58,14 +58,14 @@ fn starter() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("models/starter")
 }
 
-fn assert_says(dir: &Path, cases: &[Completion]) {
+fn assert_says(name: &str, spec: ModelSpec, cases: &[Completion]) {
     assert!(3 <= cases.len());
     // Chunks, and slots that are used again.
-    let (handle, engine) = start(dir, &config(3, 16));
+    let (handle, engine) = start(spec, &config(3, 16));
     for case in cases {
         let limit = u32::try_from(case.output_ids.len()).unwrap();
         let output = token_ids(&drain(handle.submit(endless(&case.input_ids, limit)).unwrap()));
-        assert_eq!(output, case.output_ids, "{}", dir.display());
+        assert_eq!(output, case.output_ids, "{name}");
     }
     drop(handle);
     engine.join().unwrap();
@@ -74,13 +74,13 @@ fn assert_says(dir: &Path, cases: &[Completion]) {
 #[test]
 fn tiny_models_say_what_other_implementations_say() {
     for name in tiny_models() {
-        assert_says(&fixture(&name), &golden(&name));
+        assert_says(&name, open(&name).spec, &golden(&name));
     }
 }
 
 #[test]
 fn the_starter_says_what_other_implementations_say() {
-    assert_says(&starter(), &golden("starter"));
+    assert_says("starter", ModelDir::open(&starter(), &Target::CPU).unwrap().spec, &golden("starter"));
 }
 
 fn text(value: &Value) -> String {

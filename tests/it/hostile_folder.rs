@@ -1,6 +1,6 @@
 //! Model folders come from strangers: whatever their files hold, opening them is a result and never a panic.
 
-use crate::tiny_model::{copy, files, tiny_models};
+use crate::tiny_model::{copy, files, fixtures};
 use ortolan::{
     chat::ChatTemplate,
     model_dir::{ModelDir, Target},
@@ -45,7 +45,7 @@ fn apply(harm: &Harm, bytes: &mut Vec<u8>) {
 
 /// Any file of any model.
 fn model_and_file() -> impl Strategy<Value = (String, String)> {
-    let models = prop::sample::select(tiny_models());
+    let models = prop::sample::select(fixtures());
     models.prop_flat_map(|model| (Just(model.clone()), prop::sample::select(files(&model))))
 }
 
@@ -80,7 +80,7 @@ proptest! {
 
 #[test]
 fn the_unharmed_folders_open() {
-    for model in tiny_models() {
+    for model in fixtures() {
         assert!(opens(copy(&model).path()), "{model}");
     }
 }

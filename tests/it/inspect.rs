@@ -24,11 +24,13 @@ fn a_folder_is_described() {
     model type         llama
     variant            fp32 (622.4 KiB)
     graph              DIR/onnx/model.onnx
+    data files         none
     exported by        onnxruntime-genai, IR version 10
     family             gqa
     position ids       made by the graph
     layers             2
-    cache              keys and values of 2 heads of 16 in float32
+    keys and values    2 heads of 16 in float32
+    states             none
     logits             float32 of 512 tokens
     context            1024 tokens, of which 1024 are used
     memory per token   512 B
@@ -37,6 +39,8 @@ fn a_folder_is_described() {
     operators          MatMul 11, Mul 4, SkipSimplifiedLayerNormalization 4, Cast 2, Constant 2, Gather 2, GroupQueryAttention 2, Sigmoid 2, ReduceSum 1, Shape 1, SimplifiedLayerNormalization 1, Sub 1
     chat template      default
     special tokens     eos_token <|im_end|>, pad_token <|endoftext|>
+    it can say         system messages anywhere, roles in any order, tools, calls, parallel calls, results
+    response format    hermes
     stop tokens        <|endoftext|> 505, <|im_end|> 507
     ");
 }

@@ -3,8 +3,8 @@
 use crate::engine::{config, drain, request};
 use ortolan::{
     engine::{
-        ElementType, Engine, EngineConfig, EngineHandle, FloatType, GraphEdits, LoadError, Model, ProviderConfig,
-        ProviderName, Request, Runtime, TokenEvent, load,
+        ElementType, Engine, EngineConfig, EngineHandle, FloatType, GraphEdits, LoadError, Model, ModelSpec,
+        ProviderConfig, ProviderName, Request, Runtime, TokenEvent, load,
     },
     model_dir::{ModelDir, ModelDirError, Target},
 };
@@ -17,31 +17,45 @@ use std::{
     thread,
 };
 
-/// Every fixture whose greedy tokens others have recorded, by name; on the oldest runtime those that it can run.
+/// Every graph whose greedy tokens others have recorded, by the name of its golden file; on the oldest runtime those that it
+/// can run.
 pub(crate) fn tiny_models() -> Vec<String> {
-    let tests = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests");
-    let entries = fs::read_dir(tests.join("fixtures")).unwrap();
-    let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
-    let mut names: Vec<String> =
-        names.filter(|name| tests.join("golden").join(format!("{name}.json")).exists()).collect();
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
+    let files = fs::read_dir(golden).unwrap().map(|entry| entry.unwrap().path());
+    let names = files.map(|path| path.file_stem().unwrap().to_str().unwrap().to_owned());
+    let mut names: Vec<String> = names.filter(|name| fixture(folder_and_variant(name).0).is_dir()).collect();
     if is_oldest() {
-        names.retain(|name| {
-            load(runtime(), ModelDir::open(&fixture(name), &Target::CPU).unwrap().spec, &config(1, 16)).is_ok()
-        });
+        names.retain(|name| load(runtime(), open(name).spec, &config(1, 16)).is_ok());
     }
     names.sort();
     assert!(["tiny-concat", "tiny-gqa"].iter().all(|name| names.iter().any(|other| other == name)));
     names
 }
 
-/// Those of them that compute with just what they keep: where a cache has fewer bits, it matters what is in it already when a
+/// The folder of a graph and, where that has several, the name of its variant.
+fn folder_and_variant(name: &str) -> (&str, Option<&str>) {
+    match name.rsplit_once('-') {
+        Some((folder, variant)) if !fixture(name).is_dir() => (folder, Some(variant)),
+        _ => (name, None),
+    }
+}
+
+/// The folder with that graph.
+pub(crate) fn open(name: &str) -> ModelDir {
+    let (folder, variant) = folder_and_variant(name);
+    ModelDir::open(&fixture(folder), &Target { variant, ..Target::CPU }).unwrap()
+}
+
+/// Those of them that compute each row for itself, and with just what they keep: where a cache has fewer bits, it matters what is in it already when a
 /// token looks back.
 pub(crate) fn exact_models() -> Vec<String> {
     let mut names = tiny_models();
     names.retain(|name| {
-        let spec = ModelDir::open(&fixture(name), &Target::CPU).unwrap().spec;
+        let ModelDir { spec, onnx, .. } = open(name);
+        // These have one scale for all rows of a run.
+        let is_dynamic = onnx.operators.keys().any(|operator| operator.starts_with("DynamicQuantize"));
         let is_exact = |kept: ElementType| matches!(kept, ElementType::Float(FloatType::F32 | FloatType::F16));
-        spec.cache.iter().all(|tensor| is_exact(tensor.element_type))
+        !is_dynamic && spec.cache.iter().all(|tensor| is_exact(tensor.element_type))
     });
     names
 }
@@ -66,8 +80,7 @@ pub(crate) fn fixture(name: &str) -> PathBuf {
 }
 
 /// An engine on a thread of its own, which ends with the last handle.
-pub(crate) fn start(dir: &Path, config: &EngineConfig) -> (EngineHandle, thread::JoinHandle<()>) {
-    let spec = ModelDir::open(dir, &Target::CPU).unwrap().spec;
+pub(crate) fn start(spec: ModelSpec, config: &EngineConfig) -> (EngineHandle, thread::JoinHandle<()>) {
     let (engine, handle) = Engine::new(config, load(runtime(), spec, config).unwrap());
     (handle, thread::spawn(|| engine.run()))
 }
@@ -91,7 +104,7 @@ fn prompts() -> Vec<Vec<u32>> {
 }
 
 fn alone(name: &str) -> Vec<Vec<u32>> {
-    let (handle, engine) = start(&fixture(name), &config(1, 1000));
+    let (handle, engine) = start(open(name).spec, &config(1, 1000));
     let outputs =
         prompts().iter().map(|prompt| token_ids(&drain(handle.submit(endless(prompt, 24)).unwrap()))).collect();
     drop(handle);
@@ -100,7 +113,7 @@ fn alone(name: &str) -> Vec<Vec<u32>> {
 }
 
 fn together(name: &str, config: &EngineConfig) -> Vec<Vec<u32>> {
-    let (handle, engine) = start(&fixture(name), config);
+    let (handle, engine) = start(open(name).spec, config);
     let streams: Vec<_> = prompts().iter().map(|prompt| handle.submit(endless(prompt, 24)).unwrap()).collect();
     let outputs = streams.into_iter().map(|stream| token_ids(&drain(stream))).collect();
     drop(handle);
@@ -139,17 +152,17 @@ fn no_edit_of_the_graph_and_no_sharing_of_runs_changes_what_is_said() {
 #[test]
 fn a_runtime_without_query_seqlens_is_used_without_it() {
     let config = config(2, 16);
-    let model = load(runtime(), ModelDir::open(&fixture("tiny-gqa"), &Target::CPU).unwrap().spec, &config).unwrap();
+    let model = load(runtime(), open("tiny-gqa").spec, &config).unwrap();
     assert_eq!(model.limits().can_verify_drafts, !is_oldest());
     let graph_edits = GraphEdits { query_seqlens: false, ..config.graph_edits };
     let config = EngineConfig { graph_edits, ..config };
-    let model = load(runtime(), ModelDir::open(&fixture("tiny-gqa"), &Target::CPU).unwrap().spec, &config).unwrap();
+    let model = load(runtime(), open("tiny-gqa").spec, &config).unwrap();
     assert!(!model.limits().can_verify_drafts);
 }
 
 #[test]
 fn a_graph_that_is_too_new_for_the_runtime_is_told_apart() {
-    let spec = ModelDir::open(&fixture("variant-growing-hybrid"), &Target::CPU).unwrap().spec;
+    let spec = open("variant-growing-hybrid").spec;
     let path = spec.path.display().to_string();
     match load(runtime(), spec, &config(1, 16)) {
         Ok(_) => assert!(!is_oldest()),
@@ -178,7 +191,7 @@ fn a_graph_that_loads_but_does_not_run_is_known_when_it_is_loaded() {
 fn the_context_can_be_filled_to_its_end() {
     for name in tiny_models() {
         let config = EngineConfig { max_context_tokens: NonZeroU32::new(48).unwrap(), ..config(2, 16) };
-        let (handle, engine) = start(&fixture(&name), &config);
+        let (handle, engine) = start(open(&name).spec, &config);
         assert_eq!(handle.limits().context_tokens, 48);
         let streams = [40_u32, 47].map(|len| handle.submit(endless(&vec![9; len as usize], 1000)).unwrap());
         let lengths = streams.map(|stream| token_ids(&drain(stream)).len());
@@ -197,6 +210,15 @@ pub(crate) fn copy(name: &str) -> tempfile::TempDir {
         fs::copy(fixture(name).join(&file), to).unwrap();
     }
     copy
+}
+
+/// The names of all fixtures, sorted.
+pub(crate) fn fixtures() -> Vec<String> {
+    let entries = fs::read_dir(fixture("")).unwrap().map(|entry| entry.unwrap());
+    let folders = entries.filter(|entry| entry.path().is_dir());
+    let mut names: Vec<String> = folders.map(|entry| entry.file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
 }
 
 /// The names of a fixture's files, sorted.
@@ -257,7 +279,7 @@ fn a_file_that_is_missing_or_cut_short_is_named() {
 
 #[test]
 fn a_provider_that_cannot_be_had_is_an_error_unless_fallback_is_allowed() {
-    let spec = || ModelDir::open(&fixture("tiny-gqa"), &Target::CPU).unwrap().spec;
+    let spec = || open("tiny-gqa").spec;
     for name in [ProviderName::Cuda, ProviderName::TensorRt] {
         let provider = ProviderConfig { name, options: BTreeMap::new() };
         let strict = EngineConfig { providers: vec![provider], ..config(1, 100) };
