@@ -1,7 +1,10 @@
 //! The real binary: what a person sees when something is wrong, and that a signal ends it well.
 
-use crate::{stream_validator::events, tiny_model::fixture};
-use serde_json::Value;
+use crate::{
+    stream_validator::events,
+    tiny_model::{fixture, fixtures},
+};
+use serde_json::{Value, json};
 use std::{
     fs,
     io::{BufRead, BufReader, Lines, Write},
@@ -188,6 +191,23 @@ fn a_signal_ends_the_server_with_success() {
     server.signal();
     server.wait_for_line("draining");
     assert_eq!(server.end().0, Some(0));
+}
+
+/// No flags: the folders are named, and each answers under its own name.
+#[test]
+fn folders_of_every_layout_are_served_as_they_are() {
+    let names = fixtures();
+    let mut command = serve(&["log.filter=ortolan=info", "engine.max_batch_size=2"]);
+    command.args(names.iter().map(|name| fixture(name)));
+    let server = Server::start(&mut command);
+    for name in &names {
+        let body = json!({ "model": name, "input": "Hello, who are you?", "max_output_tokens": 5 });
+        let reply: Vec<String> = server.post(&body.to_string()).collect();
+        assert_eq!(reply[0], "HTTP/1.1 200 OK", "{name}: {reply:?}");
+        let response: Value = serde_json::from_str(reply.last().unwrap()).unwrap();
+        assert_eq!(response["usage"]["output_tokens"], 5, "{name}: {response}");
+    }
+    println!("layouts: {} folders served", names.len());
 }
 
 /// The engines end with the drain; that is no alarm, so there is time for last events.
