@@ -98,17 +98,15 @@ impl Grammar {
         grammar.rule("SPACE", r"/[ \t\r\n]{0,8}/");
         grammar.rule("FREE", r"/(.|\n)*/");
         let not_reasoning = grammar.reasoning(request, format, begins_reasoning);
-        let around = format.around_answer();
-        let placed = |answer: &str| match &around {
-            Some((before, behind)) => format!("{before} {answer} {behind}"),
-            None => answer.to_owned(),
-        };
+        let around = format.around_texts();
+        let placed = |(before, behind): &(String, String), text: &str| format!("{before} {text} {behind}");
+        let placed_answer = around.first().map_or_else(|| "answer".to_owned(), |around| placed(around, "answer"));
         let answer = Self::answer(&request.format);
         if let Some(answer) = &answer {
             grammar.rule("answer", answer);
         }
         if tools.is_empty() {
-            grammar.rule("reply", &placed("answer"));
+            grammar.rule("reply", &placed_answer);
             return Ok(grammar.rules);
         }
         let max_calls = request.calls.max_calls;
@@ -126,11 +124,12 @@ impl Grammar {
         match (request.calls.mode, answer) {
             (CallMode::Required, _) => grammar.rule("reply", &format!("{region} {more} SPACE")),
             (CallMode::Auto | CallMode::None, Some(_)) => {
-                grammar.rule("reply", &format!("{} | {region} {more} SPACE", placed("answer")));
+                grammar.rule("reply", &format!("{placed_answer} | {region} {more} SPACE"));
             }
-            (CallMode::Auto | CallMode::None, None) if around.is_some() => {
-                grammar.rule("said", &placed("FREE"));
-                grammar.rule("reply", &format!("said | said? {region} {more} SPACE"));
+            (CallMode::Auto | CallMode::None, None) if !around.is_empty() => {
+                let texts: Vec<String> = around.iter().map(|around| placed(around, "FREE")).collect();
+                grammar.rule("said", &texts.join(" | "));
+                grammar.rule("reply", &format!("said* | said* {region} {more} SPACE"));
             }
             (CallMode::Auto | CallMode::None, None) => {
                 let max_calls = if calls.repeats { max_calls } else { NonZeroU32::new(1) };
@@ -222,7 +221,7 @@ pub(super) fn json_rule(schema: &Value) -> String {
 mod tests {
     use super::*;
     use crate::{
-        chat::{Calls, Delta, ReplyParser, ResponseFormat},
+        chat::{Calls, Delta, FormatCalls, ReplyParser, ResponseFormat},
         engine::TokenId,
         text::{
             Piece, Tokenizer,
@@ -276,7 +275,7 @@ mod tests {
         let compiler = GrammarCompiler::new(&tokenizer, 300, &[END]).unwrap();
         assert!(!is_free(request));
         let format = ResponseFormat::named(format).unwrap();
-        let format = format.writer(true, tokenizer.added_tokens());
+        let format = format.writer(FormatCalls::OwnOrOurs, tokenizer.added_tokens());
         let constraint = constraint(&compiler, request, format, begins_reasoning).unwrap();
         replies.iter().copied().filter(|reply| follows(&tokenizer, &mut *constraint.clone(), reply)).collect()
     }
@@ -364,7 +363,7 @@ mod tests {
         let tokenizer = byte_level();
         let compiler = GrammarCompiler::new(&tokenizer, 300, &[END]).unwrap();
         let format = ResponseFormat::named("hermes").unwrap();
-        let writer = format.writer(false, &[]);
+        let writer = format.writer(FormatCalls::Own, &[]);
         let error = |request: &ChatRequest| constraint(&compiler, request, writer, false).unwrap_err().to_string();
         let format = OutputFormat::JsonSchema(json!({ "type": "strnig" }));
         let mut tools = vec![tool("f", true), tool("g", false)];
@@ -534,7 +533,7 @@ mod tests {
     fn what_a_grammar_holds_to_is_what_the_parser_hears() {
         for (format, good, _, special_tokens) in CALLS {
             let format = ResponseFormat::named(format).unwrap().with_special_tokens(special_tokens.iter().copied());
-            let mut parser = ReplyParser::new(&format, "", vec![typed("f", false)], true);
+            let mut parser = ReplyParser::new(&format, FormatCalls::OwnOrOurs, "", vec![typed("f", false)]);
             let deltas = [parser.push(good), parser.finish(false)].concat();
             let said: String = deltas
                 .iter()
@@ -580,7 +579,7 @@ mod tests {
         let tokenizer = byte_level();
         let compiler = GrammarCompiler::new(&tokenizer, 300, &[END]).unwrap();
         let request = ChatRequest { tools: vec![tool("f", true)], ..ChatRequest::default() };
-        let error = constraint(&compiler, &request, format.writer(false, &[]), false).unwrap_err();
+        let error = constraint(&compiler, &request, format.writer(FormatCalls::Own, &[]), false).unwrap_err();
         insta::assert_snapshot!(error, @"this model writes calls in a way that none can be held to; ask for `tool_choice: \"auto\"` and tools that are not strict");
     }
 }

@@ -28,7 +28,7 @@ pub use loader::{LoadFailure, LoadTime, Loader, ModelEntry};
 pub use markup::Prompt;
 pub use models::Models;
 pub use request::{CallMode, Calls, ChatRequest, Message, OutputFormat, Role, Tool, ToolCall};
-pub use response_format::{FormatError, ReplyParser, ResponseFormat};
+pub use response_format::{FormatCalls, FormatError, ReplyParser, ResponseFormat};
 pub use served_model::{ModelState, ServedModel};
 pub use template::{ChatTemplate, TemplateError, TemplateSources};
 
@@ -176,10 +176,12 @@ impl Chat {
     /// Renders and tokenizes; compiles what the reply has to follow.
     fn prompt(&self, request: &mut ChatRequest) -> Result<Start, ChatError> {
         let (rendered, tokens) = self.fitting_prompt(request)?;
-        let must_call = request.calls.mode == CallMode::Required;
+        let is_free = grammar::is_free(request);
+        // A model that is held to something when it calls does so in our format if it has none of its own.
+        let calls = if is_free { FormatCalls::Own } else { FormatCalls::OwnOrOurs };
         let tools = grammar::callable(request).cloned().collect();
-        let parser = ReplyParser::new(&self.model.response_format, rendered.last_words(), tools, must_call);
-        let constraint = self.constraint(request, parser.is_reasoning())?;
+        let parser = ReplyParser::new(&self.model.response_format, calls, rendered.last_words(), tools);
+        let constraint = if is_free { None } else { Some(self.constraint(request, parser.is_reasoning())?) };
         Ok(Start { tokens, parser, constraint })
     }
 
@@ -206,22 +208,14 @@ impl Chat {
         }
     }
 
-    fn constraint(
-        &self,
-        request: &ChatRequest,
-        begins_reasoning: bool,
-    ) -> Result<Option<Box<dyn Constraint>>, ChatError> {
-        if grammar::is_free(request) {
-            return Ok(None);
-        }
+    fn constraint(&self, request: &ChatRequest, begins_reasoning: bool) -> Result<Box<dyn Constraint>, ChatError> {
         let vocab_size = self.engine.limits().vocab_size;
         let compiler = self
             .grammars
             .get_or_init(|| GrammarCompiler::new(&self.model.tokenizer, vocab_size, &self.model.stop_tokens));
         let compiler = compiler.as_ref().map_err(|_| ChatError::NoGrammar)?;
-        let must_call = request.calls.mode == CallMode::Required;
-        let format = self.model.response_format.writer(must_call, &self.marks);
-        grammar::constraint(compiler, request, format, begins_reasoning).map(Some)
+        let format = self.model.response_format.writer(FormatCalls::OwnOrOurs, &self.marks);
+        grammar::constraint(compiler, request, format, begins_reasoning)
     }
 }
 
@@ -260,7 +254,12 @@ impl<T: Stream<Item = TextEvent> + Unpin> Reply<T> {
             TextEvent::Text { text, num_tokens, logprobs } => {
                 self.logprobs.extend(logprobs);
                 self.usage.count(num_tokens, self.parser.is_reasoning());
-                (self.parser.push(&text), None)
+                let deltas = self.parser.push(&text);
+                if deltas.is_empty() && !self.parser.holds_text() {
+                    // They were tokens of marks.
+                    self.logprobs.clear();
+                }
+                (deltas, None)
             }
             TextEvent::Finished { reason, num_cached_tokens, num_tokens } => {
                 self.usage.cached_tokens = num_cached_tokens;

@@ -1,6 +1,6 @@
 //! Response formats: what transformers' own parser makes of the same replies, any cut of them, and what no model should say.
 
-use ortolan::chat::{Delta, ReplyParser, ResponseFormat, Tool};
+use ortolan::chat::{Delta, FormatCalls, ReplyParser, ResponseFormat, Tool};
 use proptest::prelude::*;
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -103,7 +103,7 @@ fn replies_are_heard_as_transformers_hears_them() {
     let mut wrong = Vec::new();
     for Reply { format: name, prefix, text, transformers, differs, here } in &golden.replies {
         let format = formats.entry(name).or_insert_with(|| golden.format(name));
-        let parser = || ReplyParser::new(format, prefix, tools.clone(), false);
+        let parser = || ReplyParser::new(format, FormatCalls::Own, prefix, tools.clone());
         let whole = parse(&mut parser(), [text.as_str()]);
         let heard = heard(&whole);
         let expected = match differs {
@@ -272,7 +272,7 @@ fn any_cut_of_any_reply_gives_the_same_in_every_format() {
         bounds.sort_unstable();
         let pieces: Vec<&str> = bounds.windows(2).map(|pair| &text[pair[0]..pair[1]]).collect();
         for format in &formats {
-            let parser = || ReplyParser::new(format, "", tools(), false);
+            let parser = || ReplyParser::new(format, FormatCalls::Own, "", tools());
             let whole = parse(&mut parser(), [text.as_str()]);
             prop_assert!(is_in_order(&whole), "{} {:?}", format.name(), whole);
             prop_assert_eq!(parse(&mut parser(), pieces.iter().copied()), &whole[..], "{}", format.name());
@@ -305,7 +305,7 @@ fn a_megabyte_of_what_is_almost_a_mark_is_read_at_once() {
     for format in formats() {
         for near_mark in near_marks {
             let text = near_mark.repeat((1 << 20) / near_mark.len() / 16);
-            let mut parser = ReplyParser::new(&format, "", tools(), false);
+            let mut parser = ReplyParser::new(&format, FormatCalls::Own, "", tools());
             let pieces = text.char_indices().map(|(index, character)| &text[index..index + character.len_utf8()]);
             parse(&mut parser, pieces);
         }

@@ -4,7 +4,7 @@
 mod arguments;
 
 use super::{
-    ResponseFormat,
+    FormatCalls, ResponseFormat,
     anchor::Anchor,
     call_shape::Reading,
     content::Content,
@@ -35,7 +35,7 @@ pub(in crate::chat) struct ForcedCalls {
 pub(in crate::chat) enum Trigger {
     /// This text, as an expression.
     Text(String),
-    /// This token, as a symbol.
+    /// A token, with what may stand before it, as symbols.
     Token(String),
     /// A reply that begins like this, as an expression.
     Beginning(String),
@@ -73,8 +73,8 @@ enum Piece {
 
 impl ResponseFormat {
     /// To write grammars of it, with a tokenizer that has these added tokens.
-    pub(in crate::chat) fn writer<'a>(&'a self, must_call: bool, tokens: &'a [AddedToken]) -> Writer<'a> {
-        Writer { template: self.template(must_call), tokens }
+    pub(in crate::chat) fn writer<'a>(&'a self, calls: FormatCalls, tokens: &'a [AddedToken]) -> Writer<'a> {
+        Writer { template: self.template(calls), tokens }
     }
 }
 
@@ -117,7 +117,7 @@ impl<'a> Writer<'a> {
         };
         let close =
             field.close.as_ref().map(|close| format!(" SPACE {}", self.close(close, field.part))).unwrap_or_default();
-        let open = self.pieces_of(field.open.as_ref()?, "", "")?;
+        let open = first_choice(self.pieces_of(field.open.as_ref()?, "", "")?);
         let trigger = open.iter().position(|piece| matches!(piece, Piece::Text(_)));
         let mut regions = Vec::new();
         let mut tails = Vec::new();
@@ -125,7 +125,7 @@ impl<'a> Writer<'a> {
             rules.push((format!("call_{number}"), body.clone()));
             if shape.name_group.is_some() {
                 let group = shape.name_group.as_deref().unwrap_or_default();
-                let pieces = self.pieces_of(field.open.as_ref()?, group, &tool.name)?;
+                let pieces = first_choice(self.pieces_of(field.open.as_ref()?, group, &tool.name)?);
                 regions.push(format!("{} SPACE call_{number}{close}", self.lark(&pieces)));
                 let tail = trigger.map_or(&pieces[..], |index| &pieces[index + 1..]);
                 tails.push(format!("{} SPACE call_{number}{close}", self.lark(tail)));
@@ -144,8 +144,8 @@ impl<'a> Writer<'a> {
             tails.push(format!("{} SPACE {body}{close}", self.lark(tail)));
         }
         rules.push(("region".to_owned(), regions.join(" | ")));
-        let (trigger, before_tail) = match trigger.map(|index| &open[index]) {
-            Some(Piece::Text(text)) => self.trigger(text),
+        let (trigger, before_tail) = match trigger.map(|index| (&open[..index], &open[index])) {
+            Some((before, Piece::Text(text))) => self.trigger(before, text),
             _ => (Trigger::Beginning(if in_list { r"\[" } else { r"\{" }.to_owned()), String::new()),
         };
         let tails: Vec<String> = tails.iter().map(|tail| format!("{before_tail} {tail}")).collect();
@@ -160,10 +160,14 @@ impl<'a> Writer<'a> {
     }
 
     /// What of a text tells that a call begins, and what of it comes behind that.
-    fn trigger(&self, text: &str) -> (Trigger, String) {
+    fn trigger(&self, before: &[Piece], text: &str) -> (Trigger, String) {
         match self.first_token(text) {
             None => (Trigger::Text(regex_syntax::escape(text)), String::new()),
-            Some((start, token)) => (Trigger::Token(symbol(token)), self.literal(&text[start + token.text.len()..])),
+            Some((start, token)) => {
+                // What may stand before it can be tokens, too, which no free text holds.
+                let symbols = format!("{} {}", self.lark(before), symbol(token));
+                (Trigger::Token(symbols), self.literal(&text[start + token.text.len()..]))
+            }
         }
     }
 
@@ -186,12 +190,16 @@ impl<'a> Writer<'a> {
         Some(ForcedReasoning { open: self.lark(&open), rule, beginning })
     }
 
-    /// What stands before an answer, and what may behind it; none where it stands between all marks.
-    pub(in crate::chat) fn around_answer(&self) -> Option<(String, String)> {
+    /// What stands before a text, and what may behind it, for each kind of text, the answer first; none where text stands
+    /// between all marks.
+    pub(in crate::chat) fn around_texts(&self) -> Vec<(String, String)> {
         if self.template.implicit.is_some() {
-            return None;
+            return Vec::new();
         }
-        let field = self.template.fields_of(Part::Text).next()?;
+        self.template.fields_of(Part::Text).filter_map(|field| self.around(field)).collect()
+    }
+
+    fn around(&self, field: &Field) -> Option<(String, String)> {
         let open = self.pieces_of(field.open.as_ref()?, "", "")?;
         let close =
             field.close.as_ref().map(|close| format!("({})?", self.close(close, field.part))).unwrap_or_default();
@@ -282,6 +290,14 @@ impl<'a> Writer<'a> {
 
 fn symbol(token: &AddedToken) -> String {
     format!("<[{}]>", token.id)
+}
+
+/// One way to write a mark, where it has several.
+fn first_choice(mut pieces: Vec<Piece>) -> Vec<Piece> {
+    match &mut pieces[..] {
+        [Piece::OneOf(choices)] if !choices.is_empty() => choices.swap_remove(0),
+        _ => pieces,
+    }
 }
 
 /// All calls in one list.

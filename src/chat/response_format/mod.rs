@@ -54,8 +54,17 @@ use template::Template;
 pub struct ResponseFormat {
     name: Arc<str>,
     template: Arc<Template>,
-    /// With calls in any case, for models that must call and have no way of their own.
+    /// With calls in any case.
     calling: Arc<Template>,
+}
+
+/// Which calls are heard.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum FormatCalls {
+    /// Those of the format.
+    Own,
+    /// Those of the format or, where it has none, of one that any model can be held to.
+    OwnOrOurs,
 }
 
 /// Why a format cannot be used; the operator should change it.
@@ -121,8 +130,10 @@ impl ResponseFormat {
         &self.calling.special_tokens
     }
 
-    /// For a reply that must call, or need not.
-    fn template(&self, must_call: bool) -> &Arc<Template> {
-        if must_call { &self.calling } else { &self.template }
+    fn template(&self, calls: FormatCalls) -> &Arc<Template> {
+        match calls {
+            FormatCalls::Own => &self.template,
+            FormatCalls::OwnOrOurs => &self.calling,
+        }
     }
 }

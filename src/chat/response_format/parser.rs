@@ -1,7 +1,7 @@
 //! A reply's text, told apart into reasoning, text and tool calls, whatever way the text is cut.
 
 use super::{
-    ResponseFormat,
+    FormatCalls, ResponseFormat,
     anchor::{Haystack, Mark, Next, Sighting},
     call::{CallReader, Outcome, Region},
     template::{Begun, Field, Part, Template},
@@ -53,10 +53,10 @@ struct BeforeCall {
 
 impl ReplyParser {
     /// At the beginning of the reply to a prompt that ends in `last_words`, which may have begun a part of it. Only calls
-    /// of `tools` are calls; a reply that `must_call` can do so in any model.
-    pub fn new(format: &ResponseFormat, last_words: &str, tools: Vec<Tool>, must_call: bool) -> Self {
+    /// of `tools` are calls.
+    pub fn new(format: &ResponseFormat, calls: FormatCalls, last_words: &str, tools: Vec<Tool>) -> Self {
         let mut parser = Self {
-            format: Arc::clone(format.template(must_call)),
+            format: Arc::clone(format.template(calls)),
             tools,
             place: Place::Between,
             held: String::new(),
@@ -90,6 +90,12 @@ impl ReplyParser {
     /// Whether the reply is inside its reasoning.
     pub fn is_reasoning(&self) -> bool {
         self.part() == Part::Reasoning
+    }
+
+    /// Whether text was taken that has not been given out, and may be.
+    pub fn holds_text(&self) -> bool {
+        let holds_space = self.has_begun && !self.space.is_empty();
+        holds_space || !self.held.is_empty() || matches!(self.place, Place::Calls(..))
     }
 
     /// Takes more text and gives out what can be told apart.
@@ -313,12 +319,8 @@ mod tests {
 
     /// A parser of the format with the most to take care of.
     fn hermes(last_words: &str, tools: &[&str]) -> ReplyParser {
-        ReplyParser::new(
-            &ResponseFormat::named("hermes").unwrap(),
-            last_words,
-            tools.iter().map(|name| tool(name)).collect(),
-            false,
-        )
+        let tools = tools.iter().map(|name| tool(name)).collect();
+        ReplyParser::new(&ResponseFormat::named("hermes").unwrap(), FormatCalls::Own, last_words, tools)
     }
 
     fn tool(name: &str) -> Tool {
