@@ -27,6 +27,8 @@ const OWNERS: &[(&str, &str)] = &[
     ("llguidance", "text"),
     ("minijinja", "chat"),
     ("ureq", "hub"),
+    ("regex_automata", "chat"),
+    ("regex_syntax", "chat"),
     ("clap", "cli"),
     ("indicatif", "cli"),
     ("anyhow", "cli"),

@@ -25,7 +25,7 @@
 //! - `content: "pythonic"`: calls in the syntax of Python.
 //! - `tool_calls.list`, `content.preamble`: what follows a dot tells fields apart that make one key of the message.
 //! - `models`, `detect`: what a built-in format is for, and texts of which a chat template holds all of one list.
-//! - `start_anchor` may be missing. Then only a mark at the very end of the prompt has begun a field.
+//! - `start_anchor` may be missing, or not be found. Then only a mark at the very end of the prompt has begun a field.
 //!
 //! What is deliberately not as in transformers, since a stream cannot take back what it has said, and a server must not
 //! refuse what a model has said: see `DIFFERENCES` in `scripts/record-response-formats`.

@@ -330,9 +330,13 @@ mod tests {
     /// Deltas with neighbours of one kind joined, so that they do not depend on how the text was cut.
     fn parse(last_words: &str, pieces: &[&str]) -> Vec<Delta> {
         let mut parser = hermes(last_words, &["f", "g"]);
-        let mut joined: Vec<Delta> = Vec::new();
         let mut deltas: Vec<Delta> = pieces.iter().flat_map(|piece| parser.push(piece)).collect();
         deltas.extend(parser.finish(false));
+        joined(deltas)
+    }
+
+    fn joined(deltas: Vec<Delta>) -> Vec<Delta> {
+        let mut joined: Vec<Delta> = Vec::new();
         for delta in deltas {
             match (joined.last_mut(), delta) {
                 (Some(Delta::Text(text)), Delta::Text(more))
@@ -599,6 +603,52 @@ mod tests {
             Delta::ToolCallEnd => std::mem::replace(&mut in_call, false),
             Delta::Text(text) | Delta::Reasoning(text) => !in_call && !text.is_empty(),
         })
+    }
+
+    /// Formats whose marks are special tokens, these tokens, and what else is said between them.
+    const SPECIAL: &[(&str, &[&str], &[&str])] = &[
+        (
+            "gpt-oss",
+            &["<|channel|>", "<|message|>", "<|start|>", "<|end|>", "<|constrain|>"],
+            &["analysis", "final", "commentary", " to=functions.f", "assistant", "{}", "{\"a\": 1}", "json", "x", " "],
+        ),
+        (
+            "mistral",
+            &["[TOOL_CALLS]", "[ARGS]", "[CALL_ID]", "[THINK]", "[/THINK]"],
+            &["f", "h", "{}", "[{\"name\": \"f\", \"arguments\": {}}]", "x1", " ", "text", "\n"],
+        ),
+        (
+            "gemma-4",
+            &["<|tool_call>", "<tool_call|>", "<|channel>", "<channel|>", "<|\"|>"],
+            &["call:f", "call:h", "{a:", "}", "thought\n", "x", " "],
+        ),
+    ];
+
+    proptest! {
+        #[test]
+        fn special_tokens_are_never_said(
+            format in 0..SPECIAL.len(),
+            parts in prop::collection::vec((any::<bool>(), any::<prop::sample::Index>()), 0..16),
+            cuts in prop::collection::vec(any::<prop::sample::Index>(), 0..8),
+        ) {
+            let (name, tokens, words) = SPECIAL[format];
+            let text: String = parts.iter().map(|(is_token, index)| *index.get(if *is_token { tokens } else { words })).collect();
+            let format = ResponseFormat::named(name).unwrap().with_special_tokens(tokens.iter().copied());
+            let parse = |pieces: &[&str]| {
+                let mut parser = ReplyParser::new(&format, FormatCalls::Own, "", vec![tool("f")]);
+                let mut deltas: Vec<Delta> = pieces.iter().flat_map(|piece| parser.push(piece)).collect();
+                deltas.extend(parser.finish(false));
+                joined(deltas)
+            };
+            let whole = parse(&[&text]);
+            prop_assert!(is_in_order(&whole), "{:?}", whole);
+            prop_assert_eq!(parse(&pieces(&text, &cuts)), &whole[..]);
+            for delta in &whole {
+                if let Delta::Text(said) | Delta::Reasoning(said) = delta {
+                    prop_assert!(tokens.iter().all(|token| !said.contains(token)), "{:?}", whole);
+                }
+            }
+        }
     }
 
     proptest! {

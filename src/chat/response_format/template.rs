@@ -209,8 +209,8 @@ impl Template {
 
     /// The end of a prompt as far as it belongs to the reply.
     pub(super) fn begun_by<'p>(&self, last_words: &'p str) -> Begun<'p> {
-        match &self.start {
-            Some(start) => Begun::Text(&last_words[start.last_end(last_words).unwrap_or(0)..]),
+        match self.start.as_ref().and_then(|start| start.last_end(last_words)) {
+            Some(end) => Begun::Text(&last_words[end..]),
             None => Begun::Field(self.fields.iter().position(|field| field.is_opened_at_the_end_of(last_words))),
         }
     }
