@@ -207,7 +207,7 @@ fn folders_of_every_layout_are_served_as_they_are() {
         let response: Value = serde_json::from_str(reply.last().unwrap()).unwrap();
         assert_eq!(response["usage"]["output_tokens"], 5, "{name}: {response}");
     }
-    println!("layouts: {} folders served", names.len());
+    eprintln!("layouts: {} folders served", names.len());
 }
 
 /// The engines end with the drain; that is no alarm, so there is time for last events.
