@@ -23,26 +23,14 @@ pub(super) fn spec(
 ) -> Result<ModelSpec, ModelDirError> {
     let reader = Reader { path, graph, config };
     reader.refuse_other_kinds()?;
-    let ids = reader.input("input_ids").ok_or_else(|| reader.unsupported("it has no input `input_ids`".to_owned()))?;
-    if ids.shape != [None, None] {
-        let shape = shape(ids);
-        return Err(reader
-            .unsupported(format!("`input_ids` has the shape {shape}; export it with a batch and a length that vary")));
-    }
-    let others = graph.inputs.iter().filter(|input| !KNOWN_INPUTS.contains(&input.name.as_str()));
-    let cache = others.map(|input| reader.cache_tensor(input)).collect::<Result<Vec<_>, _>>()?;
-    if cache.is_empty() {
-        return Err(reader.unsupported("it has no inputs `past_key_values.*`; export it with a KV cache".to_owned()));
-    }
-    let mut presents = BTreeSet::new();
-    if let Some(twice) = cache.iter().find(|tensor| !presents.insert(&tensor.present)) {
-        return Err(reader.unsupported(format!("two inputs go with its output `{}`", twice.present)));
+    let missing = |name: &str| reader.unsupported(format!("it has no input `{name}`"));
+    let ids_type = reader.integers("input_ids")?.ok_or_else(|| missing("input_ids"))?;
+    let mask_type = reader.integers("attention_mask")?;
+    let cache = reader.cache()?;
+    if mask_type.is_none() && cache.iter().any(|tensor| matches!(tensor.kind, CacheKind::Columns { .. })) {
+        return Err(missing("attention_mask"));
     }
     let num_layers = reader.check_sizes(&cache)?;
-    let mask = reader.input("attention_mask");
-    if mask.is_none() && cache.iter().any(|tensor| matches!(tensor.kind, CacheKind::Columns { .. })) {
-        return Err(reader.unsupported("it has no input `attention_mask`".to_owned()));
-    }
     let logits = reader.output("logits")?;
     if logits.shape.len() != 3 {
         return Err(reader.unsupported(format!("`logits` has {} dimensions instead of 3", logits.shape.len())));
@@ -57,8 +45,8 @@ pub(super) fn spec(
         family: if reader.has_shared_buffers() { GraphFamily::Gqa } else { GraphFamily::Concat },
         cache,
         num_layers,
-        ids_type: reader.int_type(ids)?,
-        mask_type: mask.map(|mask| reader.int_type(mask)).transpose()?,
+        ids_type,
+        mask_type,
         position_ids: reader.input("position_ids").map(|input| reader.position_ids(input)).transpose()?,
         num_logits: reader.num_logits()?,
         has_cache_branch: reader.has_cache_branch()?,
@@ -116,6 +104,31 @@ impl Reader<'_> {
         match OTHER_KINDS.iter().find(|(name, _)| self.input(name).is_some()) {
             Some((name, what)) => Err(self.unsupported(format!("its input `{name}` says that {what}"))),
             None => Ok(()),
+        }
+    }
+
+    /// An input of a number for each token of each row.
+    fn integers(&self, name: &str) -> Result<Option<IntType>, ModelDirError> {
+        match self.input(name) {
+            Some(input) if input.shape != [None, None] => Err(self.unsupported(format!(
+                "`{name}` has the shape {}; export it with a batch and a length that vary",
+                shape(input)
+            ))),
+            input => input.map(|input| self.int_type(input)).transpose(),
+        }
+    }
+
+    /// What a step leaves for the next one: whatever else the graph takes.
+    fn cache(&self) -> Result<Vec<CacheTensor>, ModelDirError> {
+        let others = self.graph.inputs.iter().filter(|input| !KNOWN_INPUTS.contains(&input.name.as_str()));
+        let cache = others.map(|input| self.cache_tensor(input)).collect::<Result<Vec<_>, _>>()?;
+        if cache.is_empty() {
+            return Err(self.unsupported("it has no inputs `past_key_values.*`; export it with a KV cache".to_owned()));
+        }
+        let mut presents = BTreeSet::new();
+        match cache.iter().find(|tensor| !presents.insert(&tensor.present)) {
+            Some(twice) => Err(self.unsupported(format!("two inputs go with its output `{}`", twice.present))),
+            None => Ok(cache),
         }
     }
 
@@ -597,6 +610,7 @@ mod tests {
             refusal("past.0.key", FLOAT, KV),
             refusal("input_ids", LONG, &[Some(1), Some(128)]),
             refusal("input_ids", FLOAT, &[None, None]),
+            refusal("attention_mask", FLOAT, &[None, Some(1), None, None]),
             refusal("position_ids", LONG, &[None, Some(4), None]),
             refusal("num_logits_to_keep", LONG, &[Some(2)]),
             refusal("use_cache_branch", LONG, &[Some(1)]),
@@ -613,6 +627,7 @@ mod tests {
         the graph FILE is not understood: two inputs go with its output `present.0.key`
         the graph FILE is not understood: `input_ids` has the shape [1, 128]; export it with a batch and a length that vary
         the graph FILE is not understood: `input_ids` has element type 1; int32 (6) and int64 (7) are known
+        the graph FILE is not understood: `attention_mask` has the shape [?, 1, ?, ?]; export it with a batch and a length that vary
         the graph FILE is not understood: `position_ids` has the shape [?, 4, ?]; known are [batch, sequence] and [3, batch, sequence]
         the graph FILE is not understood: `num_logits_to_keep` is not one number but [2]
         the graph FILE is not understood: `use_cache_branch` is no boolean (9) but has element type 7
