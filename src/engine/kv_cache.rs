@@ -42,7 +42,7 @@ pub struct KvCache {
     free: Vec<FreeSlot>,
     capacity: usize,
     retains: bool,
-    can_rewind: bool,
+    rewindable_tokens: usize,
     can_move_slots: bool,
     /// Counts releases.
     clock: u64,
@@ -90,7 +90,7 @@ impl KvCache {
             free: (0..rows.get() as usize).map(empty).collect(),
             capacity: rows.get() as usize,
             retains,
-            can_rewind: limits.can_rewind,
+            rewindable_tokens: limits.rewindable_tokens,
             can_move_slots: limits.can_move_slots,
             clock: 0,
         }
@@ -164,7 +164,8 @@ impl KvCache {
     ) -> Option<(Source, usize)> {
         let usable = |prefix: Prefix<'_>| {
             let num_tokens = prefix.common_with(&prompt);
-            if self.can_rewind || num_tokens == prefix.tokens.len() { num_tokens } else { 0 }
+            let held = prefix.tokens.len();
+            if held <= self.rewindable_tokens || num_tokens == held { num_tokens } else { 0 }
         };
         let free = self.free.iter().enumerate();
         let free = free.map(|(position, free)| (Source::Free(position), usable(free.prefix())));
@@ -247,12 +248,12 @@ mod tests {
     }
 
     impl Memory {
-        fn new(num_rows: usize, can_move_slots: bool, can_rewind: bool) -> Self {
+        fn new(num_rows: usize, can_move_slots: bool, rewindable_tokens: usize) -> Self {
             let limits = ModelLimits {
                 vocab_size: 8,
                 context_tokens: 100,
                 chunk_tokens: 32,
-                can_rewind,
+                rewindable_tokens,
                 can_verify_drafts: false,
                 can_move_slots,
             };
@@ -274,7 +275,8 @@ mod tests {
         }
 
         fn copy_slot(&mut self, from: usize, to: usize, num_tokens: usize) -> Result<(), ModelError> {
-            assert!(self.limits.can_rewind || num_tokens == self.rows[from].len(), "a part cannot be copied");
+            let held = self.rows[from].len();
+            assert!(held <= self.limits.rewindable_tokens || num_tokens == held, "a part cannot be copied");
             self.rows[to] = self.rows[from][..num_tokens].to_vec();
             Ok(())
         }
@@ -287,7 +289,7 @@ mod tests {
     }
 
     fn cache(num_rows: u32, can_move_slots: bool) -> (KvCache, Memory) {
-        cache_over(Memory::new(num_rows as usize, can_move_slots, true))
+        cache_over(Memory::new(num_rows as usize, can_move_slots, 100))
     }
 
     fn cache_over(memory: Memory) -> (KvCache, Memory) {
@@ -370,7 +372,7 @@ mod tests {
 
     #[test]
     fn what_cannot_be_cut_back_is_used_whole_or_not_at_all() {
-        let (mut cache, mut memory) = cache_over(Memory::new(3, true, false));
+        let (mut cache, mut memory) = cache_over(Memory::new(3, true, 39));
         let held = tokens(0, 40);
         let (running, _) = compute(&mut cache, &mut memory, &held);
         let mut longer = held.clone();
@@ -391,6 +393,11 @@ mod tests {
         assert_eq!(num_reused, 0);
         cache.release(slot, Vec::new(), 0);
         assert_eq!(compute(&mut cache, &mut memory, &longer).1, 40);
+        // One token less can be cut back.
+        let (mut cache, mut memory) = cache_over(Memory::new(2, true, 39));
+        let (slot, _) = compute(&mut cache, &mut memory, &held[..39]);
+        cache.release(slot, held[..39].to_vec(), 0);
+        assert_eq!(compute(&mut cache, &mut memory, &held[..30]).1, 29);
     }
 
     #[test]
@@ -412,10 +419,10 @@ mod tests {
         #[test]
         fn whatever_comes_the_cache_tells_the_truth(
             num_rows in 1_u32..5,
-            (can_move_slots, can_rewind) in any::<(bool, bool)>(),
+            (can_move_slots, rewindable_tokens) in (any::<bool>(), prop_oneof![Just(0), Just(30), Just(100)]),
             requests in prop::collection::vec((0_u64..2, 0_u32..3, 1_u32..60, 0_u32..2, any::<prop::sample::Index>()), 1..60),
         ) {
-            let (mut cache, mut memory) = cache_over(Memory::new(num_rows as usize, can_move_slots, can_rewind));
+            let (mut cache, mut memory) = cache_over(Memory::new(num_rows as usize, can_move_slots, rewindable_tokens));
             let mut running: Vec<(Slot, Vec<TokenId>, u64)> = Vec::new();
             for (salt, first, len, end, leaves) in requests {
                 let mut prompt = tokens(first * 1000, len);
@@ -431,7 +438,7 @@ mod tests {
                 prop_assert!(num_reused < prompt.len());
                 let held = &memory.rows[slot.index()];
                 prop_assert_eq!(held.get(..num_reused), Some(&prompt[..num_reused]));
-                prop_assert!(can_rewind || num_reused == 0 || num_reused == held.len());
+                prop_assert!(held.len() <= rewindable_tokens || num_reused == 0 || num_reused == held.len());
                 memory.rows[slot.index()] = prompt.clone();
                 running.push((slot, prompt, salt));
                 let first = running.iter().map(|(slot, ..)| slot.index()).min().unwrap();

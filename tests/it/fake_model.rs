@@ -97,7 +97,7 @@ impl Model for FakeModel {
             vocab_size: self.vocab_size,
             context_tokens: self.context_tokens,
             chunk_tokens: 32,
-            can_rewind: !self.is_rigid,
+            rewindable_tokens: if self.is_rigid { 0 } else { self.context_tokens },
             can_verify_drafts: !self.is_rigid,
             can_move_slots: !self.is_rigid,
         }

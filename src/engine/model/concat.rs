@@ -288,7 +288,7 @@ impl Model for ConcatModel {
         ModelLimits {
             // What does not fit into the first run of a sequence comes in runs of one token.
             chunk_tokens: if has_cache_branch { limits.context_tokens } else { limits.chunk_tokens },
-            can_rewind: is_on_host && !self.graph.spec().has_states(),
+            rewindable_tokens: if is_on_host && !self.graph.spec().has_states() { limits.context_tokens } else { 0 },
             can_move_slots: is_on_host,
             ..limits
         }

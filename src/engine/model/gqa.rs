@@ -21,8 +21,8 @@ pub(super) struct GqaModel {
     graph: Graph,
     plan: Plan,
     run_overhead_tokens: usize,
-    /// Whether every tensor has a column for each token, so that the last ones can be taken back.
-    can_rewind: bool,
+    /// Tokens of which every tensor still has a column, so that the last ones can be taken back.
+    rewindable_tokens: usize,
     /// The batch's row in each slot of a run.
     occupants: Vec<Option<usize>>,
 }
@@ -145,8 +145,9 @@ impl GqaModel {
             let failed = |error: ort::Error| LoadError::KvCache { num_bytes, message: words(&error) };
             cache.push(Slab::new(tensor, &graph, num_slots).map_err(failed)?);
         }
-        let can_rewind = cache.iter().all(|slab| slab.state.is_none() && context_tokens <= slab.num_columns);
-        Ok(Self { cache, graph, plan: Plan::default(), run_overhead_tokens, can_rewind, occupants: Vec::new() })
+        let in_columns = |slab: &Slab| if slab.state.is_some() { 0 } else { slab.num_columns };
+        let rewindable_tokens = cache.iter().map(in_columns).min().unwrap_or(0).min(context_tokens);
+        Ok(Self { cache, graph, plan: Plan::default(), run_overhead_tokens, rewindable_tokens, occupants: Vec::new() })
     }
 
     fn plan_limits(&self) -> PlanLimits {
@@ -206,11 +207,12 @@ fn bind_cache<'d>((cache, planned): &'d (&[Slab], PlannedRun), run: &mut Run<'_,
 
 impl Model for GqaModel {
     fn limits(&self) -> ModelLimits {
+        let limits = self.graph.limits();
         ModelLimits {
-            can_rewind: self.can_rewind,
-            can_verify_drafts: self.graph.can_pad() && self.can_rewind,
+            rewindable_tokens: self.rewindable_tokens,
+            can_verify_drafts: self.graph.can_pad() && limits.context_tokens <= self.rewindable_tokens,
             can_move_slots: self.graph.is_on_host(),
-            ..self.graph.limits()
+            ..limits
         }
     }
 

@@ -78,7 +78,7 @@ impl Graph {
                 vocab_size: spec.vocab_size,
                 context_tokens,
                 chunk_tokens: if device.name == ProviderName::Cpu { CPU_CHUNK_TOKENS } else { GPU_CHUNK_TOKENS },
-                can_rewind: false,
+                rewindable_tokens: 0,
                 can_verify_drafts: false,
                 can_move_slots: false,
             },

@@ -36,7 +36,7 @@ pub trait Model: Send {
     fn limits(&self) -> ModelLimits;
 
     /// Computes every new token of the batch and appends the scores that its rows want. A row starts at 0, at the
-    /// number of tokens that its slot holds or, where the model [can rewind](ModelLimits::can_rewind), anywhere in
+    /// number of tokens that its slot holds or, where that is [rewindable](ModelLimits::rewindable_tokens), anywhere in
     /// between; what the slot held beyond is forgotten. Slots without a row keep what they hold.
     ///
     /// # Errors
@@ -46,8 +46,8 @@ pub trait Model: Send {
     /// Time that the backend itself has run so far, the rest of [`forward`](Self::forward) aside.
     fn time_in_runs(&self) -> Duration;
 
-    /// Makes the slot `to` hold the first `num_tokens` tokens that the slot `from` holds: all of them where the model cannot
-    /// rewind. Only where [`can_move_slots`](ModelLimits::can_move_slots).
+    /// Makes the slot `to` hold the first `num_tokens` tokens that the slot `from` holds: all of them where these are
+    /// not [rewindable](ModelLimits::rewindable_tokens). Only where [`can_move_slots`](ModelLimits::can_move_slots).
     ///
     /// # Errors
     /// When the backend fails; `to` then holds nothing of use.
@@ -89,8 +89,9 @@ pub struct ModelLimits {
     pub context_tokens: usize,
     /// Tokens of prompts that a step had best compute: enough to use the device well, and no more, since replies wait.
     pub chunk_tokens: usize,
-    /// Whether a row may start before the end of what its slot holds, and a part of that be copied.
-    pub can_rewind: bool,
+    /// A row may start before the end of what its slot holds, and a part of that be copied, where it holds at most so many
+    /// tokens. What a slot holds beyond is used whole or not at all.
+    pub rewindable_tokens: usize,
     /// Whether rows of a few tokens, all of them scored, run with those of one token, and rewinding costs nothing.
     pub can_verify_drafts: bool,
     /// Whether keys and values can be copied from slot to slot.
