@@ -93,18 +93,31 @@ impl ElementCode {
 
 /// Reads the surface of a graph and looks for its data files.
 pub(super) fn read(path: &Path) -> Result<Graph, ModelDirError> {
-    let graph = walk(path).map_err(|fault| match fault {
+    let graph = surface(path)?;
+    for (name, num_bytes) in &graph.summary.data_files {
+        check_data_file(path, name, *num_bytes)?;
+    }
+    Ok(graph)
+}
+
+/// The files that a graph names, relative to its folder, each with the bytes that it must have at least; they need not be
+/// there yet.
+///
+/// # Errors
+/// When the graph cannot be read.
+pub fn data_files(path: &Path) -> Result<BTreeMap<String, u64>, ModelDirError> {
+    Ok(surface(path)?.summary.data_files)
+}
+
+fn surface(path: &Path) -> Result<Graph, ModelDirError> {
+    walk(path).map_err(|fault| match fault {
         _ if is_pointer(path) => invalid(path, POINTER.to_owned()),
         Fault::Io(cause) if cause.kind() != io::ErrorKind::UnexpectedEof => {
             ModelDirError::Unreadable { path: path.to_path_buf(), cause }
         }
         Fault::Io(_) => invalid(path, "it is cut short".to_owned()),
         Fault::Form(message) => invalid(path, message.to_owned()),
-    })?;
-    for (name, num_bytes) in &graph.summary.data_files {
-        check_data_file(path, name, *num_bytes)?;
-    }
-    Ok(graph)
+    })
 }
 
 /// The files beside a graph that hold its weights, by its own names for them. A file that is no graph names none; what opens
@@ -561,13 +574,14 @@ mod tests {
         let sparse = field(7, &field(15, &field(1, &tensor("in-sparse"))));
         let (dir, path) = written(&[field(7, &graph), function].concat());
         let names = ["in-branch", "in-constant", "in-function", "in-graph"];
+        // Two floats behind four bytes, which the tensors do not say themselves.
+        let found: Vec<(String, u64)> = data_files(&path).unwrap().into_iter().collect();
+        assert_eq!(found, names.map(|name| (name.to_owned(), 12)));
         for name in names {
             assert!(matches!(read(&path), Err(ModelDirError::Missing { path }) if path.ends_with(name)), "{name}");
             fs::write(dir.path().join(name), [0; 12]).unwrap();
         }
-        // Two floats behind four bytes, which the tensors do not say themselves.
-        let found: Vec<(String, u64)> = read(&path).unwrap().summary.data_files.into_iter().collect();
-        assert_eq!(found, names.map(|name| (name.to_owned(), 12)));
+        assert!(read(&path).is_ok());
         fs::write(&path, sparse).unwrap();
         assert!(matches!(read(&path), Err(ModelDirError::Missing { path }) if path.ends_with("in-sparse")));
     }
