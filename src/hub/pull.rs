@@ -32,8 +32,9 @@ impl Pull<'_> {
         // Nearly always data files are called after their graph, but it may name others.
         let dir = variant.graph.rsplit_once('/').map_or("", |(dir, _)| dir);
         let graph = self.remote(&[&variant.graph]).first().map(|file| self.cache.blob(&file.hash));
-        let named = graph.as_deref().map(data_files).unwrap_or_default();
-        let named: Vec<String> = named.iter().map(|name| join(dir, name)).collect();
+        // What is no graph names none; what opens it tells why.
+        let named = graph.and_then(|graph| data_files(&graph).ok()).unwrap_or_default();
+        let named: Vec<String> = named.keys().map(|name| join(dir, name)).collect();
         let mut others = self.remote(&named.iter().map(String::as_str).collect::<Vec<_>>());
         others.retain(|file| needed.iter().all(|known| known.path != file.path));
         if !others.is_empty() {

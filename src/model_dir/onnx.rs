@@ -10,7 +10,7 @@ use crate::engine::{
 };
 use prost::Message;
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     fs::File,
     io::{self, BufReader, Read},
     path::Path,
@@ -118,12 +118,6 @@ fn surface(path: &Path) -> Result<Graph, ModelDirError> {
         Fault::Io(_) => invalid(path, "it is cut short".to_owned()),
         Fault::Form(message) => invalid(path, message.to_owned()),
     })
-}
-
-/// The files beside a graph that hold its weights, by its own names for them. A file that is no graph names none; what opens
-/// it tells why.
-pub fn data_files(graph: &Path) -> BTreeSet<String> {
-    walk(graph).map(|graph| graph.summary.data_files.into_keys().collect()).unwrap_or_default()
 }
 
 fn invalid(path: &Path, message: String) -> ModelDirError {
