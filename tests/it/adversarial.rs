@@ -3,13 +3,13 @@
 
 use crate::{
     engine::config,
-    fake_loader::{models, script},
+    fake_loader::{FakeLoader, models, models_of, script},
     fake_model::FakeModel,
     http::app_state,
     stream_validator::events,
 };
 use actix_web::{test as service, web::Bytes};
-use ortolan::server;
+use ortolan::{chat::Models, server};
 use serde_json::{Value, json};
 use std::{collections::BTreeMap, iter};
 
@@ -144,7 +144,11 @@ fn gist(item: &Value) -> (String, String) {
 
 /// What a model that says so is heard to say, with and without a stream.
 async fn heard(tokens: &[u32], body: Value) -> (Value, Vec<(String, String)>) {
-    let state = app_state(&[], models(FakeModel::saying(tokens.to_vec()), &config(2, 64)));
+    heard_from(models(FakeModel::saying(tokens.to_vec()), &config(2, 64)), body).await
+}
+
+async fn heard_from(models: Models, body: Value) -> (Value, Vec<(String, String)>) {
+    let state = app_state(&[], models);
     let app = service::init_service(server::app(state)).await;
     let mut ends = Vec::new();
     for stream in [true, false] {
@@ -191,6 +195,28 @@ async fn whatever_a_model_says_the_stream_is_valid() {
             let (_, items) = heard(&script(&reply), request(effort, 420)).await;
             assert!(is_within(&items, &reply), "{reply:?} {items:?}");
             assert!(only_marks || !items.is_empty(), "{reply:?}: nothing is lost");
+        }
+    }
+}
+
+/// What goes around a fragment in other formats.
+const OTHER_FRAMES: &[(&str, &str, &str)] = &[
+    ("qwen3-coder", "<tool_call>\n<function=f>\n<parameter=a>\n", "\n</parameter>\n</function>\n</tool_call>"),
+    ("glm-4", "<tool_call>f\n<arg_key>a</arg_key><arg_value>", "</arg_value></tool_call>"),
+    ("mistral", "[THINK]Hm.[/THINK][TOOL_CALLS]f[ARGS]", "[TOOL_CALLS]g[ARGS]{}"),
+    ("llama-3", "{\"name\": \"f\", \"parameters\": ", "}"),
+    ("gemma-4", "<|tool_call>call:f{a:<|\"|>", "<|\"|>}<tool_call|>"),
+    ("lfm2", "<|tool_call_start|>[f(a=", ")]<|tool_call_end|>Done."),
+];
+
+#[actix_web::test]
+async fn whatever_a_model_says_in_another_format_the_stream_is_valid() {
+    for (format, begin, end) in OTHER_FRAMES {
+        for (number, words) in FRAGMENTS.iter().enumerate() {
+            let reply = if number % 2 == 0 { format!("{begin}{words}{end}") } else { format!("{begin}{words}") };
+            let loader = FakeLoader::saying_in(format, &[], &reply);
+            let (_, items) = heard_from(models_of(loader), request("low", 420)).await;
+            assert!(!items.is_empty(), "{reply:?}: nothing is lost");
         }
     }
 }
