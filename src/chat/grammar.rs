@@ -110,26 +110,25 @@ impl Grammar {
             return Ok(grammar.rules);
         }
         let max_calls = request.calls.max_calls;
-        let calls = format.calls(tools, max_calls).map_err(|_| ChatError::NoForcedCall)?;
+        let calls = format.calls(tools, max_calls).ok_or(ChatError::NoForcedCall)?;
         for (name, body) in &calls.rules {
             grammar.rule(name, body);
         }
-        let region = &calls.region;
         let more = match max_calls.map(NonZeroU32::get) {
             _ if !calls.repeats => String::new(),
-            None => format!("(SPACE {region})*"),
+            None => "(SPACE region)*".to_owned(),
             Some(1) => String::new(),
-            Some(max) => format!("(SPACE {region}){{0,{}}}", max - 1),
+            Some(max) => format!("(SPACE region){{0,{}}}", max - 1),
         };
         match (request.calls.mode, answer) {
-            (CallMode::Required, _) => grammar.rule("reply", &format!("{region} {more} SPACE")),
+            (CallMode::Required, _) => grammar.rule("reply", &format!("region {more} SPACE")),
             (CallMode::Auto | CallMode::None, Some(_)) => {
-                grammar.rule("reply", &format!("{placed_answer} | {region} {more} SPACE"));
+                grammar.rule("reply", &format!("{placed_answer} | region {more} SPACE"));
             }
             (CallMode::Auto | CallMode::None, None) if !around.is_empty() => {
                 let texts: Vec<String> = around.iter().map(|around| placed(around, "FREE")).collect();
                 grammar.rule("said", &texts.join(" | "));
-                grammar.rule("reply", &format!("said* | said* {region} {more} SPACE"));
+                grammar.rule("reply", &format!("said* | said* region {more} SPACE"));
             }
             (CallMode::Auto | CallMode::None, None) => {
                 let max_calls = if calls.repeats { max_calls } else { NonZeroU32::new(1) };
@@ -141,8 +140,7 @@ impl Grammar {
 
     /// Text is free up to a mark, which ends it at once. Reasoning is not text: a mark in it means nothing.
     fn free_reply(&mut self, calls: &ForcedCalls, not_reasoning: &str, max_calls: Option<NonZeroU32>) {
-        let ForcedCalls { trigger, behind_trigger: behind, region, .. } = calls;
-        match trigger {
+        match &calls.trigger {
             Trigger::Text(text) => {
                 self.rule("TEXT", &format!(r"/(.|\n)*/{not_reasoning}"));
                 self.rule("TO_CALL", &format!("/{}/{not_reasoning}", slashed(&format!(r"(.|\n)*{text}"))));
@@ -155,13 +153,13 @@ impl Grammar {
             Trigger::Beginning(beginning) => {
                 let not_call = format!(r" & ~/{}/", slashed(&format!(r"[ \t\r\n]*{beginning}(.|\n)*")));
                 self.rule("TEXT", &format!(r"/(.|\n)*/{not_reasoning}{not_call}"));
-                return self.rule("reply", &format!("TEXT | SPACE {region} SPACE"));
+                return self.rule("reply", "TEXT | SPACE region SPACE");
             }
         }
         // Text behind the last call that is allowed could begin another one.
         let calls = match max_calls {
-            None => format!("(to_call {behind})+ TEXT"),
-            Some(max) => format!("(to_call {behind}){{1,{max}}} SPACE"),
+            None => "(to_call behind_trigger)+ TEXT".to_owned(),
+            Some(max) => format!("(to_call behind_trigger){{1,{max}}} SPACE"),
         };
         self.rule("reply", &format!("TEXT | {calls}"));
     }

@@ -17,15 +17,13 @@ use regex_syntax::hir::{Class, Hir, HirKind};
 use serde_json::json;
 use std::num::NonZeroU32;
 
-/// The calls of a format as rules.
+/// The calls of a format as rules, among them `region`, calls with the marks around them, and `behind_trigger`, the rest of
+/// that once the trigger has been said.
 #[derive(Debug)]
 pub(in crate::chat) struct ForcedCalls {
     pub(in crate::chat) rules: Vec<(String, String)>,
-    /// One region of calls, whole.
-    pub(in crate::chat) region: String,
-    /// What makes free text turn into one, and the rest of it.
+    /// What makes free text turn into calls.
     pub(in crate::chat) trigger: Trigger,
-    pub(in crate::chat) behind_trigger: String,
     /// Whether more regions may follow one: else it holds all calls.
     pub(in crate::chat) repeats: bool,
 }
@@ -51,10 +49,6 @@ pub(in crate::chat) struct ForcedReasoning {
     pub(in crate::chat) beginning: Option<String>,
 }
 
-/// The format has no way to write a call that a grammar can follow.
-#[derive(Clone, Copy, Debug)]
-pub(in crate::chat) struct CannotForce;
-
 /// Writes grammars of one format.
 #[derive(Clone, Copy)]
 pub(in crate::chat) struct Writer<'a> {
@@ -65,6 +59,8 @@ pub(in crate::chat) struct Writer<'a> {
 /// A part of a mark.
 enum Piece {
     Text(String),
+    /// Of a tool.
+    Name(String),
     Space,
     Pattern(String),
     Optional(Vec<Piece>),
@@ -79,22 +75,64 @@ impl ResponseFormat {
 }
 
 impl<'a> Writer<'a> {
-    /// Calls of these tools, with what their arguments have to follow, `max` of them at most.
-    pub(in crate::chat) fn calls(
-        &self,
-        tools: &[(&Tool, bool)],
-        max: Option<NonZeroU32>,
-    ) -> Result<ForcedCalls, CannotForce> {
-        let mut fields = self.template.fields_of(Part::Calls);
-        fields.find_map(|field| self.calls_in(field, tools, max)).ok_or(CannotForce)
+    /// Calls of these tools, with what their arguments have to follow, `max` of them at most. None where no grammar can
+    /// follow how the format writes calls.
+    pub(in crate::chat) fn calls(&self, tools: &[(&Tool, bool)], max: Option<NonZeroU32>) -> Option<ForcedCalls> {
+        self.template.fields_of(Part::Calls).find_map(|field| self.calls_in(field, tools, max))
     }
 
     fn calls_in(&self, field: &Field, tools: &[(&Tool, bool)], max: Option<NonZeroU32>) -> Option<ForcedCalls> {
+        let (shape, open) = (field.calls.as_ref()?, field.open.as_ref()?);
+        let mut rules = self.call_rules(field, tools)?;
+        let is_list = match &shape.reading {
+            Reading::Members { is_list, .. } => *is_list,
+            Reading::Whole => matches!(field.content, Content::Pythonic),
+            Reading::Arguments | Reading::Tags => false,
+        };
+        let body = match (is_list, &field.content, &field.close) {
+            (true, Content::Pythonic, Some(_)) => format!("({} | call)", listed(max)),
+            (true, _, _) => listed(max),
+            (false, _, _) => "call".to_owned(),
+        };
+        let group = shape.name_group.as_deref().unwrap_or_default();
+        // What the opening mark may name, and what has to follow then.
+        let ways: Vec<(Vec<Piece>, String)> = if shape.name_group.is_some() {
+            let named = |(number, (tool, _)): (usize, &(&Tool, bool))| {
+                (first_choice(pieces_of(open, group, &tool.name)), format!("call_{number}"))
+            };
+            tools.iter().enumerate().map(named).collect()
+        } else {
+            vec![(first_choice(pieces_of(open, group, "")), body)]
+        };
+        let (first, _) = ways.first()?;
+        let (trigger, rest, num_said) =
+            match first.iter().position(|piece| matches!(piece, Piece::Text(_) | Piece::Name(_))) {
+                None => (Trigger::Beginning(if is_list { r"\[" } else { r"\{" }.to_owned()), String::new(), 0),
+                Some(index) => {
+                    let Piece::Text(text) = &first[index] else { return None };
+                    let (trigger, rest) = self.trigger(&first[..index], text);
+                    (trigger, rest, index + 1)
+                }
+            };
+        let close = field.close.as_ref().map(|close| format!("SPACE {}", self.close(close, field.part)));
+        let close = close.unwrap_or_default();
+        let written = |num_said: usize| {
+            let way =
+                |(open, body): &(Vec<Piece>, String)| format!("{} SPACE {body} {close}", self.lark(&open[num_said..]));
+            ways.iter().map(way).collect::<Vec<_>>().join(" | ")
+        };
+        rules.push(("region".to_owned(), written(0)));
+        rules.push(("behind_trigger".to_owned(), format!("{rest} ({})", written(num_said))));
+        Some(ForcedCalls { rules, trigger, repeats: !is_list })
+    }
+
+    /// Rules of the call of each tool, and of any.
+    fn call_rules(&self, field: &Field, tools: &[(&Tool, bool)]) -> Option<Vec<(String, String)>> {
         let shape = field.calls.as_ref()?;
         let mut arguments = Arguments::new(self);
-        let mut bodies = Vec::new();
-        for (tool, is_enforced) in tools {
-            let body = match (&shape.reading, &field.content) {
+        let mut calls = Vec::new();
+        for (number, (tool, is_enforced)) in tools.iter().enumerate() {
+            let call = match (&shape.reading, &field.content) {
                 (Reading::Members { name, arguments: key, .. }, _) => {
                     let head = format!("{{{}: {}, {}: ", json!(name), json!(tool.name), json!(key));
                     format!("{} {} SPACE \"}}\"", json!(head), arguments.json(tool, *is_enforced))
@@ -107,56 +145,11 @@ impl<'a> Writer<'a> {
                 }
                 (Reading::Tags | Reading::Whole, _) => return None,
             };
-            bodies.push(body);
+            calls.push((format!("call_{number}"), call));
         }
-        let mut rules = arguments.into_rules();
-        let in_list = match &shape.reading {
-            Reading::Members { is_list, .. } => *is_list,
-            Reading::Whole => matches!(field.content, Content::Pythonic),
-            Reading::Arguments | Reading::Tags => false,
-        };
-        let close =
-            field.close.as_ref().map(|close| format!(" SPACE {}", self.close(close, field.part))).unwrap_or_default();
-        let open = first_choice(self.pieces_of(field.open.as_ref()?, "", "")?);
-        let trigger = open.iter().position(|piece| matches!(piece, Piece::Text(_)));
-        let mut regions = Vec::new();
-        let mut tails = Vec::new();
-        for (number, ((tool, _), body)) in tools.iter().zip(&bodies).enumerate() {
-            rules.push((format!("call_{number}"), body.clone()));
-            if shape.name_group.is_some() {
-                let group = shape.name_group.as_deref().unwrap_or_default();
-                let pieces = first_choice(self.pieces_of(field.open.as_ref()?, group, &tool.name)?);
-                regions.push(format!("{} SPACE call_{number}{close}", self.lark(&pieces)));
-                let tail = trigger.map_or(&pieces[..], |index| &pieces[index + 1..]);
-                tails.push(format!("{} SPACE call_{number}{close}", self.lark(tail)));
-            }
-        }
-        if shape.name_group.is_none() {
-            let all: Vec<String> = (0..tools.len()).map(|number| format!("call_{number}")).collect();
-            rules.push(("call".to_owned(), all.join(" | ")));
-            let body = match (in_list, &field.content, &field.close) {
-                (true, Content::Pythonic, Some(_)) => format!("({} | call)", listed(max)),
-                (true, _, _) => listed(max),
-                (false, _, _) => "call".to_owned(),
-            };
-            regions.push(format!("{} SPACE {body}{close}", self.lark(&open)));
-            let tail = trigger.map_or(&open[..], |index| &open[index + 1..]);
-            tails.push(format!("{} SPACE {body}{close}", self.lark(tail)));
-        }
-        rules.push(("region".to_owned(), regions.join(" | ")));
-        let (trigger, before_tail) = match trigger.map(|index| (&open[..index], &open[index])) {
-            Some((before, Piece::Text(text))) => self.trigger(before, text),
-            _ => (Trigger::Beginning(if in_list { r"\[" } else { r"\{" }.to_owned()), String::new()),
-        };
-        let tails: Vec<String> = tails.iter().map(|tail| format!("{before_tail} {tail}")).collect();
-        rules.push(("behind_trigger".to_owned(), tails.join(" | ")));
-        Some(ForcedCalls {
-            rules,
-            region: "region".to_owned(),
-            trigger,
-            behind_trigger: "behind_trigger".to_owned(),
-            repeats: !in_list,
-        })
+        let any: Vec<String> = calls.iter().map(|(name, _)| name.clone()).collect();
+        calls.push(("call".to_owned(), any.join(" | ")));
+        Some(arguments.into_rules().into_iter().chain(calls).collect())
     }
 
     /// What of a text tells that a call begins, and what of it comes behind that.
@@ -174,7 +167,7 @@ impl<'a> Writer<'a> {
     /// Reasoning, if the format has any.
     pub(in crate::chat) fn reasoning(&self) -> Option<ForcedReasoning> {
         let field = self.template.fields_of(Part::Reasoning).next()?;
-        let open = self.pieces_of(field.open.as_ref()?, "", "")?;
+        let open = pieces_of(field.open.as_ref()?, "", "");
         let beginning = match (&open[..], field.open.as_ref()?) {
             ([Piece::Text(text)], _) if self.first_token(text).is_none() => Some(regex_syntax::escape(text)),
             _ => None,
@@ -200,7 +193,7 @@ impl<'a> Writer<'a> {
     }
 
     fn around(&self, field: &Field) -> Option<(String, String)> {
-        let open = self.pieces_of(field.open.as_ref()?, "", "")?;
+        let open = pieces_of(field.open.as_ref()?, "", "");
         let close =
             field.close.as_ref().map(|close| format!("({})?", self.close(close, field.part))).unwrap_or_default();
         Some((self.lark(&open), close))
@@ -235,23 +228,9 @@ impl<'a> Writer<'a> {
         }
     }
 
-    /// A mark in pieces, `name` in the place of a group.
-    fn pieces_of(&self, anchor: &Anchor, group: &str, name: &str) -> Option<Vec<Piece>> {
-        match anchor {
-            Anchor::Literals(literals) => match &literals[..] {
-                [literal] => Some(vec![Piece::Text(literal.clone())]),
-                literals => {
-                    let literals = literals.iter().map(|literal| vec![Piece::Text(literal.clone())]);
-                    Some(vec![Piece::OneOf(literals.collect())])
-                }
-            },
-            Anchor::Pattern(pattern) => Some(pieces(pattern.hir(), group, name)),
-        }
-    }
-
     fn lark(&self, pieces: &[Piece]) -> String {
         let one = |piece: &Piece| match piece {
-            Piece::Text(text) => self.literal(text),
+            Piece::Text(text) | Piece::Name(text) => self.literal(text),
             Piece::Space => "SPACE".to_owned(),
             Piece::Pattern(pattern) => format!("/{}/", slashed(pattern)),
             Piece::Optional(pieces) => format!("({})?", self.lark(pieces)),
@@ -290,6 +269,20 @@ impl<'a> Writer<'a> {
 
 fn symbol(token: &AddedToken) -> String {
     format!("<[{}]>", token.id)
+}
+
+/// A mark in pieces, `name` in the place of a group.
+fn pieces_of(anchor: &Anchor, group: &str, name: &str) -> Vec<Piece> {
+    match anchor {
+        Anchor::Literals(literals) => match &literals[..] {
+            [literal] => vec![Piece::Text(literal.clone())],
+            literals => {
+                let literals = literals.iter().map(|literal| vec![Piece::Text(literal.clone())]);
+                vec![Piece::OneOf(literals.collect())]
+            }
+        },
+        Anchor::Pattern(pattern) => pieces(pattern.hir(), group, name),
+    }
 }
 
 /// One way to write a mark, where it has several.
@@ -336,7 +329,7 @@ fn pieces(hir: &Hir, group: &str, name: &str) -> Vec<Piece> {
         HirKind::Repetition(_) => vec![Piece::Pattern(hir.to_string())],
         HirKind::Capture(capture) => match capture.name.as_deref() {
             Some(ahead) if is_look_ahead(ahead) => Vec::new(),
-            Some(named) if named == group => vec![Piece::Text(name.to_owned())],
+            Some(named) if named == group => vec![Piece::Name(name.to_owned())],
             Some(_) | None => pieces(&capture.sub, group, name),
         },
         HirKind::Concat(parts) => parts.iter().flat_map(|part| pieces(part, group, name)).collect(),
