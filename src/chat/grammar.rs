@@ -463,6 +463,12 @@ mod tests {
             &["<|tool_call|>", "<|/tool_call|>"],
         ),
         (
+            "nemotron",
+            "<TOOLCALL>[{\"name\": \"f\", \"arguments\": {\"city\": \"Oslo\", \"days\": 3}}]</TOOLCALL>",
+            "3",
+            &[],
+        ),
+        (
             "granite-3",
             "<|tool_call|>[{\"name\": \"f\", \"arguments\": {\"city\": \"Oslo\", \"days\": 3}}]",
             "3",

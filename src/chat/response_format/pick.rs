@@ -19,6 +19,8 @@ const BUILT_IN: &[(&str, &str)] = &[
     ("lfm2", include_str!("../../../config/response_formats/lfm2.json")),
     ("phi-4-mini", include_str!("../../../config/response_formats/phi-4-mini.json")),
     ("granite-3", include_str!("../../../config/response_formats/granite-3.json")),
+    ("nemotron", include_str!("../../../config/response_formats/nemotron.json")),
+    ("jamba", include_str!("../../../config/response_formats/jamba.json")),
     ("mistral", include_str!("../../../config/response_formats/mistral.json")),
     ("qwen3-coder", include_str!("../../../config/response_formats/qwen3-coder.json")),
     ("hermes", include_str!("../../../config/response_formats/hermes.json")),
@@ -121,7 +123,7 @@ mod tests {
     #[test]
     fn a_name_that_is_not_known_is_told_the_known_ones() {
         let error = ResponseFormat::pick(None, "", None, "hermse").unwrap_err();
-        insta::assert_snapshot!(error, @"there is no response format `hermse`; known are gpt-oss, kimi-k2, minimax-m2, glm-4, deepseek, deepseek-v3.1, gemma-4, functiongemma, command-r, lfm2, phi-4-mini, granite-3, mistral, qwen3-coder, hermes, llama-4-pythonic, llama-3, gemma-3, think, plain, and `auto`");
+        insta::assert_snapshot!(error, @"there is no response format `hermse`; known are gpt-oss, kimi-k2, minimax-m2, glm-4, deepseek, deepseek-v3.1, gemma-4, functiongemma, command-r, lfm2, phi-4-mini, granite-3, nemotron, jamba, mistral, qwen3-coder, hermes, llama-4-pythonic, llama-3, gemma-3, think, plain, and `auto`");
     }
 
     #[test]
@@ -152,6 +154,45 @@ mod tests {
         ] {
             assert_eq!(pick(source), name, "{source}");
         }
+    }
+
+    #[test]
+    fn templates_in_the_shapes_of_real_ones_are_known() {
+        let mut paths: Vec<_> =
+            std::fs::read_dir("tests/templates").unwrap().map(|entry| entry.unwrap().path()).collect();
+        paths.retain(|path| path.extension().is_some_and(|extension| extension == "jinja"));
+        paths.sort();
+        let mut by_format: Vec<(String, Vec<String>)> =
+            ResponseFormat::names().map(|name| (name.to_owned(), Vec::new())).collect();
+        for path in paths {
+            let source = std::fs::read_to_string(&path).unwrap();
+            let format = ResponseFormat::pick(None, &source, None, "auto").unwrap();
+            let of_format = by_format.iter_mut().find(|(name, _)| name == format.name()).unwrap();
+            of_format.1.push(path.file_stem().unwrap().display().to_string());
+        }
+        by_format.retain(|(_, templates)| !templates.is_empty());
+        let lines: Vec<String> =
+            by_format.iter().map(|(format, templates)| format!("{format}: {}", templates.join(", "))).collect();
+        insta::assert_snapshot!(lines.join("\n"), @"
+        gpt-oss: gpt-oss
+        kimi-k2: kimi-k2
+        minimax-m2: minimax-m2
+        glm-4: glm-4.5
+        gemma-4: gemma-4
+        lfm2: lfm-2
+        phi-4-mini: phi-4-mini
+        granite-3: granite-3
+        nemotron: nemotron-nano
+        jamba: jamba
+        mistral: mistral-tekken, mistral-v3
+        qwen3-coder: qwen-3-coder, qwen-3.5
+        hermes: exaone, granite-4, qwen-2.5, qwen-3
+        llama-4-pythonic: llama-4
+        llama-3: llama-3.1
+        gemma-3: gemma-1, gemma-3
+        think: deepseek-r1, deepseek-v3.1, hunyuan, smollm-3
+        plain: alpaca, chatml, command-r-plus-tools, command-r, deepseek-v2, falcon-3, features, glm-4, internlm-2, llama-2, llama-3.2, llama-3, mistral-v1, mixtral, olmo-2, parts-only, phi-3.5, phi-3, phi-4, qwen-1.5, smollm-2, vicuna, yi, zephyr
+        ");
     }
 
     #[test]
