@@ -47,11 +47,11 @@ pub(super) fn target<'v>(variant: &'v str, config: &EngineConfig) -> Target<'v> 
 /// What a chat needs of a folder.
 pub(super) fn chat_model(dir: &ModelDir, response_format: &str) -> anyhow::Result<ChatModel> {
     let tokenizer = Tokenizer::load(&dir.tokenizer)?;
-    if dir.spec.vocab_size < tokenizer.vocab_size() {
+    let num_trained_tokens = tokenizer.num_trained_tokens();
+    if dir.spec.vocab_size < num_trained_tokens {
         bail!(
-            "{} has {} tokens and the graph scores only {}; take tokenizer and graph from one export",
+            "{} has {num_trained_tokens} tokens and the graph scores only {}; take tokenizer and graph from one export",
             dir.tokenizer.display(),
-            tokenizer.vocab_size(),
             dir.spec.vocab_size
         );
     }
@@ -106,6 +106,8 @@ fn stop_tokens(
     let mut tokens = dir.generation.stop_tokens();
     tokens.extend(eos.into_iter().chain(ending));
     tokens.extend(response_format.ends().filter_map(|text| tokenizer.token(text)));
+    // What the graph does not score is never said.
+    tokens.retain(|token| token.index() < dir.spec.vocab_size);
     tokens.sort_unstable();
     tokens.dedup();
     tokens

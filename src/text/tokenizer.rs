@@ -172,9 +172,10 @@ impl Tokenizer {
         self.token_bytes.get_or_init(|| vocabulary::token_bytes(&self.inner)).as_deref()
     }
 
-    /// Tokens, the added ones among them.
-    pub fn vocab_size(&self) -> usize {
-        self.inner.get_vocab_size(true)
+    /// Tokens of the trained vocabulary. Added ones may be more than a graph knows: those for pictures of a family's larger
+    /// models, say.
+    pub fn num_trained_tokens(&self) -> usize {
+        self.inner.get_vocab_size(false)
     }
 }
 

@@ -1,6 +1,10 @@
 //! The real binary: what it tells of a model folder and of the machine.
 
-use crate::{cli::ortolan, tiny_model::fixture};
+use crate::{
+    cli::ortolan,
+    tiny_model::{copy, fixture},
+};
+use serde_json::{Value, json};
 use std::{fs, path::Path, process::Output};
 
 fn run(args: &[&str]) -> Output {
@@ -47,7 +51,7 @@ fn a_folder_is_described() {
 
 #[test]
 fn a_folder_that_cannot_be_served_is_described_and_told_why() {
-    let dir = crate::tiny_model::copy("tiny-gqa");
+    let dir = copy("tiny-gqa");
     fs::remove_file(dir.path().join("chat_template.jinja")).unwrap();
     let output = run(&["inspect", dir.path().to_str().unwrap()]);
     assert_eq!(output.status.code(), Some(1));
@@ -79,7 +83,7 @@ fn the_doctor_names_what_to_mend_and_goes_on() {
 
 #[test]
 fn a_sealed_folder_that_was_changed_is_not_served() {
-    let dir = crate::tiny_model::copy("tiny-gqa");
+    let dir = copy("tiny-gqa");
     let path = dir.path().to_str().unwrap();
     let output = run(&["manifest", path]);
     insta::assert_snapshot!(printed(&output, dir.path()), @"DIR/manifest.json lists 6 files");
@@ -98,9 +102,45 @@ fn a_sealed_folder_that_was_changed_is_not_served() {
 
 #[test]
 fn the_token_that_ends_a_turn_ends_a_reply_though_no_config_says_so() {
-    let dir = crate::tiny_model::copy("tiny-gqa");
+    let dir = copy("tiny-gqa");
     fs::write(dir.path().join("generation_config.json"), r#"{"eos_token_id": 505}"#).unwrap();
     fs::write(dir.path().join("tokenizer_config.json"), r#"{"eos_token": "<|endoftext|>"}"#).unwrap();
     let output = run(&["inspect", dir.path().to_str().unwrap()]);
     assert!(printed(&output, dir.path()).contains("stop tokens        <|endoftext|> 505, <|im_end|> 507"));
+}
+
+/// Writes another `tokenizer.json`.
+fn change_tokenizer(dir: &Path, change: impl FnOnce(&mut Value)) {
+    let path = dir.join("tokenizer.json");
+    let mut description = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    change(&mut description);
+    fs::write(path, description.to_string()).unwrap();
+}
+
+/// The smallest of Gemma 3 have the tokenizer of the others, and with it a token for pictures.
+#[test]
+fn an_added_token_may_be_beyond_the_graph() {
+    let dir = copy("tiny-gqa");
+    change_tokenizer(dir.path(), |description| {
+        let mut token = description["added_tokens"][0].clone();
+        (token["id"], token["content"]) = (json!(512), json!("<image_soft_token>"));
+        description["added_tokens"].as_array_mut().unwrap().push(token);
+    });
+    fs::write(dir.path().join("generation_config.json"), r#"{"eos_token_id": [505, 512]}"#).unwrap();
+    let output = run(&["inspect", dir.path().to_str().unwrap()]);
+    assert!(output.status.success(), "{output:?}");
+    assert!(printed(&output, dir.path()).ends_with("stop tokens        <|endoftext|> 505, <|im_end|> 507"));
+}
+
+#[test]
+fn a_tokenizer_of_another_model_is_told_apart() {
+    let dir = copy("tiny-gqa");
+    change_tokenizer(dir.path(), |description| {
+        for id in 512..520 {
+            description["model"]["vocab"][format!("word {id}")] = json!(id);
+        }
+    });
+    let output = run(&["inspect", dir.path().to_str().unwrap()]);
+    let error = String::from_utf8_lossy(&output.stderr).replace(&dir.path().display().to_string(), "DIR");
+    insta::assert_snapshot!(error, @"ortolan: DIR/tokenizer.json has 513 tokens and the graph scores only 512; take tokenizer and graph from one export");
 }
