@@ -11,8 +11,11 @@ enum Spelling {
     ByteFallback,
 }
 
+/// Far more than any vocabulary has. An id of a broken file may be any number.
+const MAX_TOKENS: u32 = 1 << 22;
+
 /// What each token of the vocabulary stands for, by its id. Added tokens stand for their own text. None when the decoder
-/// is of a kind whose tokens are not bytes.
+/// is of a kind whose tokens are not bytes, or an id is too high.
 pub(super) fn token_bytes(tokenizer: &Tokenizer) -> Option<Vec<Vec<u8>>> {
     let spelling = tokenizer.get_decoder().and_then(spelling)?;
     let added = tokenizer.get_added_tokens_decoder();
@@ -22,7 +25,7 @@ pub(super) fn token_bytes(tokenizer: &Tokenizer) -> Option<Vec<Vec<u8>>> {
         (None, Some(token)) => byte_fallback(&token),
         (None, None) => Vec::new(),
     };
-    let last = tokenizer.get_vocab(true).into_values().max()?;
+    let last = tokenizer.get_vocab(true).into_values().max().filter(|last| *last < MAX_TOKENS)?;
     Some((0..=last).map(bytes).collect())
 }
 
@@ -75,6 +78,13 @@ mod tests {
         single.sort_unstable();
         assert_eq!(single, (0..=u8::MAX).collect::<Vec<_>>());
         assert_eq!(bytes[256], b"<|im_start|>");
+    }
+
+    #[test]
+    fn an_id_that_no_vocabulary_has_takes_no_memory() {
+        let mut description = byte_level_description();
+        description["model"]["vocab"]["x"] = json!(u32::MAX);
+        assert_eq!(token_bytes(&parse(&description)), None);
     }
 
     #[test]
