@@ -7,7 +7,7 @@ use sha2::{Digest, Sha256};
 use std::{
     collections::BTreeMap,
     fs::{self, File},
-    io::{self, Read},
+    io::{self, Read, Write},
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
 };
@@ -75,9 +75,17 @@ pub fn write_manifest(root: &Path) -> Result<(PathBuf, usize), ModelDirError> {
     let mut text = serde_json::to_string_pretty(&manifest).expect("texts and numbers are JSON");
     text.push('\n');
     let path = root.join(FILE);
-    match fs::write(&path, text) {
+    match write_anew(&path, &text) {
         Ok(()) => Ok((path, manifest.files.len())),
         Err(cause) => Err(ModelDirError::Unwritable { path, cause }),
+    }
+}
+
+/// What has the name already may be a link, which could lead anywhere.
+fn write_anew(path: &Path, text: &str) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        Ok(()) | Err(_) => File::create_new(path)?.write_all(text.as_bytes()),
     }
 }
 
@@ -147,6 +155,22 @@ mod tests {
         insta::assert_snapshot!(checked(&dir).unwrap_err(), @"DIR/onnx/more.onnx is not as manifest.json says: it is not listed there; download it again, or run `ortolan manifest` if it was you who changed it");
         fs::remove_file(dir.path().join("manifest.json")).unwrap();
         assert_eq!(checked(&dir), Ok(false));
+    }
+
+    #[test]
+    fn a_manifest_is_written_into_its_folder_and_nowhere_else() {
+        let (dir, elsewhere) = (sealed(), tempfile::tempdir().unwrap());
+        let (manifest, target) = (dir.path().join(FILE), elsewhere.path().join("precious"));
+        for is_there in [false, true] {
+            if is_there {
+                fs::write(&target, "mine").unwrap();
+            }
+            fs::remove_file(&manifest).unwrap();
+            symlink(&target, &manifest).unwrap();
+            write_manifest(dir.path()).unwrap();
+            assert_eq!(fs::read_to_string(&target).ok().as_deref(), is_there.then_some("mine"));
+            assert_eq!(checked(&dir), Ok(true));
+        }
     }
 
     proptest! {
