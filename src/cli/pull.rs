@@ -9,6 +9,7 @@ use crate::{
     hub::{Hub, HubError, Pulled, Repo, Wanted},
 };
 use clap::Args;
+use serde_json::json;
 use std::env;
 
 #[derive(Args, Debug)]
@@ -25,10 +26,11 @@ pub(super) fn run(args: &PullArgs, config: &Config) -> anyhow::Result<u8> {
     let variant = args.variant.as_deref().unwrap_or(&config.loading.variant);
     let wanted = Wanted { repo: &args.repo, target: checked_model::target(variant, &config.engine) };
     let Pulled { dir, variant, repo } = hub.pull(wanted, &*progress::on_stderr())?;
-    let name = repo.id.rsplit('/').next().unwrap_or_default().to_lowercase();
-    print_line(format_args!("{}\n\n[[models]]\nname = \"{name}\"\nrepo = \"{repo}\"", dir.display()))?;
+    // A string in JSON is one in TOML.
+    let [name, named] = [repo.name(), &repo.to_string()].map(|text| json!(text));
+    print_line(format_args!("{}\n\n[[models]]\nname = {name}\nrepo = {named}", dir.display()))?;
     if args.variant.is_some() && args.repo == repo {
-        print_line(format_args!("variant = \"{variant}\""))?;
+        print_line(format_args!("variant = {}", json!(variant)))?;
     }
     Ok(SUCCESS)
 }

@@ -29,10 +29,10 @@ fn entry(model: &String) -> anyhow::Result<String> {
         let real = Path::new(model).canonicalize()?;
         (real.file_name().unwrap_or(real.as_os_str()).to_string_lossy().into_owned(), "path")
     } else {
-        let Ok(Repo { id, .. }) = model.parse() else {
+        let Ok(repo) = model.parse::<Repo>() else {
             bail!("`{model}` is neither a model folder nor a repository on the hub (ORG/NAME)");
         };
-        (id.rsplit('/').next().unwrap_or(&id).to_owned(), "repo")
+        (repo.name().to_owned(), "repo")
     };
     // A string in JSON is one in TOML.
     Ok(format!("{{ name = {}, {key} = {} }}", json!(name), json!(model)))

@@ -1,7 +1,7 @@
 //! The folder that Hugging Face's own libraries keep repositories in, and that is shared with them: the contents of files
 //! under their hashes in `blobs`, links to them in `snapshots/COMMIT`, and the commit of a branch in `refs`.
 
-use super::{listing::is_commit, repo::is_safe_path};
+use super::repo::is_safe_path;
 use crate::model_dir::variant::ListedFile;
 use std::{
     fs::{self, File, TryLockError},
@@ -169,6 +169,11 @@ pub(super) fn incomplete(blob: &Path) -> PathBuf {
 
 pub(super) fn create_parent(path: &Path) -> io::Result<()> {
     path.parent().map_or(Ok(()), fs::create_dir_all)
+}
+
+/// Whether this is a whole commit hash, which never means anything else.
+pub(super) fn is_commit(text: &str) -> bool {
+    is_hex(text, 40)
 }
 
 fn is_hex(text: &str, digits: usize) -> bool {

@@ -204,7 +204,7 @@ impl Patience<'_> {
             reason = "there is nothing that this could wait on, and nothing else to do"
         )]
         std::thread::sleep(wait);
-        *self = Self { left, wait: (self.wait * 2).max(FIRST_WAIT), ..*self };
+        *self = Self { left, wait: (self.wait * 2).clamp(FIRST_WAIT, MAX_WAIT), ..*self };
         Ok(())
     }
 }

@@ -1,6 +1,12 @@
 //! What a repository holds at a commit.
 
-use super::{HubError, Progress, Repo, cache::Hash, http::Http, repo::is_safe_path};
+use super::{
+    HubError, Progress, Repo,
+    cache::{Hash, is_commit},
+    http::Http,
+    relative,
+    repo::is_safe_path,
+};
 use crate::model_dir::variant::ListedFile;
 use serde::Deserialize;
 use url::Url;
@@ -83,11 +89,7 @@ impl Listing {
 
 /// The part of a listing that lies in a folder, relative to it.
 pub(super) fn below(files: impl IntoIterator<Item = ListedFile>, folder: &str) -> Vec<ListedFile> {
-    let relative = |(path, bytes): ListedFile| match path.strip_prefix(folder)? {
-        rest if folder.is_empty() => Some((rest.to_owned(), bytes)),
-        rest => Some((rest.strip_prefix('/')?.to_owned(), bytes)),
-    };
-    files.into_iter().filter_map(relative).collect()
+    files.into_iter().filter_map(|(path, bytes)| Some((relative(&path, folder)?.to_owned(), bytes))).collect()
 }
 
 impl TryFrom<Entry> for RemoteFile {
@@ -106,11 +108,6 @@ impl TryFrom<Entry> for RemoteFile {
         let hash = hash.ok_or_else(|| format!("it gives no hash of {path}"))?;
         Ok(Self { path, bytes, hash })
     }
-}
-
-/// Whether this is a whole commit hash, which never means anything else.
-pub(super) fn is_commit(text: &str) -> bool {
-    text.len() == 40 && text.bytes().all(|digit| digit.is_ascii_digit() || (b'a'..=b'f').contains(&digit))
 }
 
 fn unusable(url: &Url, message: String) -> HubError {

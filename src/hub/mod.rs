@@ -135,3 +135,9 @@ fn pulled(cache: &RepoCache, commit: &str, repo: &Repo, variant: &Variant) -> Pu
 fn join(folder: &str, path: &str) -> String {
     if folder.is_empty() || path.is_empty() { format!("{folder}{path}") } else { format!("{folder}/{path}") }
 }
+
+/// The rest of a path that lies below a folder, which may be nothing.
+fn relative<'p>(path: &'p str, folder: &str) -> Option<&'p str> {
+    let rest = path.strip_prefix(folder)?;
+    if folder.is_empty() { Some(rest) } else { rest.strip_prefix('/') }
+}

@@ -1,5 +1,6 @@
 //! Which files of a repository a model needs.
 
+use super::relative;
 use crate::model_dir::variant::{ListedFile, Variant};
 
 /// Beside the graph and its weights. What is not there was not needed by the model's own tools either.
@@ -22,11 +23,8 @@ const TOKENIZER_PARTS: [&str; 5] = ["vocab.json", "vocab.txt", "merges.txt", "to
 
 /// Their paths, the graph's last.
 pub(super) fn paths<'f>(files: &'f [ListedFile], variant: &'f Variant) -> Vec<&'f str> {
-    let in_dir = |path: &'f str| match path.strip_prefix(variant.dir.as_str())? {
-        rest if variant.dir.is_empty() => Some(rest),
-        rest => rest.strip_prefix('/'),
-    };
-    let named: Vec<(&str, &str)> = files.iter().filter_map(|(path, _)| Some((path.as_str(), in_dir(path)?))).collect();
+    let in_dir = |(path, _): &'f ListedFile| Some((path.as_str(), relative(path, &variant.dir)?));
+    let named: Vec<(&str, &str)> = files.iter().filter_map(in_dir).collect();
     let has_tokenizer = named.iter().any(|(_, name)| *name == TOKENIZER);
     let is_needed = |name: &str| {
         FILES.contains(&name)

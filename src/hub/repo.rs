@@ -22,6 +22,13 @@ const MAX_NAME_BYTES: usize = 96;
 const MAX_PATH_BYTES: usize = 1000;
 const MAX_PART_BYTES: usize = 200;
 
+impl Repo {
+    /// What its model is called: the id without the organisation.
+    pub fn name(&self) -> &str {
+        self.id.rsplit('/').next().unwrap_or(&self.id)
+    }
+}
+
 impl FromStr for Repo {
     type Err = HubError;
 

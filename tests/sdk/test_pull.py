@@ -107,7 +107,7 @@ def test_only_what_is_needed_is_fetched_into_the_shared_layout(hub, machine):
     printed, said = machine.pull()
     repo = hub.repos[ID]
     snapshot = machine.folder / "snapshots" / repo.commit
-    assert printed == f'{snapshot}\n\n[[models]]\nname = "tiny-onnx"\nrepo = "{ID}"\n'
+    assert printed == f'{snapshot}\n\n[[models]]\nname = "tiny-ONNX"\nrepo = "{ID}"\n'
     assert machine.snapshot() == needed(repo)
     assert (machine.folder / "refs/main").read_text() == repo.commit
     for path in needed(repo):
