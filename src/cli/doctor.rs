@@ -1,6 +1,8 @@
 //! `ortolan doctor`: what this machine lacks to serve what the config says.
 
-use super::{FAILURE, SUCCESS, checked_model::CheckedModel, inspect, machine, print_line, pull, runtime};
+use super::{
+    FAILURE, SUCCESS, checked_model::CheckedModel, inspect, machine, memory::Memory, print_line, pull, runtime,
+};
 use crate::{
     config::{Config, ModelConfig},
     engine::{LoadError, Runtime},
@@ -54,7 +56,7 @@ fn check_model(config: &Config, mut model: ModelConfig, report: &mut Report) -> 
         Ok(model) => model.dir,
         Err(error) => return report.bad(&part, format_args!("{error:#}")),
     };
-    let memory = inspect::Memory::of(&dir, &model.engine);
+    let memory = Memory::of(&dir, &model.engine);
     report.good(
         &part,
         format_args!(

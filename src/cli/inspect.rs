@@ -1,6 +1,6 @@
 //! `ortolan inspect DIR`
 
-use super::{SUCCESS, checked_model, machine, print_line};
+use super::{SUCCESS, checked_model, memory::Memory, print_line};
 use crate::{
     chat::ChatModel,
     config::Config,
@@ -47,6 +47,9 @@ fn describe(dir: &ModelDir, config: &EngineConfig) -> Vec<(&'static str, String)
         ("graph", spec.path.display().to_string()),
         ("data files", if data_files.is_empty() { "none".to_owned() } else { data_files.join(", ") }),
         ("exported by", format!("{}, IR version {}", dir.onnx.producer, dir.onnx.ir_version)),
+    ];
+    lines.extend((!providers.is_empty()).then(|| ("made for", providers.join(", "))));
+    lines.extend([
         ("family", spec.family.name().to_owned()),
         ("position ids", if spec.position_ids.is_some() { "fed" } else { "made by the graph" }.to_owned()),
         ("layers", spec.num_layers.to_string()),
@@ -59,10 +62,7 @@ fn describe(dir: &ModelDir, config: &EngineConfig) -> Vec<(&'static str, String)
         ("slots", memory.slots()),
         ("manifest", if dir.is_sealed { "every file is as it says" } else { "none" }.to_owned()),
         ("operators", operators),
-    ];
-    if !providers.is_empty() {
-        lines.insert(5, ("made for", providers.join(", ")));
-    }
+    ]);
     lines
 }
 
@@ -110,45 +110,6 @@ fn text_of(tokenizer: &Tokenizer, id: u32) -> String {
     match tokenizer.added_tokens().iter().find(|token| token.id == id) {
         Some(token) => format!("{} {id}", token.text),
         None => id.to_string(),
-    }
-}
-
-/// Memory that a model takes beside what it computes with.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Memory {
-    pub(super) weights: u64,
-    /// Keys and values of one slot.
-    pub(super) slot: u64,
-    pub(super) num_slots: u64,
-    context_tokens: usize,
-    free: Option<u64>,
-}
-
-impl Memory {
-    pub(super) fn of(dir: &ModelDir, config: &EngineConfig) -> Self {
-        let context_tokens = dir.spec.context_tokens.min(config.max_context_tokens.get() as usize);
-        Self {
-            weights: dir.variant.bytes,
-            slot: dir.spec.cache_bytes_per_slot(context_tokens) as u64,
-            num_slots: u64::from(config.max_batch_size.get()),
-            context_tokens,
-            free: machine::free_memory(machine::device(&config.providers)),
-        }
-    }
-
-    /// Weights and slots.
-    pub(super) fn needed(&self) -> u64 {
-        self.weights.saturating_add(self.slot.saturating_mul(self.num_slots))
-    }
-
-    pub(super) fn is_short(&self) -> bool {
-        self.free.is_some_and(|free| free < self.needed())
-    }
-
-    fn slots(&self) -> String {
-        let fitting = self.free.and_then(|free| free.saturating_sub(self.weights).checked_div(self.slot));
-        let fitting = fitting.map(|slots| format!("; {slots} would fit beside the weights")).unwrap_or_default();
-        format!("{} of {} in engine.max_batch_size{fitting}", self.num_slots, variant::size(self.slot))
     }
 }
 

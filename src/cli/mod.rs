@@ -6,6 +6,7 @@ mod doctor;
 mod inspect;
 mod loader;
 mod machine;
+mod memory;
 mod progress;
 mod pull;
 mod serve;

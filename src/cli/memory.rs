@@ -1,0 +1,47 @@
+//! What a model takes of a machine's memory, and what there is.
+
+use super::machine;
+use crate::{
+    engine::EngineConfig,
+    model_dir::{ModelDir, variant},
+};
+
+/// Memory that a model takes beside what it computes with.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Memory {
+    pub(super) weights: u64,
+    /// Keys and values of one slot.
+    pub(super) slot: u64,
+    pub(super) num_slots: u64,
+    pub(super) context_tokens: usize,
+    pub(super) free: Option<u64>,
+}
+
+impl Memory {
+    pub(super) fn of(dir: &ModelDir, config: &EngineConfig) -> Self {
+        let context_tokens = dir.spec.context_tokens.min(config.max_context_tokens.get() as usize);
+        Self {
+            weights: dir.variant.bytes,
+            slot: dir.spec.cache_bytes_per_slot(context_tokens) as u64,
+            num_slots: u64::from(config.max_batch_size.get()),
+            context_tokens,
+            free: machine::free_memory(machine::device(&config.providers)),
+        }
+    }
+
+    /// Weights and slots.
+    pub(super) fn needed(&self) -> u64 {
+        self.weights.saturating_add(self.slot.saturating_mul(self.num_slots))
+    }
+
+    pub(super) fn is_short(&self) -> bool {
+        self.free.is_some_and(|free| free < self.needed())
+    }
+
+    /// For a person.
+    pub(super) fn slots(&self) -> String {
+        let fitting = self.free.and_then(|free| free.saturating_sub(self.weights).checked_div(self.slot));
+        let fitting = fitting.map(|slots| format!("; {slots} would fit beside the weights")).unwrap_or_default();
+        format!("{} of {} in engine.max_batch_size{fitting}", self.num_slots, variant::size(self.slot))
+    }
+}
