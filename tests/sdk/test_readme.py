@@ -52,4 +52,9 @@ def test_python(base_url):
 def test_inspect():
     ((_, command), (_, expected)) = next(pair for pair in blocks() if "ortolan inspect" in pair[0][1])
     output = subprocess.run([BINARY, *command.split()[1:]], cwd=REPOSITORY, capture_output=True, text=True, check=True)
-    assert output.stdout == expected
+    assert without_memory(output.stdout) == without_memory(expected)
+
+
+def without_memory(description):
+    """How many slots would fit depends on the machine, and on what else runs there."""
+    return re.sub(r"; \d+ would fit beside the weights", "", description)

@@ -84,7 +84,7 @@ pub enum LoadError {
     /// The operator should run the model on the CPU.
     #[error(
         "the model {} does not write the state `{past}` where it reads it, which works on the CPU only; set \
-         `engine.providers = []`", path.display()
+         `engine.providers = [\"cpu\"]`", path.display()
     )]
     StateNotInPlace {
         /// The ONNX file.
