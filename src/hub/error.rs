@@ -116,6 +116,12 @@ pub enum HubError {
         cause: VariantError,
     },
     /// Known before the first byte.
+    #[error("{repo} has no tokenizer.json beside its graph, and no model is served without; take another export")]
+    NoTokenizer {
+        /// The repository.
+        repo: String,
+    },
+    /// Known before the first byte.
     #[error(
         "{repo} needs {} and the disk of {} has {} left; free some, or set `hub.cache` to a folder of another disk",
         variant::size(*needed), cache.display(), variant::size(*free)

@@ -17,22 +17,19 @@ const FILES: [&str; 9] = [
 ];
 /// More templates, each in a file.
 const TEMPLATES: &str = "additional_chat_templates/";
-/// What a tokenizer is made of where it has no `tokenizer.json`.
+/// Without it no model can be served, so gigabytes should not be fetched.
 const TOKENIZER: &str = "tokenizer.json";
-const TOKENIZER_PARTS: [&str; 5] = ["vocab.json", "vocab.txt", "merges.txt", "tokenizer.model", "spiece.model"];
 
-/// Their paths, the graph's last.
-pub(super) fn paths<'f>(files: &'f [ListedFile], variant: &'f Variant) -> Vec<&'f str> {
+/// Their paths, the graph's last; none where there is no tokenizer.
+pub(super) fn paths<'f>(files: &'f [ListedFile], variant: &'f Variant) -> Option<Vec<&'f str>> {
     let in_dir = |(path, _): &'f ListedFile| Some((path.as_str(), relative(path, &variant.dir)?));
     let named: Vec<(&str, &str)> = files.iter().filter_map(in_dir).collect();
-    let has_tokenizer = named.iter().any(|(_, name)| *name == TOKENIZER);
     let is_needed = |name: &str| {
-        FILES.contains(&name)
-            || name.strip_prefix(TEMPLATES).is_some_and(|template| !template.contains('/'))
-            || !has_tokenizer && TOKENIZER_PARTS.contains(&name)
+        FILES.contains(&name) || name.strip_prefix(TEMPLATES).is_some_and(|template| !template.contains('/'))
     };
     let beside = named.iter().filter(|(_, name)| is_needed(name)).map(|(path, _)| *path);
-    beside.chain(variant.external_data.iter().map(String::as_str)).chain([variant.graph.as_str()]).collect()
+    let paths = beside.chain(variant.external_data.iter().map(String::as_str)).chain([variant.graph.as_str()]);
+    named.iter().any(|(_, name)| *name == TOKENIZER).then(|| paths.collect())
 }
 
 #[cfg(test)]
@@ -40,10 +37,10 @@ mod tests {
     use super::*;
     use crate::model_dir::variant::{Device, choose};
 
-    fn needed(paths_there: &[&str], variant: &str) -> Vec<String> {
+    fn needed(paths_there: &[&str], variant: &str) -> Option<Vec<String>> {
         let files: Vec<ListedFile> = paths_there.iter().map(|path| ((*path).to_owned(), 1)).collect();
         let variant = choose(&files, Some(variant), Device::Cpu, None).unwrap();
-        paths(&files, &variant).into_iter().map(str::to_owned).collect()
+        Some(paths(&files, &variant)?.into_iter().map(str::to_owned).collect())
     }
 
     #[test]
@@ -70,15 +67,13 @@ mod tests {
             "onnx/model_q4.onnx_data",
             "onnx/model_q4.onnx",
         ];
-        assert_eq!(needed(&there, "q4"), expected);
+        assert_eq!(needed(&there, "q4").unwrap(), expected);
     }
 
     #[test]
-    fn a_tokenizer_in_parts_is_fetched() {
-        assert_eq!(
-            needed(&["merges.txt", "model.onnx", "vocab.json"], "fp32"),
-            ["merges.txt", "vocab.json", "model.onnx"]
-        );
+    fn a_model_without_its_tokenizer_is_none() {
+        let there = ["merges.txt", "model.onnx", "other/tokenizer.json", "vocab.json"];
+        assert_eq!(needed(&there, "fp32"), None);
     }
 
     #[test]
@@ -86,6 +81,6 @@ mod tests {
         let there =
             ["config.json", "cpu/genai_config.json", "cpu/model.onnx", "cpu/model.onnx.data", "cpu/tokenizer.json"];
         let expected = ["cpu/genai_config.json", "cpu/tokenizer.json", "cpu/model.onnx.data", "cpu/model.onnx"];
-        assert_eq!(needed(&there, "cpu"), expected);
+        assert_eq!(needed(&there, "cpu").unwrap(), expected);
     }
 }

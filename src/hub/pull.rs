@@ -27,7 +27,8 @@ pub(super) struct Pull<'p> {
 impl Pull<'_> {
     /// Fetches a variant. `files` are those below the repository's folder.
     pub(super) fn run(&self, files: &[ListedFile], variant: &Variant) -> Result<(), HubError> {
-        let needed = self.remote(&needed::paths(files, variant));
+        let no_tokenizer = || HubError::NoTokenizer { repo: self.repo.to_string() };
+        let needed = self.remote(&needed::paths(files, variant).ok_or_else(no_tokenizer)?);
         self.fetch_all(&needed)?;
         // Nearly always data files are called after their graph, but it may name others.
         let dir = variant.graph.rsplit_once('/').map_or("", |(dir, _)| dir);

@@ -160,14 +160,14 @@ def field(number, contents):
 def test_data_files_of_any_name_are_fetched(hub, machine):
     location = field(1, b"location") + field(2, b"./weights.bin")
     graph = field(7, field(5, field(13, location)))
-    hub.repos[ID].files = {"config.json": b"{}", "onnx/model.onnx": graph, "onnx/weights.bin": contents(100_000, 1)}
-    hub.repos[ID].files |= {"onnx/other.bin": b"", "weights.bin": b""}
+    expected = {"onnx/model.onnx": graph, "onnx/weights.bin": contents(100_000, 1), "tokenizer.json": b"{}"}
+    hub.repos[ID].files = expected | {"onnx/other.bin": b"", "weights.bin": b""}
     in_the_way = machine.folder / "snapshots" / hub.repos[ID].commit / "onnx/weights.bin/folder"
     in_the_way.mkdir(parents=True)
     assert "cannot be written" in machine.refusal() and "onnx/model.onnx" not in machine.snapshot()
     shutil.rmtree(in_the_way.parent)
     machine.pull()
-    assert machine.snapshot().keys() == {"config.json", "onnx/model.onnx", "onnx/weights.bin"}
+    assert machine.snapshot() == expected
 
 
 def test_a_pull_that_is_killed_goes_on_where_it_was(hub, machine):
@@ -294,6 +294,10 @@ def test_refusals_say_what_to_do(hub, machine):
     assert machine.refusal().startswith(f"{ID} may not be read (403); accept its terms at HUB/{ID}")
     hub.faults = [Fault("config.json", status=400)]
     assert re.fullmatch(r"HUB/\S+/config.json was refused with status 400; try again later, .*", machine.refusal())
+    hub.repos[ID].files = {"model.onnx": b"", "vocab.json": b"{}"}
+    assert machine.refusal() == (
+        f"{ID} has no tokenizer.json beside its graph, and no model is served without; take another export"
+    )
     hub.repos[ID].files = {"model.safetensors": b""}
     assert machine.refusal() == (
         f"{ID} cannot be used: there is no ONNX graph of a language model (such as onnx/model.onnx); "
