@@ -35,7 +35,7 @@ impl Pull<'_> {
         let graph = self.remote(&[&variant.graph]).first().map(|file| self.cache.blob(&file.hash));
         // What is no graph names none; what opens it tells why.
         let named = graph.and_then(|graph| data_files(&graph).ok()).unwrap_or_default();
-        let named: Vec<String> = named.keys().map(|name| join(dir, name)).collect();
+        let named: Vec<String> = named.keys().map(|name| join(dir, name.trim_start_matches("./"))).collect();
         let mut others = self.remote(&named.iter().map(String::as_str).collect::<Vec<_>>());
         others.retain(|file| needed.iter().all(|known| known.path != file.path));
         if !others.is_empty() {

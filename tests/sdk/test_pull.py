@@ -307,7 +307,7 @@ def test_refusals_say_what_to_do(hub, machine):
 
 def test_a_model_larger_than_the_disk_is_not_begun(hub, machine):
     hub.repos[ID].entries["onnx/model_q4.onnx_data"] = {"lfs": {"oid": "0" * 64, "size": 1 << 60}}
-    sentence = machine.refusal()
+    sentence = machine.refusal(ID, "--variant", "q4")
     expected = rf"{ID} needs 1073741824\.0 GiB and the disk of CACHE\S+ has \S+ GiB left; free some, or set .*"
     assert re.fullmatch(expected, sentence), sentence
     assert hub.asked("config.json") == []
