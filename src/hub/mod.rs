@@ -15,7 +15,7 @@ pub use error::HubError;
 pub use repo::Repo;
 
 use crate::model_dir::{
-    Target,
+    Target, data_files,
     variant::{self, ListedFile, Variant, VariantError},
 };
 use cache::RepoCache;
@@ -82,10 +82,14 @@ impl Hub {
     pub fn find(&self, wanted: Wanted<'_>) -> Option<Pulled> {
         let cache = RepoCache::new(&self.settings.cache, &wanted.repo.id);
         let commit = cache.commit(&wanted.repo.revision)?;
-        // A graph comes last of all the files that it needs.
         let files = below(cache.files(&commit), &wanted.repo.folder);
         let variant = wanted.choose(&files).ok()?;
-        Some(pulled(&cache, &commit, wanted.repo, &variant))
+        // A pull makes the graph last, but another tool may have been stopped between a graph and what it needs.
+        let graph = cache.snapshot(&commit).join(join(&wanted.repo.folder, &variant.graph));
+        let data_files = data_files(&graph).unwrap_or_default();
+        let is_whole = needed::paths(&files, &variant).is_some()
+            && data_files.keys().all(|name| graph.with_file_name(name).is_file());
+        is_whole.then(|| pulled(&cache, &commit, wanted.repo, &variant))
     }
 
     /// Fetches what the cache lacks of a model. Without a network, what was fetched before is good enough.
