@@ -36,29 +36,18 @@ struct Group {
     num_columns: usize,
 }
 
-/// One row of a group. Its tokens lie at the start, then in the columns that all members share since they are together;
-/// columns in between are another's, and masked.
+/// One row of a group. Its tokens lie in the last columns, one behind the other: a graph with a window measures it in columns.
+/// What is before them is masked.
 #[derive(Clone, Debug)]
 struct Member {
     /// `None` when the sequence has left the group.
     slot_index: Option<usize>,
-    num_own: usize,
-    shared: Range<usize>,
+    columns: Range<usize>,
 }
 
 impl Member {
-    fn num_tokens(&self) -> usize {
-        self.num_own + self.shared.len()
-    }
-
-    /// Columns of the first `num_tokens` tokens.
-    fn columns(&self, num_tokens: usize) -> [Range<usize>; 2] {
-        let num_own = num_tokens.min(self.num_own);
-        [0..num_own, self.shared.start..self.shared.start + (num_tokens - num_own)]
-    }
-
     fn is(&self, slot_index: usize, num_tokens: usize) -> bool {
-        self.slot_index == Some(slot_index) && self.num_tokens() == num_tokens
+        self.slot_index == Some(slot_index) && self.columns.len() == num_tokens
     }
 }
 
@@ -110,7 +99,7 @@ impl ConcatModel {
         let inputs = &mut self.graph.inputs;
         inputs.begin(tokens.len(), num_columns);
         for ((index, row), member) in set.iter().zip(&rows).zip(&mut group.members) {
-            member.shared.end = num_columns;
+            member.columns.end = num_columns;
             let num_behind = row.num_tokens() - tokens.end;
             let input = InputRow {
                 index: *index,
@@ -118,7 +107,7 @@ impl ConcatModel {
                 start: row.start + tokens.start,
                 num_logits: row.num_logits.saturating_sub(num_behind).min(tokens.len()),
             };
-            inputs.push(&input, member.columns(member.num_tokens()));
+            inputs.push(&input, member.columns.clone());
         }
         let cache = (self.cache.as_slice(), &group, &self.allocator);
         group.cache = self.graph.run(logits, &cache, bind_cache)?;
@@ -169,7 +158,7 @@ impl ConcatModel {
         let mut left = Vec::new();
         for member in self.groups.iter().filter(|group| is_broken(group)).flat_map(|group| &group.members) {
             if let Some(slot_index) = member.slot_index {
-                left.push(self.put_together(&[(slot_index, member.num_tokens())])?);
+                left.push(self.put_together(&[(slot_index, member.columns.len())])?);
             }
         }
         self.groups.retain(|group| !is_broken(group));
@@ -192,8 +181,7 @@ impl ConcatModel {
         let cache = cache.collect::<Result<_, _>>()?;
         let member = |(slot_index, num_tokens): &(usize, usize)| Member {
             slot_index: Some(*slot_index),
-            num_own: *num_tokens,
-            shared: num_columns..num_columns,
+            columns: num_columns - num_tokens..num_columns,
         };
         Ok(Group { cache, members: wanted.iter().map(member).collect(), num_columns })
     }
@@ -220,13 +208,9 @@ impl ConcatModel {
             }
             let (group, row) = self.find(slot_index).expect("a sequence goes on where it was");
             let source_head = row * num_heads + place % num_heads;
-            let source = &group.cache[number].host_bytes()?[source_head * group.num_columns * token_bytes..];
-            let mut end = 0;
-            for columns in group.members[row].columns(num_tokens) {
-                let (from, begin) = (&source[columns.start * token_bytes..columns.end * token_bytes], end);
-                end += from.len();
-                head[begin..end].copy_from_slice(from);
-            }
+            let begin = (source_head * group.num_columns + group.members[row].columns.start) * token_bytes;
+            let source = &group.cache[number].host_bytes()?[begin..][..num_tokens * token_bytes];
+            head[(num_columns - num_tokens) * token_bytes..].copy_from_slice(source);
         }
         Ok(tensor)
     }
@@ -247,7 +231,7 @@ impl ConcatModel {
                 continue;
             }
             let (group, row) = self.find(*slot_index).expect("a sequence goes on where it was");
-            assert_eq!(group.members[row].num_tokens(), *num_tokens, "nothing is taken out of a state");
+            assert_eq!(group.members[row].columns.len(), *num_tokens, "nothing is taken out of a state");
             state.copy_from_slice(&group.cache[number].host_bytes()?[row * state_bytes..][..state_bytes]);
         }
         Ok(tensor)

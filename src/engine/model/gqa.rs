@@ -179,7 +179,7 @@ impl GqaModel {
                     let row = &batch.rows()[index];
                     let new_tokens = batch.new_tokens(row);
                     let input = InputRow { index, new_tokens, start: row.start, num_logits: row.num_logits };
-                    graph.inputs.push(&input, [0..row.end(), row.end()..row.end()]);
+                    graph.inputs.push(&input, 0..row.end());
                 }
                 None => graph.inputs.push_idle(),
             }

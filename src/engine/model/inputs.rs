@@ -138,7 +138,7 @@ impl Inputs {
     }
 
     /// Adds a row that attends to the given columns.
-    pub(super) fn push(&mut self, row: &InputRow<'_>, attended: [Range<usize>; 2]) {
+    pub(super) fn push(&mut self, row: &InputRow<'_>, attended: Range<usize>) {
         let num_tokens = row.new_tokens.len();
         assert!(num_tokens <= self.width, "the widest row sets the width");
         let end = self.num_rows() * self.width + num_tokens;
@@ -152,19 +152,17 @@ impl Inputs {
     /// Adds a row that computes nothing. Only where the graph takes `query_seqlens`.
     pub(super) fn push_idle(&mut self) {
         // The operator wants at least one column, and neither reads nor writes it.
-        self.push_padded(0, 0, [0..1, 1..1]);
+        self.push_padded(0, 0, 0..1);
     }
 
-    fn push_padded(&mut self, num_tokens: usize, start: usize, attended: [Range<usize>; 2]) {
+    fn push_padded(&mut self, num_tokens: usize, start: usize, attended: Range<usize>) {
         self.is_padded |= num_tokens < self.width;
         self.query_seqlens.push(i32::try_from(num_tokens).expect("a context is shorter than 2^31"));
         self.token_ids.resize(self.num_rows() * self.width, 0);
         self.position_ids.extend(signed(start)..signed(start + self.width));
         let first_column = self.attention_mask.len();
         self.attention_mask.resize(first_column + self.mask_width, 0);
-        for columns in attended {
-            self.attention_mask[first_column..][columns].fill(1);
-        }
+        self.attention_mask[first_column..][attended].fill(1);
     }
 
     pub(super) fn num_rows(&self) -> usize {
@@ -210,15 +208,15 @@ mod tests {
         for _ in 0..2 {
             inputs.begin(3, 6);
             let new_tokens = tokens(&[7, 8, 9]);
-            inputs.push(&InputRow { index: 4, new_tokens: &new_tokens, start: 2, num_logits: 2 }, [0..5, 5..5]);
+            inputs.push(&InputRow { index: 4, new_tokens: &new_tokens, start: 2, num_logits: 2 }, 0..5);
             inputs.push_idle();
             let new_tokens = tokens(&[5]);
-            inputs.push(&InputRow { index: 1, new_tokens: &new_tokens, start: 3, num_logits: 1 }, [0..2, 3..5]);
+            inputs.push(&InputRow { index: 1, new_tokens: &new_tokens, start: 3, num_logits: 1 }, 1..5);
         }
         assert_eq!(inputs.num_rows(), 3);
         assert_eq!(inputs.token_ids, [7, 8, 9, 0, 0, 0, 5, 0, 0]);
         assert_eq!(inputs.position_ids, [2, 3, 4, 0, 1, 2, 3, 4, 5]);
-        assert_eq!(inputs.attention_mask, [1, 1, 1, 1, 1, 0, 1, 0, 0, 0, 0, 0, 1, 1, 0, 1, 1, 0]);
+        assert_eq!(inputs.attention_mask, [1, 1, 1, 1, 1, 0, 1, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 0]);
         assert_eq!(inputs.query_seqlens, [3, 0, 1]);
         assert_eq!((&inputs.logits_indices[..], &inputs.scored_rows[..]), (&[1, 2, 6][..], &[4, 4, 1][..]));
         assert_eq!(inputs.num_scored_places(), 3);
@@ -226,7 +224,7 @@ mod tests {
         assert_eq!(inputs.position_ids, [[2, 3, 4, 0, 1, 2, 3, 4, 5]; 3].concat());
         // Without padding, what is scored is at the end.
         inputs.begin(2, 2);
-        inputs.push(&InputRow { index: 0, new_tokens: &tokens(&[7, 8]), start: 0, num_logits: 0 }, [0..2, 2..2]);
+        inputs.push(&InputRow { index: 0, new_tokens: &tokens(&[7, 8]), start: 0, num_logits: 0 }, 0..2);
         assert_eq!(inputs.num_scored_places(), 1);
     }
 }
