@@ -32,19 +32,20 @@ impl HfConfig {
         }
     }
 
-    /// Families differ in the names, and models with eyes and ears keep those of the text under `text_config`.
+    /// Families differ in the names, and models with eyes and ears keep the sizes of what reads text under `text_config`.
     fn of_config(config: &Value) -> Self {
         const TEXT: [&str; 3] = ["text_config", "llm_config", "language_config"];
-        let places = [Some(config)].into_iter().chain(TEXT.map(|name| config.get(name))).flatten();
-        let places: Vec<&Value> = places.collect();
-        let first = |names: &[&str]| {
-            let mut values = places.iter().flat_map(|place| names.iter().filter_map(|name| place.get(*name)));
-            values.find(|value| !value.is_null())
+        let of_text = TEXT.iter().find_map(|name| config.get(*name)).unwrap_or(config);
+        let find = |places: [&'_ Value; 2], names: &[&str]| {
+            let values = places.iter().flat_map(|place| names.iter().filter_map(|name| place.get(*name)));
+            values.filter(|value| !value.is_null()).cloned().next()
         };
-        let size = |names: &[&str]| first(names).and_then(Value::as_u64).and_then(|size| usize::try_from(size).ok());
-        let text = |names: &[&str]| first(names).and_then(Value::as_str).map(str::to_owned);
+        let size = |names: &[&str]| {
+            find([of_text, config], names).and_then(|size| size.as_u64()).and_then(|size| usize::try_from(size).ok())
+        };
+        let fact = |name: &str| find([config, of_text], &[name]);
         Self {
-            model_type: text(&["model_type"]),
+            model_type: fact("model_type").and_then(|name| name.as_str().map(str::to_owned)),
             vocab_size: size(&["vocab_size"]),
             context_tokens: size(&["max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "seq_length"]),
             num_hidden_layers: size(&["num_hidden_layers", "n_layer", "n_layers", "num_layers"]),
@@ -52,8 +53,8 @@ impl HfConfig {
             num_key_value_heads: size(&["num_key_value_heads", "num_kv_heads", "multi_query_group_num"]),
             hidden_size: size(&["hidden_size", "n_embd", "d_model"]),
             head_dim: size(&["head_dim", "kv_channels"]),
-            bos_token_id: first(&["bos_token_id"]).and_then(token_id),
-            eos_token_id: first(&["eos_token_id"]).and_then(TokenIds::of),
+            bos_token_id: fact("bos_token_id").as_ref().and_then(token_id),
+            eos_token_id: fact("eos_token_id").as_ref().and_then(TokenIds::of),
         }
     }
 
@@ -151,7 +152,7 @@ mod tests {
         let gpt2 = HfConfig::of_config(&gpt2);
         assert_eq!((gpt2.context_tokens, gpt2.head_size(), gpt2.num_kv_heads()), (Some(1024), Some(64), Some(12)));
         let gemma = json!({
-            "model_type": "gemma3", "eos_token_id": [1, 106], "vocab_size": null,
+            "model_type": "gemma3", "eos_token_id": [1, 106], "vocab_size": 7,
             "text_config": { "model_type": "gemma3_text", "hidden_size": 2560, "vocab_size": 262_208 }
         });
         let gemma = HfConfig::of_config(&gemma);

@@ -41,6 +41,8 @@ pub(super) struct Graph {
     pub(super) nodes: Vec<Node>,
     /// What the exporter says of tensors on the way, by name.
     pub(super) between: BTreeMap<String, TensorInfo>,
+    /// Single 64-bit integers among the weights, by name.
+    pub(super) constants: BTreeMap<String, i64>,
 }
 
 /// A named tensor; dimensions that vary are none.
@@ -311,9 +313,10 @@ impl Walker {
         Ok(())
     }
 
-    /// Only where its data is.
+    /// Only where its data is, and its value where it is one integer.
     fn tensor(&mut self, end: u64) -> Result<(), Fault> {
         let (mut num_elements, mut element_type) = (1_u64, ElementCode(0));
+        let (mut name, mut integer) = (String::new(), None);
         let mut external = BTreeMap::new();
         while let Some(field) = self.field(end)? {
             match (field.number, field.value) {
@@ -324,12 +327,25 @@ impl Walker {
                     }
                 }
                 (2, Value::Number(code)) => element_type = ElementCode(i32::try_from(code).unwrap_or_default()),
+                (7, Value::Number(number)) => integer = Some(number.cast_signed()),
+                (7, Value::Until(end)) => {
+                    while self.position < end {
+                        integer = Some(self.varint(end)?.cast_signed());
+                    }
+                }
+                (8, Value::Until(end)) => name = self.text(end)?,
+                (9, Value::Until(end)) if end - self.position == 8 => {
+                    integer = <[u8; 8]>::try_from(self.bytes(end)?).ok().map(i64::from_le_bytes);
+                }
                 (13, Value::Until(end)) => {
                     let entry: StringStringEntryProto = self.decode(end)?;
                     external.insert(entry.key, entry.value);
                 }
                 (_, value) => self.skip(value)?,
             }
+        }
+        if let (Some(integer), 1, ElementCode::INT64) = (integer, num_elements, element_type) {
+            self.graph.constants.insert(name, integer);
         }
         let Some(location) = external.remove("location") else { return Ok(()) };
         let number = |key: &str| match external.get(key) {

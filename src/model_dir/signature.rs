@@ -1,7 +1,8 @@
 //! From a graph's inputs and outputs to the engine's view of it, checked against `config.json`.
 //!
-//! Everything is taken from the graph's own names, types and shapes. The config fills in sizes that the graph leaves
-//! open, and must not contradict it.
+//! Everything is taken from the graph's own names, types and shapes. The config fills in sizes that the graph leaves open. Its
+//! vocabulary and layers must not contradict the graph, or it is another model's; its heads may, since families and exporters
+//! differ in which they count: those that queries have, keys that several share, a part of a latent one.
 
 use super::{
     ModelDirError,
@@ -30,11 +31,8 @@ pub(super) fn spec(
     if mask_type.is_none() && cache.iter().any(|tensor| matches!(tensor.kind, CacheKind::Columns { .. })) {
         return Err(missing("attention_mask"));
     }
-    let num_layers = reader.check_sizes(&cache)?;
-    let logits = reader.output("logits")?;
-    if logits.shape.len() != 3 {
-        return Err(reader.unsupported(format!("`logits` has {} dimensions instead of 3", logits.shape.len())));
-    }
+    let num_layers = reader.num_layers(&cache)?;
+    let logits = reader.logits()?;
     let vocab_size = reader.size(logits, 2, "vocab_size", config.vocab_size)?;
     reader.agree("vocab_size", vocab_size, config.vocab_size)?;
     if MAX_VOCAB_SIZE < vocab_size {
@@ -47,6 +45,7 @@ pub(super) fn spec(
         num_layers,
         ids_type,
         mask_type,
+        num_short_tokens: reader.num_short_tokens(),
         position_ids: reader.input("position_ids").map(|input| reader.position_ids(input)).transpose()?,
         num_logits: reader.num_logits()?,
         has_cache_branch: reader.has_cache_branch()?,
@@ -85,6 +84,8 @@ const IN_PLACE_OPERATORS: [&str; 2] = ["CausalConvWithState", "LinearAttention"]
 const OPERATORS_WITH_GRAPHS: [&str; 3] = ["If", "Loop", "Scan"];
 /// Places of keys and values among the inputs and outputs of `GroupQueryAttention`.
 const ATTENTION_CACHE: [(usize, usize); 2] = [(3, 1), (4, 2)];
+/// Place of the cosines of its positions among its inputs.
+const ATTENTION_COSINES: usize = 7;
 /// No vocabulary comes near it.
 const MAX_VOCAB_SIZE: usize = 1 << 24;
 /// A model has a position or three for each token.
@@ -142,7 +143,10 @@ impl Reader<'_> {
             }));
         };
         if present.element_type != past.element_type {
-            return Err(self.unsupported(format!("`{}` and `{}` differ in type", past.name, present.name)));
+            return Err(self.unsupported(format!(
+                "`{}` and `{}` differ in type, so one cannot become the other; export it in another type",
+                past.name, present.name
+            )));
         }
         let sizes: Option<Vec<usize>> = past.shape.iter().skip(1).copied().collect();
         let kind = match (past.shape.as_slice(), sizes) {
@@ -232,6 +236,22 @@ impl Reader<'_> {
         })
     }
 
+    /// Up to how many tokens positions are turned by the factors for short texts, where the graph has others for long ones
+    /// and tells from the width of its mask which to take.
+    fn num_short_tokens(&self) -> Option<usize> {
+        let maker = |name: &String, op_type: &str| {
+            let is_maker = |node: &&Node| node.op_type == op_type && node.outputs.contains(name);
+            self.graph.nodes.iter().find(is_maker)
+        };
+        let attention = self.graph.nodes.iter().find(|node| node.op_type == SHARED_BUFFERS)?;
+        let choice = maker(attention.inputs.get(ATTENTION_COSINES)?, "If")?;
+        let comparison = maker(choice.inputs.first()?, "Greater")?;
+        let width = maker(comparison.inputs.first()?, "Gather")?;
+        let shape = maker(width.inputs.first()?, "Shape")?;
+        let longest = self.graph.constants.get(comparison.inputs.get(1)?)?;
+        if shape.inputs == ["attention_mask"] { usize::try_from(*longest).ok() } else { None }
+    }
+
     fn has_shared_buffers(&self) -> bool {
         self.graph.summary.operators.contains_key(SHARED_BUFFERS)
     }
@@ -246,24 +266,8 @@ impl Reader<'_> {
         is_in_place && readers.next().is_none() && !OPERATORS_WITH_GRAPHS.iter().any(has)
     }
 
-    /// What all layers share has to be as the config says. Returns how many layers keep something, which may be fewer than
-    /// the model has: some keep nothing, others share.
-    fn check_sizes(&self, cache: &[CacheTensor]) -> Result<usize, ModelDirError> {
-        let (mut heads, mut head_sizes) = (BTreeSet::new(), BTreeSet::new());
-        for tensor in cache {
-            if let (CacheKind::Columns { num_heads, head_size, .. }, ElementType::Float(_)) =
-                (&tensor.kind, tensor.element_type)
-            {
-                heads.insert(*num_heads);
-                head_sizes.insert(*head_size);
-            }
-        }
-        if let (1, Some(num_heads)) = (heads.len(), heads.first()) {
-            self.agree("num_key_value_heads", *num_heads, self.config.num_key_value_heads)?;
-        }
-        if let (1, Some(head_size)) = (head_sizes.len(), head_sizes.first()) {
-            self.agree("head_dim", *head_size, self.config.head_dim)?;
-        }
+    /// How many layers keep something, which may be fewer than the model has: some keep nothing, others share.
+    fn num_layers(&self, cache: &[CacheTensor]) -> Result<usize, ModelDirError> {
         let layers: BTreeSet<usize> = cache.iter().filter_map(|tensor| layer(&tensor.past)).collect();
         let num_layers = layers.last().map_or(0, |last| last + 1);
         if self.config.num_hidden_layers.is_some_and(|config| config < num_layers) {
@@ -312,9 +316,18 @@ impl Reader<'_> {
         self.graph.inputs.iter().find(|input| input.name == name)
     }
 
-    fn output(&self, name: &str) -> Result<&TensorInfo, ModelDirError> {
-        let found = self.graph.outputs.iter().find(|output| output.name == name);
-        found.ok_or_else(|| self.unsupported(format!("it has no output `{name}`")))
+    /// `[batch, sequence, vocab_size]`
+    fn logits(&self) -> Result<&TensorInfo, ModelDirError> {
+        match self.graph.outputs.iter().find(|output| output.name == "logits") {
+            Some(logits) if logits.shape.len() == 3 => Ok(logits),
+            Some(logits) => {
+                Err(self.unsupported(format!("`logits` has {} dimensions instead of 3", logits.shape.len())))
+            }
+            None => {
+                let message = "it has no output `logits`; export it for text generation, with its language-model head";
+                Err(self.unsupported(message.to_owned()))
+            }
+        }
     }
 
     /// A dimension's size: the graph's, or the config's where the graph leaves it open.
@@ -487,12 +500,7 @@ mod tests {
             ("past_key_values.5.key", "present.5.key", &[None, Some(4), None, Some(32)]),
             ("past.0.conv", "present.0.conv", STATE),
         ];
-        let config = HfConfig {
-            num_hidden_layers: Some(6),
-            num_key_value_heads: Some(2),
-            head_dim: Some(16),
-            ..HfConfig::default()
-        };
+        let config = HfConfig { num_hidden_layers: Some(6), ..HfConfig::default() };
         let spec = read_with(&graph(&cache), &config).unwrap();
         assert_eq!((spec.num_layers, spec.cache.len()), (3, 4));
         assert_eq!(spec.cache_bytes_per_token(), 4 * (2 * 16 + 2 * 8 + 4 * 32));
@@ -533,10 +541,9 @@ mod tests {
         say(&mut graph, "q", 8 * 24);
         assert_eq!(kind(&graph), columns(16, None));
         say(&mut graph, "k", 2 * 32);
-        let refused = kind(&graph).unwrap_err();
-        assert!(refused.contains("head_dim = 32 and config.json says 16"), "{refused}");
+        assert_eq!(kind(&graph), columns(32, None));
         graph.nodes[node].inputs[1].clear();
-        assert!(kind(&graph).unwrap_err().contains("head_dim = 24 and config.json says 16"));
+        assert_eq!(kind(&graph), columns(24, None));
         graph.between.clear();
         // A window alone only masks.
         graph.nodes[node].integers.insert("local_window_size".to_owned(), 8);
@@ -551,6 +558,21 @@ mod tests {
         assert!(kind(&graph).unwrap_err().contains("a window of no known width"));
         graph.nodes[node].inputs[3] = "cast".to_owned();
         assert!(kind(&graph).unwrap_err().contains("does not go straight into one of its `GroupQueryAttention`"));
+    }
+
+    #[test]
+    fn factors_for_long_texts_are_known_by_what_chooses_them() {
+        let mut graph = plain();
+        let inputs = ["q", "k", "v", "past_key_values.0.key", "", "seqlens", "total", "cosines", "sines"];
+        add_node(&mut graph, "Shape", &["attention_mask"], &["shape"]);
+        add_node(&mut graph, "Gather", &["shape", "one"], &["width"]);
+        let comparison = add_node(&mut graph, "Greater", &["width", "longest"], &["is_long"]);
+        add_node(&mut graph, "If", &["is_long"], &["cosines", "sines"]);
+        add_node(&mut graph, "GroupQueryAttention", &inputs, &["out", "present.0.key", ""]);
+        graph.constants.extend([("one".to_owned(), 1), ("longest".to_owned(), 4096)]);
+        assert_eq!(read(&graph).unwrap().num_short_tokens, Some(4096));
+        graph.nodes[comparison].inputs[0] = "other".to_owned();
+        assert_eq!(read(&graph).unwrap().num_short_tokens, None);
     }
 
     #[test]
@@ -623,7 +645,7 @@ mod tests {
         the graph FILE is not understood: ortolan does not know what to feed its input `cache_position`
         the graph FILE is not understood: it has no output that goes with its input `past_compressor.0.kv`
         the graph FILE is not understood: `past_key_values.0.key` and `present.0.key` have the shapes [?, ?, 8] and [?, 2, ?, 16]; known are [batch, heads, past, head size] and states of one size, [batch, sizes…]
-        the graph FILE is not understood: `past_key_values.0.key` and `present.0.key` differ in type
+        the graph FILE is not understood: `past_key_values.0.key` and `present.0.key` differ in type, so one cannot become the other; export it in another type
         the graph FILE is not understood: two inputs go with its output `present.0.key`
         the graph FILE is not understood: `input_ids` has the shape [1, 128]; export it with a batch and a length that vary
         the graph FILE is not understood: `input_ids` has element type 1; int32 (6) and int64 (7) are known
@@ -647,7 +669,7 @@ mod tests {
         the graph FILE is not understood: it has no input `input_ids`
         the graph FILE is not understood: it has no input `attention_mask`
         the graph FILE is not understood: it has no inputs `past_key_values.*`; export it with a KV cache
-        the graph FILE is not understood: it has no output `logits`
+        the graph FILE is not understood: it has no output `logits`; export it for text generation, with its language-model head
         "#);
         let mut paged = plain();
         add_node(&mut paged, "PagedAttention", &[], &[]);

@@ -23,6 +23,8 @@ pub(super) struct GqaModel {
     run_overhead_tokens: usize,
     /// Tokens of which every tensor still has a column, so that the last ones can be taken back.
     rewindable_tokens: usize,
+    /// So wide is a mask at least: where texts may become long, all are computed as long ones are from their first token on.
+    min_mask_width: usize,
     /// The batch's row in each slot of a run.
     occupants: Vec<Option<usize>>,
 }
@@ -147,7 +149,10 @@ impl GqaModel {
         }
         let in_columns = |slab: &Slab| if slab.state.is_some() { 0 } else { slab.num_columns };
         let rewindable_tokens = cache.iter().map(in_columns).min().unwrap_or(0).min(context_tokens);
-        Ok(Self { cache, graph, plan: Plan::default(), run_overhead_tokens, rewindable_tokens, occupants: Vec::new() })
+        let short = graph.spec().num_short_tokens.filter(|short| *short < context_tokens);
+        let min_mask_width = short.map_or(0, |short| short + 1);
+        let (plan, occupants) = (Plan::default(), Vec::new());
+        Ok(Self { cache, graph, plan, run_overhead_tokens, rewindable_tokens, min_mask_width, occupants })
     }
 
     fn plan_limits(&self) -> PlanLimits {
@@ -163,10 +168,10 @@ impl GqaModel {
     }
 
     fn fill_inputs(&mut self, batch: &Batch, run: &PlannedRun) {
-        let Self { graph, plan, occupants, .. } = self;
+        let Self { graph, plan, occupants, min_mask_width, .. } = self;
         occupants.clear();
         occupants.resize(run.slots.len(), None);
-        let mut longest = 0;
+        let mut longest = *min_mask_width;
         for index in plan.rows(run) {
             let row = &batch.rows()[*index];
             occupants[row.slot_index - run.slots.start] = Some(*index);

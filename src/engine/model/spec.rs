@@ -195,6 +195,9 @@ pub struct ModelSpec {
     pub ids_type: IntType,
     /// Of `attention_mask`, where the graph takes one.
     pub mask_type: Option<IntType>,
+    /// Where it turns positions by other factors once its mask is wider than so many tokens, those of all rows and columns
+    /// of a run. What is in the cache was turned by those of its own run, so all runs must take the same.
+    pub num_short_tokens: Option<usize>,
     /// Where it takes `position_ids`.
     pub position_ids: Option<PositionIds>,
     /// Where it takes `num_logits_to_keep`.
