@@ -12,6 +12,14 @@ pub enum ModelDirError {
         /// As given.
         path: PathBuf,
     },
+    /// The path leads into a model folder.
+    #[error("{} is a part of a model and not the whole; set `path` of the model to {}", path.display(), folder.display())]
+    PartOfFolder {
+        /// As given.
+        path: PathBuf,
+        /// The folder above it.
+        folder: PathBuf,
+    },
     /// The folder is not complete.
     #[error("the model folder is not complete: {} is missing; download the whole folder", path.display())]
     Missing {

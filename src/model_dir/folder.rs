@@ -3,6 +3,7 @@
 use super::{ModelDirError, variant::ListedFile};
 use serde::de::DeserializeOwned;
 use std::{
+    borrow::Cow,
     fs, io,
     path::{Component, Path, PathBuf},
 };
@@ -23,14 +24,21 @@ const MAX_DEPTH: usize = 6;
 
 impl Folder {
     pub(super) fn open(root: &Path) -> Result<Self, ModelDirError> {
-        if !root.is_dir() {
-            return Err(ModelDirError::NotAFolder { path: root.to_path_buf() });
+        let (path, unreadable) =
+            (root.to_path_buf(), |cause| ModelDirError::Unreadable { path: root.to_path_buf(), cause });
+        if !root.exists() {
+            return Err(ModelDirError::NotAFolder { path });
         }
-        let unreadable = |cause| ModelDirError::Unreadable { path: root.to_path_buf(), cause };
         let real = root.canonicalize().map_err(unreadable)?;
+        let is_part = !real.is_dir() || real.ends_with("onnx") && !is_model(&real);
+        if let Some(folder) = real.ancestors().skip(1).take(2).find(|above| is_part && is_model(above)) {
+            return Err(ModelDirError::PartOfFolder { path, folder: folder.to_path_buf() });
+        }
+        if !root.is_dir() {
+            return Err(ModelDirError::NotAFolder { path });
+        }
         // `models--org--name/snapshots/REVISION` links into `models--org--name/blobs`.
-        let snapshots =
-            real.ancestors().skip(1).find(|above| above.file_name().is_some_and(|name| name == "snapshots"));
+        let snapshots = real.ancestors().find(|above| above.file_name().is_some_and(|name| name == "snapshots"));
         let blobs = snapshots.and_then(Path::parent).map(|repository| repository.join("blobs"));
         let homes = [Some(real), blobs].into_iter().flatten().collect();
         Ok(Self { root: root.to_path_buf(), homes })
@@ -91,7 +99,7 @@ impl Folder {
             path: self.root.join(name),
             message: error.to_string(),
         };
-        serde_json::from_str(&text).map(Some).map_err(invalid)
+        serde_json::from_str(&without_infinities(text.trim_start_matches(BYTE_ORDER_MARK))).map(Some).map_err(invalid)
     }
 
     /// All files with their sizes, sorted by name, hidden ones and folders aside.
@@ -129,6 +137,34 @@ impl Folder {
     }
 }
 
+/// Whether one of the files that every model has is in a folder.
+fn is_model(folder: &Path) -> bool {
+    ["config.json", "genai_config.json"].iter().any(|name| folder.join(name).is_file())
+}
+
+const BYTE_ORDER_MARK: char = '\u{feff}';
+
+/// Python writes numbers that JSON has no word for, as in `"time_step_limit": [0.0, Infinity]`: here they are `null`.
+fn without_infinities(json: &str) -> Cow<'_, str> {
+    const WORDS: [&str; 3] = ["-Infinity", "Infinity", "NaN"];
+    if !WORDS.iter().any(|word| json.contains(word)) {
+        return Cow::Borrowed(json);
+    }
+    let (mut plain, mut rest, mut is_in_text) = (String::with_capacity(json.len()), json, false);
+    while let Some(first) = rest.chars().next() {
+        let word = WORDS.iter().find(|word| !is_in_text && rest.starts_with(*word));
+        let taken = match (first, word) {
+            (_, Some(word)) => word.len(),
+            ('\\', None) => 1 + rest[1..].chars().next().map_or(0, char::len_utf8),
+            (_, None) => first.len_utf8(),
+        };
+        is_in_text ^= first == '"';
+        plain.push_str(if word.is_some() { "null" } else { &rest[..taken] });
+        rest = &rest[taken..];
+    }
+    Cow::Owned(plain)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -157,6 +193,38 @@ mod tests {
         assert_eq!(folder.text("model.onnx").unwrap().as_deref(), Some(""));
         assert_eq!(folder.text("missing").unwrap(), None);
         assert_eq!(names(&folder), ["config.json", "model.onnx", "onnx/model.onnx"]);
+    }
+
+    #[test]
+    fn what_is_in_a_model_folder_is_none() {
+        let dir = tempfile::tempdir().unwrap();
+        let graph = dir.path().join("onnx/model.onnx");
+        fs::create_dir(dir.path().join("onnx")).unwrap();
+        fs::write(&graph, "").unwrap();
+        assert!(matches!(Folder::open(&graph), Err(ModelDirError::NotAFolder { .. })));
+        fs::write(dir.path().join("config.json"), "{}").unwrap();
+        let real = dir.path().canonicalize().unwrap();
+        for part in [&graph, &dir.path().join("onnx"), &dir.path().join("config.json")] {
+            let error = Folder::open(part).unwrap_err();
+            assert!(
+                matches!(error, ModelDirError::PartOfFolder { folder, .. } if folder == real),
+                "{}",
+                part.display()
+            );
+        }
+        assert!(Folder::open(dir.path()).is_ok());
+    }
+
+    #[test]
+    fn json_as_python_and_editors_write_it_is_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let json = "\u{feff}{\"a\": [NaN, Infinity, -Infinity, 1], \"NaN \\\" Infinity\": \"-Infinity é\"}";
+        fs::write(dir.path().join("config.json"), json).unwrap();
+        let folder = Folder::open(dir.path()).unwrap();
+        let read: serde_json::Value = folder.json("config.json").unwrap().unwrap();
+        assert_eq!(read, serde_json::json!({ "a": [null, null, null, 1], "NaN \" Infinity": "-Infinity é" }));
+        fs::write(dir.path().join("config.json"), "{\"a\": NaN, \\").unwrap();
+        assert!(matches!(folder.json::<serde_json::Value>("config.json"), Err(ModelDirError::Invalid { .. })));
     }
 
     #[test]

@@ -37,8 +37,8 @@ impl HfConfig {
         const TEXT: [&str; 3] = ["text_config", "llm_config", "language_config"];
         let of_text = TEXT.iter().find_map(|name| config.get(*name)).unwrap_or(config);
         let find = |places: [&'_ Value; 2], names: &[&str]| {
-            let values = places.iter().flat_map(|place| names.iter().filter_map(|name| place.get(*name)));
-            values.filter(|value| !value.is_null()).cloned().next()
+            let mut values = places.iter().flat_map(|place| names.iter().filter_map(|name| place.get(*name)));
+            values.find(|value| !value.is_null()).cloned()
         };
         let size = |names: &[&str]| {
             find([of_text, config], names).and_then(|size| size.as_u64()).and_then(|size| usize::try_from(size).ok())

@@ -58,6 +58,8 @@ pub enum VariantError {
 
 /// Names without the ending, the most wanted first.
 const GRAPHS: [&str; 2] = ["model", "decoder_model_merged"];
+/// A half of a model, as Optimum wrote them until 2023.
+const WITH_PAST: &str = "decoder_with_past_model.onnx";
 /// What the GenAI model builder writes beside its graph.
 const GENAI_CONFIG: &str = "genai_config.json";
 const GENAI: &str = "genai";
@@ -187,9 +189,10 @@ fn is_graph(path: &str, files: &[ListedFile]) -> bool {
     let (dir, name) = split(path);
     let Some(stem) = name.strip_suffix(".onnx") else { return false };
     let is_model = |path: &str| path.strip_suffix(".onnx").is_some_and(|stem| ending(stem).is_some());
-    // The GenAI model builder's graph may have any name, which stands in its config.
+    // The GenAI model builder's graph may have any name, which stands in its config; so may one that has no other beside it.
     ending(stem).is_some()
         || is_genai(dir, files) && !files.iter().any(|(path, _)| split(path).0 == dir && is_model(split(path).1))
+        || name != WITH_PAST && !files.iter().any(|(other, _)| other != path && other.ends_with(".onnx"))
 }
 
 fn variant(graph: &str, files: &[ListedFile]) -> Variant {
@@ -334,6 +337,18 @@ mod tests {
         insta::assert_snapshot!(wanted(&top, "q4").unwrap_err(), @"the variant `q4` could be any of large/q4 (3.0 MiB), small/q4 (1.0 MiB); write one of these names");
         insta::assert_snapshot!(wanted(&community(), "int4").unwrap_err(), @"there is no variant `int4`; there are fp16 (1.1 GiB), fp32 (2.3 GiB), q4 (900.0 MiB), q4f16 (501.0 MiB), quantized (600.0 MiB)");
         insta::assert_snapshot!(wanted(&files(&[("model.safetensors", 9)]), "q4").unwrap_err(), @"there is no ONNX graph of a language model (such as onnx/model.onnx); export one with Optimum or the GenAI model builder");
+    }
+
+    #[test]
+    fn a_graph_without_another_may_have_any_name() {
+        let graph = |paths: &[&str]| {
+            let there: Vec<_> = paths.iter().map(|path| (*path, 1)).collect();
+            variants(&files(&there)).first().map(|variant| variant.graph.clone())
+        };
+        assert_eq!(graph(&["config.json", "qwen3-0.6b.onnx"]).as_deref(), Some("qwen3-0.6b.onnx"));
+        assert_eq!(graph(&["qwen3-0.6b.onnx", "vision_encoder.onnx"]), None);
+        assert_eq!(graph(&["onnx/model.onnx", "vision_encoder.onnx"]).as_deref(), Some("onnx/model.onnx"));
+        assert_eq!(graph(&["decoder_with_past_model.onnx"]), None);
     }
 
     #[test]

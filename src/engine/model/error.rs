@@ -73,6 +73,14 @@ pub enum LoadError {
         /// In the runtime's words.
         message: String,
     },
+    /// The operator should take an export for the device.
+    #[error("the model {} is made for another device: {message}; take an export for this one", path.display())]
+    OtherDevice {
+        /// The ONNX file.
+        path: PathBuf,
+        /// In the runtime's words.
+        message: String,
+    },
     /// The operator should take another export, or a newer library.
     #[error("the model {} loads but does not run: {message}; take another export, or a newer ONNX Runtime", path.display())]
     Run {
@@ -109,12 +117,16 @@ pub enum LoadError {
 const TOO_OLD: [&str; 4] =
     ["Unrecognized attribute", "is not a registered function/op", "Unsupported model IR version", "opset version"];
 
+/// What it says of types that it has no kernels for on its providers, such as bfloat16 on a CPU.
+const NO_KERNEL: &str = "Could not find an implementation for";
+
 impl LoadError {
     /// A graph that the runtime does not take.
     pub(super) fn session(path: PathBuf, error: &ort::Error) -> Self {
         let message = words(error);
         match TOO_OLD.iter().find_map(|phrase| message.find(phrase)) {
             Some(place) => Self::RuntimeTooOld { path, message: message[place..].to_owned() },
+            None if message.contains(NO_KERNEL) => Self::OtherDevice { path, message },
             None => Self::Session { path, message },
         }
     }
