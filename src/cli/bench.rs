@@ -1,12 +1,12 @@
 //! `ortolan bench DIR`: what a model can do on this machine, and what the engine adds to the runs of its graph.
 
-use super::{SUCCESS, print_line};
+use super::{SUCCESS, VariantArgs, checked_model, print_line};
 use crate::{
+    config::Config,
     engine::{
         self, Batch, Engine, EngineConfig, EngineHandle, Logits, Model, ModelSpec, Request, Runtime, SamplingParams,
         ServiceClass, Stats, TokenEvent, TokenId, TokenStream,
     },
-    model_dir::{ModelDir, Target},
 };
 use anyhow::{Context, bail};
 use clap::Args;
@@ -19,6 +19,8 @@ use std::{num::NonZeroU32, path::PathBuf, thread, time::Instant};
 pub(super) struct BenchArgs {
     /// A folder as exported to Hugging Face.
     dir: PathBuf,
+    #[command(flatten)]
+    variant: VariantArgs,
     /// Sequences that decode at once, one measurement for each number.
     #[arg(long, value_delimiter = ',', default_values_t = [1, 4, 8].map(|rows| NonZeroU32::new(rows).expect("not zero")))]
     rows: Vec<NonZeroU32>,
@@ -71,8 +73,9 @@ struct Rate {
     outside_runs: f64,
 }
 
-pub(super) fn run(args: &BenchArgs, config: &EngineConfig, runtime: &Runtime) -> anyhow::Result<u8> {
-    let spec = ModelDir::open(&args.dir, &Target::CPU)?.spec;
+pub(super) fn run(args: &BenchArgs, config: &Config, runtime: &Runtime) -> anyhow::Result<u8> {
+    let (variant, config) = (args.variant.or_configured(config), &config.engine);
+    let spec = checked_model::open_dir(&args.dir, variant, config)?.spec;
     let most_rows = args.rows.iter().map(|rows| rows.get()).max().unwrap_or(1);
     // While the last prompts are computed, the first sequences decode already.
     let num_chunks = args.context.div_ceil(config.max_step_tokens.checked_sub(most_rows).unwrap_or(32).max(1));

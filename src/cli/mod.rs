@@ -55,9 +55,8 @@ enum Command {
     Inspect {
         /// A folder as exported to Hugging Face.
         dir: PathBuf,
-        /// One of its graphs, such as q4f16; without it, the one that suits this machine best.
-        #[arg(long, value_name = "NAME", default_value = "auto")]
-        variant: String,
+        #[command(flatten)]
+        variant: VariantArgs,
         #[command(flatten)]
         config: ConfigArgs,
     },
@@ -85,6 +84,19 @@ struct ConfigArgs {
     /// One setting, such as server.port=9000; wins over all files and the environment.
     #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<String>,
+}
+
+#[derive(Args, Debug)]
+struct VariantArgs {
+    /// Which graph, such as q4f16; without it that of `loading.variant`, or the one that suits this machine best.
+    #[arg(long, value_name = "NAME")]
+    variant: Option<String>,
+}
+
+impl VariantArgs {
+    fn or_configured<'v>(&'v self, config: &'v Config) -> &'v str {
+        self.variant.as_deref().unwrap_or(&config.loading.variant)
+    }
 }
 
 impl ConfigArgs {
@@ -117,7 +129,10 @@ fn execute(command: Command) -> anyhow::Result<u8> {
             }
             Ok(SUCCESS)
         }
-        Command::Inspect { dir, variant, config } => inspect::run(&dir, &variant, &config.load()?.0),
+        Command::Inspect { dir, variant, config } => {
+            let (config, _) = config.load()?;
+            inspect::run(&dir, variant.or_configured(&config), &config)
+        }
         Command::Doctor(args) => doctor::run(&args.load()?.0),
         Command::Manifest { dir } => {
             let (path, num_files) = write_manifest(&dir)?;
@@ -126,7 +141,7 @@ fn execute(command: Command) -> anyhow::Result<u8> {
         }
         Command::Bench { bench, config } => {
             let (config, _) = config.load()?;
-            bench::run(&bench, &config.engine, &runtime(&config.runtime)?)
+            bench::run(&bench, &config, &runtime(&config.runtime)?)
         }
     }
 }

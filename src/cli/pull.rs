@@ -1,7 +1,7 @@
 //! `ortolan pull REPO`, and the models of a config that are named by their repository.
 
 use super::{
-    SUCCESS, checked_model, print_line,
+    SUCCESS, VariantArgs, checked_model, print_line,
     progress::{self, Lines},
 };
 use crate::{
@@ -16,20 +16,19 @@ use std::env;
 pub(super) struct PullArgs {
     /// ORG/NAME, with @REVISION for a branch, tag or commit, and /FOLDER for a model below the repository's top.
     repo: Repo,
-    /// Which graph of the repository, such as q4f16; without it that of `loading.variant`, or the best one for the first of `engine.providers`.
-    #[arg(long)]
-    variant: Option<String>,
+    #[command(flatten)]
+    variant: VariantArgs,
 }
 
 pub(super) fn run(args: &PullArgs, config: &Config) -> anyhow::Result<u8> {
     let hub = hub(config)?;
-    let variant = args.variant.as_deref().unwrap_or(&config.loading.variant);
-    let wanted = Wanted { repo: &args.repo, target: checked_model::target(variant, &config.engine) };
+    let target = checked_model::target(args.variant.or_configured(config), &config.engine);
+    let wanted = Wanted { repo: &args.repo, target };
     let Pulled { dir, variant, repo } = hub.pull(wanted, &*progress::on_stderr())?;
     // A string in JSON is one in TOML.
     let [name, named] = [repo.name(), &repo.to_string()].map(|text| json!(text));
     print_line(format_args!("{}\n\n[[models]]\nname = {name}\nrepo = {named}", dir.display()))?;
-    if args.variant.is_some() && args.repo == repo {
+    if args.variant.variant.is_some() && args.repo == repo {
         print_line(format_args!("variant = {}", json!(variant)))?;
     }
     Ok(SUCCESS)
