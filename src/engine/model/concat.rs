@@ -7,6 +7,7 @@ use super::{
     inputs::InputRow,
 };
 use crate::engine::{Batch, Row};
+use ndarray::{ArrayView3, ArrayViewMut3, s};
 use ort::memory::Allocator;
 use std::{ffi::CString, ops::Range, time::Duration};
 
@@ -200,17 +201,15 @@ impl ConcatModel {
         // Zeros, since a masked column that is not a number would still spoil the sum.
         let mut tensor = Tensor::zeros(&shape, element_type)?;
         let token_bytes = head_size * element_type.num_bytes();
-        let heads = tensor.host_bytes_mut()?.chunks_exact_mut(num_columns * token_bytes);
-        for (place, head) in heads.enumerate() {
-            let (slot_index, num_tokens) = wanted[place / num_heads];
-            if num_tokens == 0 {
-                continue;
-            }
-            let (group, row) = self.find(slot_index).expect("a sequence goes on where it was");
-            let source_head = row * num_heads + place % num_heads;
-            let begin = (source_head * group.num_columns + group.members[row].columns.start) * token_bytes;
-            let source = &group.cache[number].host_bytes()?[begin..][..num_tokens * token_bytes];
-            head[(num_columns - num_tokens) * token_bytes..].copy_from_slice(source);
+        let heads = |num_members: usize, num_columns: usize| [num_members, num_heads, num_columns * token_bytes];
+        let mut target = ArrayViewMut3::from_shape(heads(wanted.len(), num_columns), tensor.host_bytes_mut()?)?;
+        for (place, (slot_index, num_tokens)) in wanted.iter().enumerate().filter(|(_, (_, tokens))| 0 < *tokens) {
+            let (group, row) = self.find(*slot_index).expect("a sequence goes on where it was");
+            let kept = group.cache[number].host_bytes()?;
+            let source = ArrayView3::from_shape(heads(group.members.len(), group.num_columns), kept)?;
+            let begin = group.members[row].columns.start * token_bytes;
+            let source = source.slice(s![row, .., begin..begin + num_tokens * token_bytes]);
+            target.slice_mut(s![place, .., (num_columns - num_tokens) * token_bytes..]).assign(&source);
         }
         Ok(tensor)
     }

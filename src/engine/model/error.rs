@@ -15,6 +15,12 @@ impl ModelError {
     }
 }
 
+impl From<ndarray::ShapeError> for ModelError {
+    fn from(error: ndarray::ShapeError) -> Self {
+        Self(error.to_string())
+    }
+}
+
 impl From<ort::Error> for ModelError {
     fn from(error: ort::Error) -> Self {
         Self(words(&error))
