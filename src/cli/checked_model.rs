@@ -41,7 +41,8 @@ pub(super) fn open_dir(path: &Path, variant: &str, config: &EngineConfig) -> any
 pub(super) fn target<'v>(variant: &'v str, config: &EngineConfig) -> Target<'v> {
     let device = machine::device(&config.providers);
     let variant = Some(variant).filter(|variant| *variant != AUTO);
-    Target { variant, device, memory_bytes: machine::free_memory(device) }
+    // Not what is free at the moment, so that the same graph is taken at every start.
+    Target { variant, device, memory_bytes: machine::memory(device).map(|memory| memory.total) }
 }
 
 /// What a chat needs of a folder.

@@ -19,8 +19,11 @@ pub(super) fn run(config: &Config) -> anyhow::Result<u8> {
         }
         Err(error) => report.bad("runtime", error)?,
     }
-    match machine::free_memory(variant::Device::Cpu) {
-        Some(free) => report.good("memory", format_args!("{} are free", variant::size(free)))?,
+    match machine::memory(variant::Device::Cpu) {
+        Some(memory) => report.good(
+            "memory",
+            format_args!("{} of {} are free", variant::size(memory.free), variant::size(memory.total)),
+        )?,
         None => report.doubtful("memory", "the system does not tell how much is free")?,
     }
     for model in &config.models {

@@ -14,30 +14,37 @@ pub(super) fn device(providers: &[ProviderConfig]) -> Device {
     }
 }
 
-/// Memory that the process may still take on this device, in bytes, where the system tells.
-pub(super) fn free_memory(device: Device) -> Option<u64> {
+/// Memory of a machine or container, in bytes.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) struct SystemMemory {
+    pub(super) total: u64,
+    /// What the process may still take.
+    pub(super) free: u64,
+}
+
+/// Memory for what runs on this device, where the system tells.
+pub(super) fn memory(device: Device) -> Option<SystemMemory> {
     match device {
-        Device::Cpu => free_memory_below(Path::new("/")),
+        Device::Cpu => memory_below(Path::new("/")),
         // The driver knows, and to ask it takes its library.
         Device::Gpu => None,
     }
 }
 
-/// What the kernel says is available, and what is left of a container's limit, whichever is less.
-fn free_memory_below(root: &Path) -> Option<u64> {
+/// What the kernel says, and a container's limit, whichever is less.
+fn memory_below(root: &Path) -> Option<SystemMemory> {
     let read = |file: &str| fs::read_to_string(root.join(file)).ok();
     let number = |file: &str| read(file)?.trim().parse::<u64>().ok();
-    let of_machine = || {
-        let meminfo = read("proc/meminfo")?;
-        let available = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
-        let kib: u64 = available.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    let meminfo = read("proc/meminfo")?;
+    let line = |name: &str| {
+        let value = meminfo.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
+        let kib: u64 = value.trim().strip_suffix("kB")?.trim().parse().ok()?;
         Some(kib.saturating_mul(1024))
     };
-    let of_container = || {
-        let limit = number("sys/fs/cgroup/memory.max")?;
-        Some(limit.saturating_sub(number("sys/fs/cgroup/memory.current")?))
-    };
-    [of_machine(), of_container()].into_iter().flatten().min()
+    let (total, free) = (line("MemTotal")?, line("MemAvailable")?);
+    let limit = number("sys/fs/cgroup/memory.max").unwrap_or(u64::MAX);
+    let taken = number("sys/fs/cgroup/memory.current").unwrap_or(0);
+    Some(SystemMemory { total: total.min(limit), free: free.min(limit.saturating_sub(taken)) })
 }
 
 #[cfg(test)]
@@ -52,13 +59,14 @@ mod tests {
             fs::create_dir_all(path.parent().unwrap()).unwrap();
             fs::write(path, text).unwrap();
         };
-        assert_eq!(free_memory_below(root.path()), None);
+        let memory = || memory_below(root.path()).map(|SystemMemory { total, free }| (total, free));
+        assert_eq!(memory(), None);
         write("proc/meminfo", "MemTotal:       16000 kB\nMemFree:  5 kB\nMemAvailable:    8000 kB\n");
-        assert_eq!(free_memory_below(root.path()), Some(8_192_000));
+        assert_eq!(memory(), Some((16_384_000, 8_192_000)));
         write("sys/fs/cgroup/memory.max", "max\n");
         write("sys/fs/cgroup/memory.current", "1000\n");
-        assert_eq!(free_memory_below(root.path()), Some(8_192_000));
+        assert_eq!(memory(), Some((16_384_000, 8_192_000)));
         write("sys/fs/cgroup/memory.max", "4000\n");
-        assert_eq!(free_memory_below(root.path()), Some(3000));
+        assert_eq!(memory(), Some((4000, 3000)));
     }
 }

@@ -25,7 +25,7 @@ impl Memory {
             slot: dir.spec.cache_bytes_per_slot(context_tokens) as u64,
             num_slots: u64::from(config.max_batch_size.get()),
             context_tokens,
-            free: machine::free_memory(machine::device(&config.providers)),
+            free: machine::memory(machine::device(&config.providers)).map(|memory| memory.free),
         }
     }
 

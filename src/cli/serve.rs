@@ -42,6 +42,8 @@ pub(super) fn run(mut config: Config) -> anyhow::Result<u8> {
     if let Err(error) = telemetry::start(&config.log) {
         bail!("`log.filter` is not a filter: {error}; write a level such as \"info\"");
     }
+    // Before gigabytes are fetched that nothing could run.
+    let runtime = super::runtime(&config.runtime)?;
     // Before signals are waited for: while gigabytes are fetched they end the process, and the next start goes on from there.
     pull::find_or_fetch(&mut config)?;
     // So that a signal ends the process well whatever it is at.
@@ -49,7 +51,6 @@ pub(super) fn run(mut config: Config) -> anyhow::Result<u8> {
     let signals = system.block_on(async { server::signals() })?;
     // So that a port in use is known before anything is read.
     let listener = server::bind(&config.server)?;
-    let runtime = super::runtime(&config.runtime)?;
 
     let (alarm, mut alarms) = watch::channel(false);
     let entry = |model| loader::entry(model, &runtime, &alarm);

@@ -16,7 +16,7 @@ pub use repo::Repo;
 
 use crate::model_dir::{
     Target, data_files,
-    variant::{self, ListedFile, Variant, VariantError},
+    variant::{self, Variant},
 };
 use cache::RepoCache;
 use config::Settings;
@@ -83,7 +83,7 @@ impl Hub {
         let cache = RepoCache::new(&self.settings.cache, &wanted.repo.id);
         let commit = cache.commit(&wanted.repo.revision)?;
         let files = below(cache.files(&commit), &wanted.repo.folder);
-        let variant = wanted.choose(&files).ok()?;
+        let variant = variant::choose(&files, &wanted.target).ok()?;
         // A pull makes the graph last, but another tool may have been stopped between a graph and what it needs.
         let graph = cache.snapshot(&commit).join(join(&wanted.repo.folder, &variant.graph));
         let data_files = data_files(&graph).unwrap_or_default();
@@ -112,17 +112,11 @@ impl Hub {
             Err(error) => return Err(error),
         };
         let files = listing.below(&repo.folder);
-        let chosen = wanted.choose(&files);
+        let chosen = variant::choose(&files, &wanted.target);
         let variant = chosen.map_err(|cause| HubError::Variant { repo: repo.to_string(), cause })?;
         let cache = RepoCache::new(&self.settings.cache, &repo.id);
         Pull { http: &self.http, repo, listing: &listing, cache: &cache, progress }.run(&files, &variant)?;
         Ok(pulled(&cache, &listing.commit, repo, &variant))
-    }
-}
-
-impl Wanted<'_> {
-    fn choose(&self, files: &[ListedFile]) -> Result<Variant, VariantError> {
-        variant::choose(files, self.target.variant, self.target.device, self.target.memory_bytes)
     }
 }
 

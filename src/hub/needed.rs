@@ -35,11 +35,11 @@ pub(super) fn paths<'f>(files: &'f [ListedFile], variant: &'f Variant) -> Option
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model_dir::variant::{Device, choose};
+    use crate::model_dir::variant::{Target, choose};
 
     fn needed(paths_there: &[&str], variant: &str) -> Option<Vec<String>> {
         let files: Vec<ListedFile> = paths_there.iter().map(|path| ((*path).to_owned(), 1)).collect();
-        let variant = choose(&files, Some(variant), Device::Cpu, None).unwrap();
+        let variant = choose(&files, &Target { variant: Some(variant), ..Target::CPU }).unwrap();
         Some(paths(&files, &variant)?.into_iter().map(str::to_owned).collect())
     }
 

@@ -15,6 +15,7 @@ pub use generation::Generation;
 pub use manifest::write_manifest;
 pub use onnx::{OnnxSummary, data_files};
 pub use tokenizer_config::DEFAULT_TEMPLATE;
+pub use variant::Target;
 
 use crate::engine::ModelSpec;
 use folder::Folder;
@@ -25,7 +26,7 @@ use std::{
     path::{Path, PathBuf},
 };
 use tokenizer_config::TokenizerConfig;
-use variant::{Device, Variant};
+use variant::Variant;
 
 /// What a model folder holds, checked against itself.
 #[derive(Debug)]
@@ -58,22 +59,6 @@ pub struct ModelDir {
     pub provider_options: BTreeMap<String, BTreeMap<String, String>>,
 }
 
-/// What the graph is chosen for.
-#[derive(Clone, Copy, Debug)]
-pub struct Target<'a> {
-    /// By name; `None` takes the best.
-    pub variant: Option<&'a str>,
-    /// Where it is to run.
-    pub device: Device,
-    /// What the weights may need of; `None` where that is not known.
-    pub memory_bytes: Option<u64>,
-}
-
-impl Target<'_> {
-    /// The best graph for a CPU, however large.
-    pub const CPU: Target<'static> = Target { variant: None, device: Device::Cpu, memory_bytes: None };
-}
-
 const GENAI_CONFIG: &str = "genai_config.json";
 /// Those of graphs that are not merged, as Optimum wrote them until 2023.
 const UNMERGED: &str = "decoder_with_past_model.onnx";
@@ -90,7 +75,7 @@ impl ModelDir {
         let files = top.files()?;
         let is_sealed = manifest::check(&top, &files)?;
         let variants = variant::variants(&files);
-        let variant = variant::choose(&files, target.variant, target.device, target.memory_bytes).map_err(|cause| {
+        let variant = variant::choose(&files, target).map_err(|cause| {
             let unmerged = files.iter().any(|(name, _)| name.ends_with(UNMERGED));
             ModelDirError::Variant { path: path.to_path_buf(), cause, advice: if unmerged { MERGE } else { "" } }
         })?;

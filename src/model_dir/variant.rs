@@ -30,6 +30,22 @@ pub enum Device {
     Gpu,
 }
 
+/// What a graph is chosen for.
+#[derive(Clone, Copy, Debug)]
+pub struct Target<'a> {
+    /// By name; `None` takes the best.
+    pub variant: Option<&'a str>,
+    /// Where it is to run.
+    pub device: Device,
+    /// What the weights may need of; `None` where that is not known.
+    pub memory_bytes: Option<u64>,
+}
+
+impl Target<'_> {
+    /// The best graph for a CPU, however large.
+    pub const CPU: Target<'static> = Target { variant: None, device: Device::Cpu, memory_bytes: None };
+}
+
 /// Why no variant can be taken.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 pub enum VariantError {
@@ -105,22 +121,17 @@ pub fn variants(files: &[ListedFile]) -> Vec<Variant> {
 ///
 /// # Errors
 /// Each is one sentence for the operator.
-pub fn choose(
-    files: &[ListedFile],
-    wanted: Option<&str>,
-    device: Device,
-    memory_bytes: Option<u64>,
-) -> Result<Variant, VariantError> {
+pub fn choose(files: &[ListedFile], target: &Target<'_>) -> Result<Variant, VariantError> {
     let variants = variants(files);
     if variants.is_empty() {
         return Err(VariantError::NoGraph);
     }
-    if let Some(wanted) = wanted {
+    if let Some(wanted) = target.variant {
         return named(&variants, wanted);
     }
     // Weights are not all that memory is needed for.
-    let fits = |variant: &Variant| memory_bytes.is_none_or(|memory| variant.bytes <= memory / 5 * 4);
-    let best = |variant: &&Variant| (rank(variant, device), Reverse(variant.bytes));
+    let fits = |variant: &Variant| target.memory_bytes.is_none_or(|memory| variant.bytes <= memory / 5 * 4);
+    let best = |variant: &&Variant| (rank(variant, target.device), Reverse(variant.bytes));
     let chosen = variants.iter().filter(|variant| fits(variant)).min_by_key(best);
     let chosen = chosen.or_else(|| variants.iter().min_by_key(|variant| (is_foreign(variant), variant.bytes)));
     chosen.cloned().ok_or(VariantError::NoGraph)
@@ -292,17 +303,17 @@ mod tests {
     }
 
     fn chosen(files: &[ListedFile], device: Device, memory_gib: u64) -> String {
-        choose(files, None, device, Some(memory_gib << 30)).unwrap().name
+        choose(files, &Target { variant: None, device, memory_bytes: Some(memory_gib << 30) }).unwrap().name
     }
 
     fn wanted(files: &[ListedFile], wanted: &str) -> Result<String, String> {
-        let chosen = choose(files, Some(wanted), Device::Cpu, None);
+        let chosen = choose(files, &Target { variant: Some(wanted), ..Target::CPU });
         chosen.map(|variant| variant.graph).map_err(|error| error.to_string())
     }
 
     #[test]
     fn a_variant_has_its_external_data_and_nobody_elses() {
-        let variant = choose(&community(), Some("fp32"), Device::Cpu, None).unwrap();
+        let variant = choose(&community(), &Target { variant: Some("fp32"), ..Target::CPU }).unwrap();
         assert_eq!(variant.external_data, ["onnx/model.onnx_data", "onnx/model.onnx_data_1"]);
         assert_eq!((variant.dir.as_str(), variant.bytes), ("", 2401 << 20));
         let data = [".data", "_data", "_data_0", "_data_12", "", "_data_", "_data_x", ".data.json", "x_data"];
@@ -354,7 +365,7 @@ mod tests {
     #[test]
     fn a_folder_can_be_taken_for_itself() {
         let in_dir = |files: &[ListedFile], wanted: &str| {
-            choose(files, Some(wanted), Device::Cpu, None).unwrap().name_in_dir().to_owned()
+            choose(files, &Target { variant: Some(wanted), ..Target::CPU }).unwrap().name_in_dir().to_owned()
         };
         assert_eq!(in_dir(&community(), "q4"), "q4");
         assert_eq!(in_dir(&genai(), "cuda-fp16"), "genai");
