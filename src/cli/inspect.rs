@@ -136,6 +136,12 @@ pub(super) fn problems(dir: &ModelDir, config: &EngineConfig) -> Vec<String> {
                 .to_owned(),
         );
     }
+    if let Some(short) = dir.spec.num_short_tokens.filter(|short| *short < memory.context_tokens) {
+        problems.push(format!(
+            "all texts are computed with its rotary factors for more than {short} tokens: set engine.max_context_tokens = \
+             {short} where none is longer"
+        ));
+    }
     let has_provider = |name: &String| config.providers.iter().any(|provider| provider.name.to_string() == *name);
     if !dir.provider_options.is_empty() && !dir.provider_options.keys().any(has_provider) {
         let names: Vec<&str> = dir.provider_options.keys().map(String::as_str).collect();
