@@ -493,6 +493,46 @@ mod tests {
             ],
         ),
         (
+            "nemotron-2",
+            "<TOOLCALL>[{\"name\": \"f\", \"arguments\": {\"city\": \"Oslo\", \"days\": 3}}]</TOOLCALL>",
+            "3",
+            &[],
+        ),
+        (
+            "jamba",
+            "<tool_calls>[{\"name\": \"f\", \"arguments\": {\"city\": \"Oslo\", \"days\": 3}}]</tool_calls>",
+            "3",
+            &[],
+        ),
+        (
+            "deepseek-v3.2",
+            "<｜DSML｜function_calls>\n<｜DSML｜invoke name=\"f\">\n<｜DSML｜parameter name=\"city\" string=\"true\">Oslo</｜DSML｜parameter>\n\
+             <｜DSML｜parameter name=\"days\" string=\"false\">3</｜DSML｜parameter>\n</｜DSML｜invoke>\n</｜DSML｜function_calls>",
+            "3",
+            &[],
+        ),
+        (
+            "seed-oss",
+            "<seed:tool_call>\n<function=f>\n<parameter=city>Oslo</parameter>\n<parameter=days>3</parameter>\n</function>\n\
+             </seed:tool_call>",
+            "3",
+            &["<seed:tool_call>", "</seed:tool_call>"],
+        ),
+        (
+            "minicpm-5",
+            "<function name=\"f\"><param name=\"city\"><![CDATA[Oslo]]></param><param name=\"days\">3</param></function>",
+            "3",
+            &[],
+        ),
+        (
+            "gigachat-3",
+            "<|function_call|>{\"name\": \"f\", \"arguments\": {\"city\": \"Oslo\", \"days\": 3}}",
+            "3",
+            &["<|function_call|>"],
+        ),
+        ("functionary-3.1", "<function=f>{\"city\": \"Oslo\", \"days\": 3}</function>", "3", &[]),
+        ("glm-4-0414", "f\n{\"city\": \"Oslo\", \"days\": 3}", "3", &[]),
+        (
             "think",
             "<tool_call>{\"name\": \"f\", \"arguments\": {\"city\": \"Oslo\", \"days\": 3}}</tool_call>",
             "3",
@@ -521,7 +561,7 @@ mod tests {
             let request = ChatRequest { tools: vec![typed("f", true)], ..ChatRequest::default() };
             let said = match *format {
                 "gpt-oss" => format!("<|channel|>commentary<|message|>Well.<|end|><|start|>assistant{good}"),
-                "llama-3" | "llama-4-pythonic" => (*good).to_owned(),
+                "glm-4-0414" | "llama-3" | "llama-4-pythonic" => (*good).to_owned(),
                 _ => format!("Well.\n{good}"),
             };
             let text = if *format == "gpt-oss" { "<|channel|>final<|message|>Well.<|return|>" } else { "Well, 1 < 2." };

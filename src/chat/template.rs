@@ -1,7 +1,7 @@
 //! Prompts from messages, through the model's own chat template.
 
 use super::{
-    Capabilities, ChatError, ChatRequest, Message, Role, adaptation,
+    Capabilities, ChatError, ChatRequest, Message, Role, Tool, adaptation,
     jinja::Jinja,
     markup::{Marks, Markup, Prompt, Scope},
 };
@@ -109,10 +109,7 @@ impl ChatTemplate {
     /// # Errors
     /// `Template`, when the template refuses the messages or runs out of fuel.
     pub fn render(&self, request: &ChatRequest) -> Result<Prompt, ChatError> {
-        let (name, capabilities) = match &self.tool_use {
-            Some(tool_use) if !request.tools.is_empty() => (TOOL_USE, tool_use),
-            _ => (DEFAULT, &self.capabilities),
-        };
+        let (name, capabilities) = self.named(&request.tools);
         let marks = self.markup.marks();
         let messages = adaptation::adapted(&request.messages, capabilities);
         let fields = adaptation::fields(&messages, capabilities);
@@ -129,11 +126,25 @@ impl ChatTemplate {
     pub fn end_of_turn(&self) -> Option<String> {
         const WORDS: &str = "Lantern";
         let messages = [Message::text(Role::User, "Whistle"), Message::text(Role::Assistant, WORDS)];
-        let fields = adaptation::fields(&messages, &self.capabilities);
-        let mut context = context(fields, Vec::new(), Map::new(), &self.special_tokens);
-        context.insert("add_generation_prompt".to_owned(), Json::Bool(false));
-        let text = self.jinja.render(DEFAULT, &context).ok()?;
+        let text = self.transcript(&messages, &[], false)?;
         text.rsplit_once(WORDS).map(|(_, behind)| behind.trim_start().to_owned())
+    }
+
+    /// What the template makes of messages as they are, which may end in a reply; none where it refuses them.
+    pub(super) fn transcript(&self, messages: &[Message], tools: &[Tool], begins_reply: bool) -> Option<String> {
+        let (name, capabilities) = self.named(tools);
+        let (fields, tools) = (adaptation::fields(messages, capabilities), adaptation::tools(tools, capabilities));
+        let mut context = context(fields, tools, Map::new(), &self.special_tokens);
+        context.insert("add_generation_prompt".to_owned(), Json::Bool(begins_reply));
+        self.jinja.render(name, &context).ok()
+    }
+
+    /// The template for conversations with these tools, and what it can say.
+    fn named(&self, tools: &[Tool]) -> (&'static str, &Capabilities) {
+        match &self.tool_use {
+            Some(tool_use) if !tools.is_empty() => (TOOL_USE, tool_use),
+            _ => (DEFAULT, &self.capabilities),
+        }
     }
 }
 
@@ -173,7 +184,7 @@ fn context(
 mod tests {
     use super::*;
     use crate::{
-        chat::{CallForm, Tool, ToolCall},
+        chat::{CallForm, ToolCall},
         text::{Piece, tests::byte_level},
     };
     use chrono::TimeZone;

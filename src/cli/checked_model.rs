@@ -102,8 +102,7 @@ fn stop_tokens(
 ) -> Vec<TokenId> {
     let eos = dir.special_tokens.get("eos_token").and_then(|text| tokenizer.token(text));
     let end = template.end_of_turn().unwrap_or_default();
-    let ending = tokenizer.added_tokens().iter().filter(|token| token.is_special && end.starts_with(&token.text));
-    let ending = ending.max_by_key(|token| token.text.len()).map(|token| TokenId(token.id));
+    let ending = end_token(tokenizer, response_format, &end);
     let mut tokens = dir.generation.stop_tokens();
     tokens.extend(eos.into_iter().chain(ending));
     tokens.extend(response_format.ends().filter_map(|text| tokenizer.token(text)));
@@ -112,4 +111,16 @@ fn stop_tokens(
     tokens.sort_unstable();
     tokens.dedup();
     tokens
+}
+
+/// The token that a turn's end begins with, behind those that only end a part of it.
+fn end_token(tokenizer: &Tokenizer, response_format: &ResponseFormat, mut end: &str) -> Option<TokenId> {
+    loop {
+        let first = tokenizer.added_tokens().iter().filter(|token| token.is_special && end.starts_with(&token.text));
+        let first = first.max_by_key(|token| token.text.len())?;
+        if !response_format.is_mark(&first.text) {
+            return Some(TokenId(first.id));
+        }
+        end = end[first.text.len()..].trim_start();
+    }
 }

@@ -1,5 +1,6 @@
 //! Arguments that a format writes without their types get those of the tool's schema.
 
+use super::python;
 use serde_json::{Number, Value};
 
 /// Types that a schema names, of its choices too, in their order.
@@ -56,8 +57,9 @@ fn typed(text: &str, types: &[&str]) -> Option<Value> {
             _ => None,
         },
         "null" => matches!(word, "null" | "None").then_some(Value::Null),
-        "object" => serde_json::from_str(text).ok().filter(Value::is_object),
-        "array" => serde_json::from_str(text).ok().filter(Value::is_array),
+        // Templates that print a value as it is have taught models the syntax of Python.
+        "object" => serde_json::from_str(text).ok().or_else(|| python::value(text)).filter(Value::is_object),
+        "array" => serde_json::from_str(text).ok().or_else(|| python::value(text)).filter(Value::is_array),
         _ => None,
     })
 }

@@ -108,11 +108,17 @@ impl<'a> Writer<'a> {
         let (trigger, rest, num_said) =
             match first.iter().position(|piece| matches!(piece, Piece::Text(_) | Piece::Name(_))) {
                 None => (Trigger::Beginning(if is_list { r"\[" } else { r"\{" }.to_owned()), String::new(), 0),
-                Some(index) => {
-                    let Piece::Text(text) = &first[index] else { return None };
-                    let (trigger, rest) = self.trigger(&first[..index], text);
-                    (trigger, rest, index + 1)
-                }
+                Some(index) => match &first[index] {
+                    Piece::Text(text) => {
+                        let (trigger, rest) = self.trigger(&first[..index], text);
+                        (trigger, rest, index + 1)
+                    }
+                    // The name of a tool, alone on a line.
+                    _ => {
+                        let names: Vec<_> = tools.iter().map(|(tool, _)| regex_syntax::escape(&tool.name)).collect();
+                        (Trigger::Beginning(format!(r"({})\n", names.join("|"))), String::new(), 0)
+                    }
+                },
             };
         let close = field.close.as_ref().map(|close| format!("SPACE {}", self.close(close, field.part)));
         let close = close.unwrap_or_default();

@@ -170,9 +170,13 @@ impl ReplyParser {
             Place::Field(field) => Some(field),
             Place::Between | Place::Calls(..) => None,
         };
-        let begins = |start: usize| !self.has_spoken && self.held[..start].trim().is_empty();
+        let begins = |field: &Field, start: usize| {
+            // A call does not stand in the way of the next one.
+            let is_first = !self.has_spoken || (field.part == Part::Calls && self.last.is_none() && !self.has_begun);
+            is_first && self.held[..start].trim().is_empty()
+        };
         let counts = |mark: Mark, start: usize| match mark {
-            Mark::Open(field) => !format.fields[field].leads || begins(start),
+            Mark::Open(field) => !format.fields[field].leads || begins(&format.fields[field], start),
             Mark::Close | Mark::Stray => true,
         };
         let within = Haystack { text: &self.held, before: self.before, is_whole };

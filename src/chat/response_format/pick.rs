@@ -1,6 +1,9 @@
 //! Which format a model has.
 
-use super::{FormatError, ResponseFormat, template::Template};
+use super::{
+    FormatError, ResponseFormat,
+    template::{Part, Template},
+};
 use serde_json::Value;
 use std::sync::OnceLock;
 
@@ -11,6 +14,7 @@ const BUILT_IN: &[(&str, &str)] = &[
     ("kimi-k2", include_str!("../../../config/response_formats/kimi-k2.json")),
     ("minimax-m2", include_str!("../../../config/response_formats/minimax-m2.json")),
     ("glm-4", include_str!("../../../config/response_formats/glm-4.json")),
+    ("deepseek-v3.2", include_str!("../../../config/response_formats/deepseek-v3.2.json")),
     ("deepseek", include_str!("../../../config/response_formats/deepseek.json")),
     ("deepseek-v3.1", include_str!("../../../config/response_formats/deepseek-v3.1.json")),
     ("gemma-4", include_str!("../../../config/response_formats/gemma-4.json")),
@@ -19,12 +23,17 @@ const BUILT_IN: &[(&str, &str)] = &[
     ("lfm2", include_str!("../../../config/response_formats/lfm2.json")),
     ("phi-4-mini", include_str!("../../../config/response_formats/phi-4-mini.json")),
     ("granite-3", include_str!("../../../config/response_formats/granite-3.json")),
-    ("nemotron", include_str!("../../../config/response_formats/nemotron.json")),
+    ("nemotron-2", include_str!("../../../config/response_formats/nemotron-2.json")),
     ("jamba", include_str!("../../../config/response_formats/jamba.json")),
+    ("gigachat-3", include_str!("../../../config/response_formats/gigachat-3.json")),
     ("mistral", include_str!("../../../config/response_formats/mistral.json")),
+    ("seed-oss", include_str!("../../../config/response_formats/seed-oss.json")),
+    ("minicpm-5", include_str!("../../../config/response_formats/minicpm-5.json")),
     ("qwen3-coder", include_str!("../../../config/response_formats/qwen3-coder.json")),
     ("hermes", include_str!("../../../config/response_formats/hermes.json")),
+    ("glm-4-0414", include_str!("../../../config/response_formats/glm-4-0414.json")),
     ("llama-4-pythonic", include_str!("../../../config/response_formats/llama-4-pythonic.json")),
+    ("functionary-3.1", include_str!("../../../config/response_formats/functionary-3.1.json")),
     ("llama-3", include_str!("../../../config/response_formats/llama-3.json")),
     ("gemma-3", include_str!("../../../config/response_formats/gemma-3.json")),
     ("think", include_str!("../../../config/response_formats/think.json")),
@@ -56,12 +65,18 @@ impl ResponseFormat {
             return Template::new(own).map(|template| Self::new("of the folder", template));
         }
         let built_in: Vec<(&str, Value)> = BUILT_IN.iter().map(|(name, text)| (*name, parsed(text))).collect();
-        let found = built_in.iter().find(|(_, json)| is_known_by(json, chat_template));
-        let of_type = || built_in.iter().find(|(_, json)| is_of_type(json, model_type));
-        match found.or_else(of_type) {
-            Some((name, json)) => {
-                Template::new(json).map(|template| Self::new(name, template.without_unknown_reasoning(chat_template)))
-            }
+        let ready = |(name, json): &(&str, Value)| {
+            Template::new(json).map(|template| Self::new(name, template.without_unknown_reasoning(chat_template)))
+        };
+        let found = built_in.iter().find(|(_, json)| is_known_by(json, chat_template)).map(ready).transpose()?;
+        if let Some(found) = found.as_ref().filter(|found| found.has(Part::Calls)) {
+            return Ok(found.clone());
+        }
+        // A chat template may leave it to the model how to call.
+        let of_type = built_in.iter().find(|(_, json)| is_of_type(json, model_type)).map(ready).transpose()?;
+        let hears_more = |of_type: &Self| found.is_none() || of_type.has(Part::Reasoning);
+        match of_type.filter(hears_more).or(found) {
+            Some(format) => Ok(format),
             None => Self::named(NOTHING_MARKED),
         }
     }
@@ -123,7 +138,7 @@ mod tests {
     #[test]
     fn a_name_that_is_not_known_is_told_the_known_ones() {
         let error = ResponseFormat::pick(None, "", None, "hermse").unwrap_err();
-        insta::assert_snapshot!(error, @"there is no response format `hermse`; known are gpt-oss, kimi-k2, minimax-m2, glm-4, deepseek, deepseek-v3.1, gemma-4, functiongemma, command-r, lfm2, phi-4-mini, granite-3, nemotron, jamba, mistral, qwen3-coder, hermes, llama-4-pythonic, llama-3, gemma-3, think, plain, and `auto`");
+        insta::assert_snapshot!(error, @"there is no response format `hermse`; known are gpt-oss, kimi-k2, minimax-m2, glm-4, deepseek-v3.2, deepseek, deepseek-v3.1, gemma-4, functiongemma, command-r, lfm2, phi-4-mini, granite-3, nemotron-2, jamba, gigachat-3, mistral, seed-oss, minicpm-5, qwen3-coder, hermes, glm-4-0414, llama-4-pythonic, functionary-3.1, llama-3, gemma-3, think, plain, and `auto`");
     }
 
     #[test]
@@ -149,6 +164,10 @@ mod tests {
             ("<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>f\\n```json", "deepseek"),
             ("<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>f<｜tool▁sep｜>", "deepseek-v3.1"),
             ("<|python_tag|> {\"name\": function name, \"parameters\":", "llama-3"),
+            ("<TOOLCALL>[", "nemotron-2"),
+            ("<tool_calls>[ <tool_call>", "jamba"),
+            ("<seed:tool_call> <function=", "seed-oss"),
+            ("<function=f> <|eom_id|>", "functionary-3.1"),
             ("<think>", "think"),
             ("{{ messages }}", "plain"),
         ] {
@@ -173,33 +192,23 @@ mod tests {
         by_format.retain(|(_, templates)| !templates.is_empty());
         let lines: Vec<String> =
             by_format.iter().map(|(format, templates)| format!("{format}: {}", templates.join(", "))).collect();
-        insta::assert_snapshot!(lines.join("\n"), @"
-        gpt-oss: gpt-oss
-        kimi-k2: kimi-k2
-        minimax-m2: minimax-m2
-        glm-4: glm-4.5
-        gemma-4: gemma-4
-        lfm2: lfm-2
-        phi-4-mini: phi-4-mini
-        granite-3: granite-3
-        nemotron: nemotron-nano
-        jamba: jamba
-        mistral: mistral-tekken, mistral-v3
-        qwen3-coder: qwen-3-coder, qwen-3.5
-        hermes: exaone, granite-4, qwen-2.5, qwen-3
-        llama-4-pythonic: llama-4
-        llama-3: llama-3.1
-        gemma-3: gemma-1, gemma-3
-        think: deepseek-r1, deepseek-v3.1, hunyuan, smollm-3
-        plain: alpaca, chatml, command-r-plus-tools, command-r, deepseek-v2, falcon-3, features, glm-4, internlm-2, llama-2, llama-3.2, llama-3, mistral-v1, mixtral, olmo-2, parts-only, phi-3.5, phi-3, phi-4, qwen-1.5, smollm-2, vicuna, yi, zephyr
-        ");
+        insta::assert_snapshot!(lines.join("\n"), @"");
+    }
+
+    #[test]
+    fn a_chat_template_that_leaves_calls_to_the_model_has_the_format_of_its_type() {
+        let pick =
+            |of_type, source| ResponseFormat::pick(Some(of_type), source, None, "auto").unwrap().name().to_owned();
+        assert_eq!(pick("smollm3", "List of tools: <think>"), "hermes");
+        assert_eq!(pick("phi3", "<think>"), "think", "that of the type knows no reasoning");
+        assert_eq!(pick("phi3", ""), "phi-4-mini");
     }
 
     #[test]
     fn a_chat_template_without_reasoning_has_a_format_without() {
         let thinks = |source: &str| {
             let format = ResponseFormat::pick(None, source, None, "auto").unwrap();
-            format.template.fields_of(super::super::template::Part::Reasoning).next().is_some()
+            format.template.fields_of(Part::Reasoning).next().is_some()
         };
         assert_eq!([thinks("<tool_call>"), thinks("<tool_call></think>")], [false, true]);
     }

@@ -29,6 +29,13 @@ pub(super) fn calls(text: &str) -> Option<Value> {
     reader.is_at_end().then_some(Value::Array(calls))
 }
 
+/// The value that a text writes; none where there is anything else.
+pub(super) fn value(text: &str) -> Option<Value> {
+    let mut reader = Reader { rest: text.trim() };
+    let value = reader.value(0)?;
+    reader.is_at_end().then_some(value)
+}
+
 struct Reader<'t> {
     rest: &'t str,
 }

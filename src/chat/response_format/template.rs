@@ -152,9 +152,13 @@ impl Template {
 
     /// For a tokenizer with these special tokens. Those that no mark is made of never become text.
     pub(super) fn with_special_tokens<'t>(mut self, tokens: impl Iterator<Item = &'t str>) -> Self {
-        let is_part = |token: &&str| self.fields.iter().any(|field| field.spells(token));
-        self.special_tokens = tokens.filter(is_part).map(str::to_owned).collect();
+        self.special_tokens = tokens.filter(|token| self.spells(token)).map(str::to_owned).collect();
         self.watched()
+    }
+
+    /// Whether a special token is part of how a field is marked or written.
+    pub(super) fn spells(&self, token: &str) -> bool {
+        self.fields.iter().any(|field| field.spells(token))
     }
 
     /// With calls of another format beside its own fields.
@@ -259,7 +263,10 @@ impl Field {
             (Some(Anchor::Literals(literals)), Part::Reasoning | Part::Text) => {
                 literals.iter().any(|literal| prompt.trim_end().ends_with(literal.trim_end()))
             }
-            _ => false,
+            (Some(pattern @ Anchor::Pattern(_)), Part::Reasoning | Part::Text) => {
+                pattern.last_end(prompt).is_some_and(|end| prompt[end..].trim().is_empty())
+            }
+            (Some(_), Part::Calls | Part::Aside) | (None, _) => false,
         }
     }
 
