@@ -114,7 +114,7 @@ impl<'a> Writer<'a> {
                         (trigger, rest, index + 1)
                     }
                     // The name of a tool, alone on a line.
-                    _ => {
+                    Piece::Name(_) | Piece::Space | Piece::Pattern(_) | Piece::Optional(_) | Piece::OneOf(_) => {
                         let names: Vec<_> = tools.iter().map(|(tool, _)| regex_syntax::escape(&tool.name)).collect();
                         (Trigger::Beginning(format!(r"({})\n", names.join("|"))), String::new(), 0)
                     }

@@ -234,7 +234,7 @@ mod tests {
     fn trained(template: &ChatTemplate, format: &ResponseFormat, said: &Said) -> Option<(String, String)> {
         let asked = Message::text(Role::User, "Whistle");
         let tools = tools();
-        let prompt = template.transcript(&[asked.clone()], &tools, true)?;
+        let prompt = template.transcript(std::slice::from_ref(&asked), &tools, true)?;
         let whole = template.transcript(&[asked, said.message()], &tools, false)?;
         let same = prompt.bytes().zip(whole.bytes()).take_while(|(one, other)| one == other).count();
         let mut begin = whole.floor_char_boundary(same);
