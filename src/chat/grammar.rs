@@ -493,12 +493,6 @@ mod tests {
             ],
         ),
         (
-            "nemotron-2",
-            "<TOOLCALL>[{\"name\": \"f\", \"arguments\": {\"city\": \"Oslo\", \"days\": 3}}]</TOOLCALL>",
-            "3",
-            &[],
-        ),
-        (
             "jamba",
             "<tool_calls>[{\"name\": \"f\", \"arguments\": {\"city\": \"Oslo\", \"days\": 3}}]</tool_calls>",
             "3",

@@ -23,7 +23,7 @@ const BUILT_IN: &[(&str, &str)] = &[
     ("lfm2", include_str!("../../../config/response_formats/lfm2.json")),
     ("phi-4-mini", include_str!("../../../config/response_formats/phi-4-mini.json")),
     ("granite-3", include_str!("../../../config/response_formats/granite-3.json")),
-    ("nemotron-2", include_str!("../../../config/response_formats/nemotron-2.json")),
+    ("nemotron", include_str!("../../../config/response_formats/nemotron.json")),
     ("jamba", include_str!("../../../config/response_formats/jamba.json")),
     ("gigachat-3", include_str!("../../../config/response_formats/gigachat-3.json")),
     ("mistral", include_str!("../../../config/response_formats/mistral.json")),
@@ -138,7 +138,7 @@ mod tests {
     #[test]
     fn a_name_that_is_not_known_is_told_the_known_ones() {
         let error = ResponseFormat::pick(None, "", None, "hermse").unwrap_err();
-        insta::assert_snapshot!(error, @"there is no response format `hermse`; known are gpt-oss, kimi-k2, minimax-m2, glm-4, deepseek-v3.2, deepseek, deepseek-v3.1, gemma-4, functiongemma, command-r, lfm2, phi-4-mini, granite-3, nemotron-2, jamba, gigachat-3, mistral, seed-oss, minicpm-5, qwen3-coder, hermes, glm-4-0414, llama-4-pythonic, functionary-3.1, llama-3, gemma-3, think, plain, and `auto`");
+        insta::assert_snapshot!(error, @"there is no response format `hermse`; known are gpt-oss, kimi-k2, minimax-m2, glm-4, deepseek-v3.2, deepseek, deepseek-v3.1, gemma-4, functiongemma, command-r, lfm2, phi-4-mini, granite-3, nemotron, jamba, gigachat-3, mistral, seed-oss, minicpm-5, qwen3-coder, hermes, glm-4-0414, llama-4-pythonic, functionary-3.1, llama-3, gemma-3, think, plain, and `auto`");
     }
 
     #[test]
@@ -164,7 +164,7 @@ mod tests {
             ("<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>f\\n```json", "deepseek"),
             ("<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>f<｜tool▁sep｜>", "deepseek-v3.1"),
             ("<|python_tag|> {\"name\": function name, \"parameters\":", "llama-3"),
-            ("<TOOLCALL>[", "nemotron-2"),
+            ("<TOOLCALL>[", "nemotron"),
             ("<tool_calls>[ <tool_call>", "jamba"),
             ("<seed:tool_call> <function=", "seed-oss"),
             ("<function=f> <|eom_id|>", "functionary-3.1"),
@@ -192,7 +192,29 @@ mod tests {
         by_format.retain(|(_, templates)| !templates.is_empty());
         let lines: Vec<String> =
             by_format.iter().map(|(format, templates)| format!("{format}: {}", templates.join(", "))).collect();
-        insta::assert_snapshot!(lines.join("\n"), @"");
+        insta::assert_snapshot!(lines.join("\n"), @"
+        gpt-oss: gpt-oss
+        kimi-k2: kimi-k2
+        minimax-m2: minimax-m2
+        glm-4: glm-4.5
+        deepseek: deepseek-r1
+        deepseek-v3.1: deepseek-v3.1
+        gemma-4: gemma-4
+        lfm2: lfm-2
+        phi-4-mini: phi-4-mini
+        granite-3: granite-3
+        nemotron: nemotron-nano
+        jamba: jamba
+        mistral: mistral-tekken, mistral-v3
+        qwen3-coder: qwen-3-coder, qwen-3.5
+        hermes: exaone, granite-4, qwen-2.5, qwen-3
+        glm-4-0414: glm-4
+        llama-4-pythonic: llama-4
+        llama-3: llama-3.1
+        gemma-3: gemma-1, gemma-3
+        think: hunyuan, smollm-3
+        plain: alpaca, chatml, command-r-plus-tools, command-r, deepseek-v2, falcon-3, features, internlm-2, llama-2, llama-3.2, llama-3, mistral-v1, mixtral, olmo-2, parts-only, phi-3.5, phi-3, phi-4, qwen-1.5, smollm-2, vicuna, yi, zephyr
+        ");
     }
 
     #[test]
