@@ -138,10 +138,7 @@ impl GqaModel {
             set => set as usize,
         };
         let (spec, context_tokens) = (graph.spec(), graph.limits().context_tokens);
-        let num_bytes = spec.cache_bytes_per_slot(context_tokens).saturating_mul(num_slots);
-        if isize::try_from(num_bytes).is_err() {
-            return Err(LoadError::KvCache { num_bytes, message: "no machine has as much memory".to_owned() });
-        }
+        let num_bytes = spec.cache_bytes_per_slot(context_tokens) * num_slots;
         let mut cache = Vec::with_capacity(spec.cache.len());
         for tensor in &spec.cache {
             if matches!(tensor.kind, CacheKind::State { is_in_place: false, .. }) && !graph.is_on_host() {
