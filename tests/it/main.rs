@@ -12,6 +12,7 @@ mod fake_loader;
 mod fake_model;
 mod golden;
 mod hostile_folder;
+mod hostile_format;
 mod http;
 mod inspect;
 mod models;

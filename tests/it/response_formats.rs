@@ -62,7 +62,7 @@ impl Golden {
 }
 
 /// Deltas with neighbours of one kind joined, so that they do not depend on how the text was cut.
-fn parse<'t>(parser: &mut ReplyParser, pieces: impl IntoIterator<Item = &'t str>) -> Vec<Delta> {
+pub(crate) fn parse<'t>(parser: &mut ReplyParser, pieces: impl IntoIterator<Item = &'t str>) -> Vec<Delta> {
     let mut deltas: Vec<Delta> = pieces.into_iter().flat_map(|piece| parser.push(piece)).collect();
     deltas.extend(parser.finish(false));
     let mut joined: Vec<Delta> = Vec::new();
@@ -137,7 +137,7 @@ fn replies_are_heard_as_transformers_hears_them() {
 }
 
 /// Fragments of what models say in any format, to be put together wrongly.
-const FRAGMENTS: &[&str] = &[
+pub(crate) const FRAGMENTS: &[&str] = &[
     "text",
     " ",
     "\n",
@@ -228,7 +228,7 @@ const FRAGMENTS: &[&str] = &[
     "</invoke>",
 ];
 
-fn tools() -> Vec<Tool> {
+pub(crate) fn tools() -> Vec<Tool> {
     let parameters = json!({ "properties": { "a": { "type": "integer" } } });
     let tool = |name: &str| Tool {
         name: name.to_owned(),
@@ -241,7 +241,7 @@ fn tools() -> Vec<Tool> {
 }
 
 /// Calls begin with a name, then come arguments and the end, each at most once.
-fn is_in_order(deltas: &[Delta]) -> bool {
+pub(crate) fn is_in_order(deltas: &[Delta]) -> bool {
     let mut in_call = false;
     deltas.iter().enumerate().all(|(index, delta)| match delta {
         Delta::ToolCall { .. } => !std::mem::replace(&mut in_call, true),

@@ -8,6 +8,7 @@ use regex_automata::{
     Anchored, Input, MatchKind,
     dfa::{Automaton, StartKind, dense},
     meta,
+    nfa::thompson,
     util::start,
 };
 use regex_syntax::hir::Hir;
@@ -61,7 +62,9 @@ impl Pattern {
             .match_kind(MatchKind::LeftmostFirst)
             .dfa_size_limit(Some(MAX_AUTOMATON_BYTES))
             .determinize_size_limit(Some(MAX_COMPILE_BYTES));
-        let automaton = dense::Builder::new().configure(config).build(&rust);
+        // Repetitions of repetitions would take any memory before the limits above are looked at.
+        let states = thompson::Config::new().nfa_size_limit(Some(MAX_AUTOMATON_BYTES));
+        let automaton = dense::Builder::new().configure(config).thompson(states).build(&rust);
         let automaton = automaton.map_err(|cause| format!("{cause}; write a shorter or more exact one"))?;
         let groups = meta::Regex::new(&rust).map_err(|cause| cause.to_string())?;
         Ok(Self { automaton, groups, hir })
@@ -208,6 +211,15 @@ mod tests {
             [end("</s>x"), end("[TOOL]x"), end(" [TOOL]"), end("x"), end("")],
             [Some(4), Some(0), Some(1), None, Some(0)]
         );
+    }
+
+    #[test]
+    fn what_would_be_huge_is_refused_at_once() {
+        for huge in
+            ["(a{1000}){1000}", "a{1000}{1000}{1000}{1000}", "((\\w{99}){99}){99}", "(.*a.{30})", &"(".repeat(2000)]
+        {
+            assert!(Pattern::new("a field", huge).is_err(), "{huge}");
+        }
     }
 
     #[test]
