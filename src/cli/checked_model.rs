@@ -124,3 +124,41 @@ fn end_token(tokenizer: &Tokenizer, response_format: &ResponseFormat, mut end: &
         end = end[first.text.len()..].trim_start();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    /// What ends a turn that the template ends like this.
+    fn end<'t>(format: &str, special: &[&'t str], behind: &str) -> Option<&'t str> {
+        let added: Vec<_> = special
+            .iter()
+            .enumerate()
+            .map(|(index, text)| {
+                json!({ "id": index + 1, "content": text, "special": true, "single_word": false, "lstrip": false,
+                        "rstrip": false, "normalized": false })
+            })
+            .collect();
+        let model = json!({ "type": "BPE", "vocab": { "a": 0 }, "merges": [] });
+        let description = json!({ "version": "1.0", "added_tokens": added, "model": model });
+        let tokenizer = Tokenizer::parse(description.to_string().as_bytes()).unwrap();
+        let token = end_token(&tokenizer, &ResponseFormat::named(format).unwrap(), behind)?;
+        Some(special[token.index() - 1])
+    }
+
+    #[test]
+    fn a_turn_ends_with_the_first_token_that_is_no_mark_of_a_part() {
+        let chatml = ["<|im_end|>", "<|im_start|>"];
+        assert_eq!(end("hermes", &chatml, "<|im_end|>\n"), Some("<|im_end|>"));
+        assert_eq!(end("gemma-3", &["<end_of_turn>"], "<end_of_turn>\n"), Some("<end_of_turn>"));
+        // They end messages, of which a reply has several; the format itself names what ends a reply.
+        assert_eq!(end("gpt-oss", &["<|end|>", "<|return|>"], "<|end|>"), None);
+        assert_eq!(end("gpt-oss", &["<|end|>", "<|return|>"], "<|return|>"), None);
+        assert!(ResponseFormat::named("gpt-oss").unwrap().ends().any(|end| end == "<|return|>"));
+        let cohere = ["<|END_RESPONSE|>", "<|END_OF_TURN_TOKEN|>"];
+        assert_eq!(end("command-r", &cohere, "<|END_RESPONSE|><|END_OF_TURN_TOKEN|>"), Some(cohere[1]));
+        assert_eq!(end("plain", &["<|end|>", "<|end|><|x|>"], "<|end|><|x|>"), Some("<|end|><|x|>"), "the longest");
+        assert_eq!(end("plain", &chatml, "\n\nUser:"), None);
+    }
+}

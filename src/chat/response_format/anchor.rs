@@ -64,11 +64,17 @@ pub(super) enum Next {
 
 /// A mark is no longer than this. Longer ones, which only expressions have, are decided by what they have matched so far.
 const MAX_MARK_BYTES: usize = 512;
+/// Each is compared at every place that it may begin at.
+const MAX_LITERALS: usize = 64;
 
 impl Anchor {
     pub(super) fn literals(place: &str, mut literals: Vec<String>) -> Result<Self, FormatError> {
         if literals.is_empty() || literals.iter().any(String::is_empty) {
             return Err(FormatError::Field { place: place.to_owned(), message: "a mark cannot be empty".to_owned() });
+        }
+        if MAX_LITERALS < literals.len() || literals.iter().any(|literal| MAX_MARK_BYTES < literal.len()) {
+            let message = format!("it has more than {MAX_LITERALS} marks, or one of more than {MAX_MARK_BYTES} bytes");
+            return Err(FormatError::Field { place: place.to_owned(), message });
         }
         literals.sort_by_key(|literal| std::cmp::Reverse(literal.len()));
         Ok(Self::Literals(literals.into()))

@@ -42,6 +42,8 @@ pub(super) struct Captured {
     pub(super) groups: Vec<(String, String)>,
 }
 
+/// Of an expression as it is written.
+const MAX_BYTES: usize = 4096;
 /// Of a compiled automaton, and of what compiling takes.
 const MAX_AUTOMATON_BYTES: usize = 4 << 20;
 const MAX_COMPILE_BYTES: usize = 16 << 20;
@@ -49,6 +51,9 @@ const MAX_COMPILE_BYTES: usize = 16 << 20;
 impl Pattern {
     /// Compiles an expression of `place` in a format.
     pub(super) fn new(place: &str, python: &str) -> Result<Self, FormatError> {
+        if MAX_BYTES < python.len() {
+            return Err(FormatError::Pattern { place: place.to_owned(), message: "it is too long".to_owned() });
+        }
         Self::compiled(python, Alphabet::Unicode)
             .or_else(|message| Self::compiled(python, Alphabet::Ascii).map_err(|_| message))
             .map_err(|message| FormatError::Pattern { place: place.to_owned(), message })
@@ -215,9 +220,14 @@ mod tests {
 
     #[test]
     fn what_would_be_huge_is_refused_at_once() {
-        for huge in
-            ["(a{1000}){1000}", "a{1000}{1000}{1000}{1000}", "((\\w{99}){99}){99}", "(.*a.{30})", &"(".repeat(2000)]
-        {
+        for huge in [
+            "(a{1000}){1000}",
+            "a{1000}{1000}{1000}{1000}",
+            "((\\w{99}){99}){99}",
+            "(.*a.{30})",
+            &"(".repeat(2000),
+            &"a".repeat(5000),
+        ] {
             assert!(Pattern::new("a field", huge).is_err(), "{huge}");
         }
     }

@@ -115,7 +115,6 @@ fn text() -> String {
 
 /// Fields, and characters of an expression, that a format may have.
 const MAX_FIELDS: usize = 32;
-const MAX_PATTERN_CHARS: usize = 4096;
 
 impl Template {
     /// Reads a format.
@@ -332,11 +331,8 @@ fn anchor(
         (Some(Literals::One(literal)), None) => Anchor::literals(&of_key(""), vec![literal]).map(Some),
         (Some(Literals::Many(literals)), None) => Anchor::literals(&of_key(""), literals).map(Some),
         (None, Some(pattern)) => {
-            let place = of_key("_pattern");
-            if MAX_PATTERN_CHARS < pattern.chars().count() {
-                return Err(FormatError::Pattern { place, message: "it is too long".to_owned() });
-            }
-            Ok(Some(Anchor::Pattern(Arc::new(Pattern::new(&place, &pattern)?))))
+            let pattern = Pattern::new(&of_key("_pattern"), &pattern)?;
+            Ok(Some(Anchor::Pattern(Arc::new(pattern))))
         }
     }
 }
