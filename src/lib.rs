@@ -8,6 +8,8 @@ pub mod server;
 
 pub mod responses;
 
+pub mod store;
+
 pub mod chat;
 
 pub mod text;

@@ -1,0 +1,258 @@
+//! Work in the background: whoever holds the lease of a response works on it, and what it says is kept event by event. A
+//! process that dies loses its leases by and by, and another one begins its work anew.
+
+use super::{
+    Append, FinishedResponse, Key, POLL_INTERVAL, Store, StoreError,
+    checksum::checksum,
+    conversations,
+    statement::{Cell, Row, Statement},
+};
+use std::sync::Arc;
+use tokio::{sync::broadcast, time::timeout};
+
+/// Seconds that a lease holds. It is renewed with whatever is written, and well before it ends.
+const LEASE_SECONDS: u64 = 15;
+/// Events read at once.
+const MAX_EVENTS: u64 = 256;
+
+/// What this process has the right to work on until it is done, or until its lease is lost.
+#[derive(Clone, Debug)]
+pub struct Job {
+    /// Of the response.
+    pub tenant: String,
+    /// Of the response.
+    pub id: String,
+    /// When it was asked for.
+    pub created_at: u64,
+    /// How often work on it has begun, this time included.
+    pub attempt: u64,
+    /// What is asked, in JSON.
+    pub request: String,
+    /// Its own input: a JSON array of items.
+    pub input: String,
+}
+
+/// What a follower finds.
+#[derive(Debug)]
+pub struct Progress {
+    /// Sequence numbers and JSON texts, in order.
+    pub events: Vec<(u64, String)>,
+    /// Whether no more will come.
+    pub has_ended: bool,
+    /// Changes when the work has begun anew, and with it the numbers.
+    pub attempt: u64,
+}
+
+/// Also where another process took it over, which shows in the attempt.
+const CLAIM: &str = "UPDATE responses SET owner = $1, lease_until = unixepoch() + $2, attempt = attempt + 1, \
+                     status = 'in_progress' \
+                     WHERE lease_until < unixepoch() AND (tenant, id) IN ( \
+                       SELECT tenant, id FROM responses WHERE model = $3 AND lease_until < unixepoch() \
+                       ORDER BY created_at LIMIT 1 \
+                     ) \
+                     RETURNING tenant, id, created_at, attempt, request, input";
+const IS_WAITING: &str = "SELECT attempt FROM responses WHERE model = $1 AND lease_until < unixepoch() LIMIT 1";
+const CLEAR_EVENTS: &str = "DELETE FROM events WHERE tenant = $1 AND response_id = $2";
+const RENEW: &str = "UPDATE responses SET lease_until = unixepoch() + $1 \
+                     WHERE tenant = $2 AND id = $3 AND owner = $4 AND lease_until IS NOT NULL RETURNING id";
+const INSERT_EVENT: &str = "INSERT INTO events (tenant, response_id, sequence_number, event) VALUES ($1, $2, $3, $4)";
+const FINISH: &str = "UPDATE responses SET status = $1, body = $2, checksum = $3, bytes = bytes + $4, request = NULL, \
+                      owner = NULL, lease_until = NULL \
+                      WHERE tenant = $5 AND id = $6 AND owner = $7 AND lease_until IS NOT NULL RETURNING id";
+const RELEASE: &str = "UPDATE responses SET owner = NULL, lease_until = 0, attempt = attempt - 1 \
+                       WHERE tenant = $1 AND id = $2 AND owner = $3 AND lease_until IS NOT NULL";
+const RECLAIM: &str = "UPDATE responses SET owner = NULL, lease_until = 0 WHERE lease_until IS NOT NULL";
+const CANCEL: &str = "UPDATE responses SET status = 'cancelled', request = NULL, owner = NULL, lease_until = NULL \
+                      WHERE tenant = $1 AND id = $2 AND lease_until IS NOT NULL RETURNING id";
+const PROGRESS: &str = "SELECT lease_until, attempt FROM responses WHERE tenant = $1 AND id = $2";
+const EVENTS: &str = "SELECT sequence_number, event FROM events \
+                      WHERE tenant = $1 AND response_id = $2 AND sequence_number > $3 \
+                      ORDER BY sequence_number LIMIT $4";
+const COUNT: &str = "SELECT count(*) FROM responses WHERE lease_until IS NOT NULL";
+
+impl Job {
+    fn key(&self) -> Key<'_> {
+        Key { tenant: &self.tenant, id: &self.id }
+    }
+}
+
+impl Store {
+    /// The oldest work for this model that no process is at.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn claim(&self, model: &str) -> Result<Option<Job>, StoreError> {
+        // Writers need not stand aside for nothing.
+        if self.read(Statement::new(IS_WAITING, [model.into()])).await?.is_empty() {
+            return Ok(None);
+        }
+        let owner = self.shared.owner.as_str();
+        let claim = Statement::guard(CLAIM, [owner.into(), LEASE_SECONDS.into(), model.into()]);
+        let Some(mut row) = self.write(vec![claim]).await?.and_then(|mut rows| rows.remove(0).pop()) else {
+            return Ok(None);
+        };
+        let job = Job {
+            tenant: row.text(0),
+            id: row.text(1),
+            created_at: count(row.int(2)),
+            attempt: count(row.int(3)),
+            request: row.text(4),
+            input: row.text(5),
+        };
+        let key = job.key();
+        if 1 < job.attempt {
+            self.write(vec![Statement::new(CLEAR_EVENTS, [key.tenant.into(), key.id.into()])]).await?;
+        }
+        Ok(Some(job))
+    }
+
+    /// Keeps what was said, and the lease. False where the lease is lost: the work was cancelled or deleted, or is another
+    /// process's by now.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn record(&self, job: &Job, events: &[(u64, String)]) -> Result<bool, StoreError> {
+        let Key { tenant, id } = job.key();
+        let owner = self.shared.owner.as_str();
+        let renew = Statement::guard(RENEW, [LEASE_SECONDS.into(), tenant.into(), id.into(), owner.into()]);
+        let statements = [renew].into_iter().chain(insert_events(job.key(), events)).collect();
+        let is_ours = self.write(statements).await?.is_some();
+        self.tell_changed(id);
+        Ok(is_ours)
+    }
+
+    /// Keeps the end: the last events, the response object, and what a conversation gets of it. False where the lease is
+    /// lost, or the conversation.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn finish(
+        &self,
+        job: &Job,
+        response: &FinishedResponse<'_>,
+        events: &[(u64, String)],
+        append: Option<&Append<'_>>,
+    ) -> Result<bool, StoreError> {
+        let key = job.key();
+        let finish = Statement::guard(
+            FINISH,
+            [
+                response.status.into(),
+                response.body.into(),
+                checksum(key, &[response.input, response.body]).into(),
+                response.body.len().into(),
+                key.tenant.into(),
+                key.id.into(),
+                self.shared.owner.as_str().into(),
+            ],
+        );
+        let mut statements = vec![finish];
+        statements.extend(insert_events(key, events));
+        statements.extend(response.index());
+        statements.extend(append.into_iter().flat_map(conversations::append));
+        let is_ours = self.write(statements).await?.is_some();
+        self.tell_changed(key.id);
+        Ok(is_ours)
+    }
+
+    /// Gives work back, as if it had not been begun.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn release(&self, job: &Job) -> Result<(), StoreError> {
+        let Key { tenant, id } = job.key();
+        let release = Statement::new(RELEASE, [tenant.into(), id.into(), self.shared.owner.as_str().into()]);
+        self.write_all(vec![release]).await.map(drop)
+    }
+
+    /// Whether there was unfinished work to be cancelled. Whoever is at it stops with what it writes next.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn cancel(&self, key: Key<'_>) -> Result<bool, StoreError> {
+        let cancel = Statement::guard(CANCEL, [key.tenant.into(), key.id.into()]);
+        let cancelled = self.write(vec![cancel]).await?.is_some();
+        self.tell_changed(key.id);
+        Ok(cancelled)
+    }
+
+    /// What was said after an event; all of it where none is named. None for a response that is not there.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn progress(&self, key: Key<'_>, after: Option<u64>) -> Result<Option<Progress>, StoreError> {
+        // Before the events: what has ended by then has all of them.
+        let query = Statement::new(PROGRESS, [key.tenant.into(), key.id.into()]);
+        let Some(row) = self.read(query).await?.pop() else { return Ok(None) };
+        let (has_ended, attempt) = (row.0[0] == Cell::Null, count(row.int(1)));
+        let after = after.map_or(-1, |after| i64::try_from(after).unwrap_or(i64::MAX));
+        let query = Statement::new(EVENTS, [key.tenant.into(), key.id.into(), after.into(), MAX_EVENTS.into()]);
+        let event = |mut row: Row| (count(row.int(0)), row.text(1));
+        let events: Vec<_> = self.read(query).await?.into_iter().map(event).collect();
+        let has_more = events.len() as u64 == MAX_EVENTS;
+        Ok(Some(Progress { events, has_ended: has_ended && !has_more, attempt }))
+    }
+
+    /// Work of all owners that has not ended.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn num_unfinished(&self) -> Result<u64, StoreError> {
+        let rows = self.read(Statement::new(COUNT, [])).await?;
+        Ok(count(rows[0].int(0)))
+    }
+
+    /// To be told of what this process changes. Made before the state is looked at, it misses nothing.
+    pub fn changes(&self) -> Changes {
+        Changes { received: self.shared.changes.subscribe() }
+    }
+
+    pub(super) fn tell_changed(&self, id: &str) {
+        // Nobody may be listening.
+        let _ = self.shared.changes.send(Arc::from(id));
+    }
+
+    /// Whatever is unfinished was left by a process that is no more.
+    pub(super) async fn reclaim_all(&self) -> Result<(), StoreError> {
+        self.write_all(vec![Statement::new(RECLAIM, [])]).await.map(drop)
+    }
+}
+
+/// What this process has changed since.
+#[derive(Debug)]
+pub struct Changes {
+    received: broadcast::Receiver<Arc<str>>,
+}
+
+impl Changes {
+    /// Until this process changes the response, or another one may have.
+    pub async fn of(&mut self, id: &str) {
+        let changed = async {
+            // An error means that some were missed, perhaps this one.
+            while let Ok(changed) = self.received.recv().await {
+                if &*changed == id {
+                    break;
+                }
+            }
+        };
+        let _elapsed = timeout(POLL_INTERVAL, changed).await;
+    }
+
+    /// Until this process changes any response, or another one may have.
+    pub async fn any(&mut self) {
+        let _ = timeout(POLL_INTERVAL, self.received.recv()).await;
+        // What has come together is one change.
+        while self.received.try_recv().is_ok() {}
+    }
+}
+
+/// Counts are never negative.
+fn count(int: i64) -> u64 {
+    u64::try_from(int).unwrap_or(0)
+}
+
+fn insert_events(key: Key<'_>, events: &[(u64, String)]) -> impl Iterator<Item = Statement> {
+    events.iter().map(move |(number, event)| {
+        Statement::new(INSERT_EVENT, [key.tenant.into(), key.id.into(), (*number).into(), event.as_str().into()])
+    })
+}

@@ -1,0 +1,170 @@
+//! A PostgreSQL database, which several processes share.
+
+use super::{
+    StoreError,
+    schema::{MIGRATIONS, POSTGRES_CLOCK},
+    statement::{Cell, Outcome, Row, Statement},
+};
+use bytes::BytesMut;
+use deadpool_postgres::{
+    GenericClient, Hook, HookError, Manager, ManagerConfig, Object, Pool, RecyclingMethod, Runtime,
+};
+use rustls::{ClientConfig, RootCertStore};
+use std::{error::Error, sync::Arc, time::Duration};
+use tokio_postgres::{
+    Config,
+    types::{IsNull, ToSql, Type, to_sql_checked},
+};
+use tokio_postgres_rustls::MakeRustlsConnect;
+
+const CONNECTIONS: usize = 8;
+/// For a connection, be it new or one of the pool.
+const TIMEOUT: Duration = Duration::from_secs(5);
+/// Its own, so that its names meet no other program's.
+const SCHEMA: &str = "ortolan";
+/// Of processes that start at once, one makes the tables. A number that no other program uses.
+const MIGRATION_LOCK: i64 = 0x6f72_746f_6c61_6e00;
+
+/// Cheap to clone.
+#[derive(Clone, Debug)]
+pub(super) struct Postgres {
+    pool: Pool,
+}
+
+impl Postgres {
+    /// Makes what tables are missing.
+    ///
+    /// # Errors
+    /// `Url`, `Unreachable`, `Postgres` or `Newer`.
+    pub(super) async fn open(url: &str) -> Result<Self, StoreError> {
+        let unusable = |message: String| StoreError::Url { message };
+        let mut config: Config = url.parse().map_err(|error: tokio_postgres::Error| unusable(chain(&error)))?;
+        config.connect_timeout(TIMEOUT).application_name("ortolan");
+        let recycling_method = RecyclingMethod::Fast;
+        let manager = Manager::from_config(config, tls(), ManagerConfig { recycling_method });
+        // A client of ours is told of success only when it is durable, whatever the database does for others.
+        let setting = format!("SET search_path TO {SCHEMA}; SET synchronous_commit TO on");
+        let hook = Hook::async_fn(move |client, _| {
+            let setting = setting.clone();
+            Box::pin(async move { client.batch_execute(&setting).await.map_err(HookError::Backend) })
+        });
+        let pool = Pool::builder(manager)
+            .max_size(CONNECTIONS)
+            .runtime(Runtime::Tokio1)
+            .wait_timeout(Some(TIMEOUT))
+            .create_timeout(Some(TIMEOUT))
+            .recycle_timeout(Some(TIMEOUT))
+            .post_create(hook)
+            .build()
+            .map_err(|error| unusable(error.to_string()))?;
+        let postgres = Self { pool };
+        postgres.migrate().await?;
+        Ok(postgres)
+    }
+
+    async fn client(&self) -> Result<Object, StoreError> {
+        self.pool.get().await.map_err(StoreError::Unreachable)
+    }
+
+    async fn migrate(&self) -> Result<(), StoreError> {
+        let mut client = self.client().await?;
+        let transaction = client.transaction().await?;
+        transaction.execute("SELECT pg_advisory_xact_lock($1)", &[&MIGRATION_LOCK]).await?;
+        let begin = format!(
+            "CREATE SCHEMA IF NOT EXISTS {SCHEMA}; CREATE TABLE IF NOT EXISTS migrations (version BIGINT NOT NULL); {POSTGRES_CLOCK}"
+        );
+        transaction.batch_execute(&begin).await?;
+        let found: i64 = transaction.query_one("SELECT count(*) FROM migrations", &[]).await?.get(0);
+        let known = i64::try_from(MIGRATIONS.len()).expect("there are few");
+        let first = usize::try_from(found).expect("a count");
+        let missing = MIGRATIONS.get(first..).ok_or(StoreError::Newer { found, known })?;
+        for (version, migration) in (found + 1..).zip(missing) {
+            transaction.batch_execute(migration).await?;
+            transaction.execute("INSERT INTO migrations (version) VALUES ($1)", &[&version]).await?;
+        }
+        Ok(transaction.commit().await?)
+    }
+
+    pub(super) async fn write(&self, statements: Vec<Statement>) -> Result<Outcome, StoreError> {
+        let mut client = self.client().await?;
+        let transaction = client.transaction().await?;
+        let mut outcome = Vec::with_capacity(statements.len());
+        for statement in &statements {
+            let rows = run(&transaction, statement).await?;
+            if statement.is_guard && rows.is_empty() {
+                transaction.rollback().await?;
+                return Ok(None);
+            }
+            outcome.push(rows);
+        }
+        transaction.commit().await?;
+        Ok(Some(outcome))
+    }
+
+    pub(super) async fn read(&self, query: Statement) -> Result<Vec<Row>, StoreError> {
+        run(&self.client().await?, &query).await
+    }
+}
+
+async fn run(client: &impl GenericClient, statement: &Statement) -> Result<Vec<Row>, StoreError> {
+    let prepared = client.prepare_cached(statement.sql).await?;
+    let parameters: Vec<&(dyn ToSql + Sync)> =
+        statement.parameters.iter().map(|cell| cell as &(dyn ToSql + Sync)).collect();
+    let rows = client.query(&prepared, &parameters).await?;
+    rows.iter().map(read_row).collect()
+}
+
+fn read_row(row: &tokio_postgres::Row) -> Result<Row, StoreError> {
+    let cell = |(index, column): (usize, &tokio_postgres::Column)| {
+        Ok(if *column.type_() == Type::INT8 {
+            row.try_get::<_, Option<i64>>(index)?.into()
+        } else {
+            row.try_get::<_, Option<String>>(index)?.into()
+        })
+    };
+    let cells: Result<_, tokio_postgres::Error> = row.columns().iter().enumerate().map(cell).collect();
+    Ok(Row(cells?))
+}
+
+impl ToSql for Cell {
+    fn to_sql(&self, ty: &Type, out: &mut BytesMut) -> Result<IsNull, Box<dyn Error + Sync + Send>> {
+        match self {
+            Self::Null => Ok(IsNull::Yes),
+            Self::Int(int) => int.to_sql_checked(ty, out),
+            Self::Text(text) => text.to_sql_checked(ty, out),
+        }
+    }
+
+    fn accepts(_: &Type) -> bool {
+        true
+    }
+
+    to_sql_checked!();
+}
+
+/// Used where the address asks for it (`sslmode`), with the system's certificates.
+fn tls() -> MakeRustlsConnect {
+    let mut roots = RootCertStore::empty();
+    for certificate in rustls_native_certs::load_native_certs().certs {
+        // One that cannot be read is one that nothing is signed with.
+        let _ = roots.add(certificate);
+    }
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .expect("the provider knows them")
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    MakeRustlsConnect::new(config)
+}
+
+/// An error and its causes in one line.
+fn chain(error: &dyn Error) -> String {
+    let mut line = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        line = format!("{line}: {error}");
+        cause = error.source();
+    }
+    line
+}

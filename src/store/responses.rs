@@ -1,0 +1,295 @@
+//! Responses, and the chains that they form.
+
+use super::{
+    Key, Store, StoreError,
+    checksum::checksum,
+    conversations,
+    statement::{Row, Statement},
+};
+
+/// A response that has ended.
+#[derive(Debug)]
+pub struct FinishedResponse<'a> {
+    /// Where it will be found.
+    pub key: Key<'a>,
+    /// When it was made, in seconds since 1970.
+    pub created_at: u64,
+    /// As the protocol has it.
+    pub status: &'a str,
+    /// The served model.
+    pub model: &'a str,
+    /// Which response it goes on from.
+    pub previous_id: Option<&'a str>,
+    /// Its own input: a JSON array of items.
+    pub input: &'a str,
+    /// The response object.
+    pub body: &'a str,
+    /// Ids of its output items.
+    pub item_ids: &'a [String],
+}
+
+/// Work to be done later.
+#[derive(Debug)]
+pub struct NewJob<'a> {
+    /// The response as it begins.
+    pub response: FinishedResponse<'a>,
+    /// What is asked, in JSON.
+    pub request: &'a str,
+    /// Jobs that may be unfinished at once, of all owners.
+    pub max_unfinished: u64,
+}
+
+/// Items that a conversation gets when a response ends.
+#[derive(Debug)]
+pub struct Append<'a> {
+    /// Which one.
+    pub conversation: Key<'a>,
+    /// Ids and JSON texts.
+    pub items: &'a [(String, String)],
+}
+
+/// Whether there was room.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Place {
+    /// It is stored.
+    Stored,
+    /// There are as many as there may be.
+    Full,
+}
+
+/// As it is found.
+#[derive(Clone, Debug)]
+pub struct StoredResponse {
+    /// Unique among its owner's.
+    pub id: String,
+    /// Holds where `body` says something else.
+    pub status: String,
+    /// Whether it was made in the background.
+    pub is_background: bool,
+    /// Its own input: a JSON array of items.
+    pub input: String,
+    /// The response object.
+    pub body: String,
+}
+
+const INSERT: &str = "INSERT INTO responses (tenant, id, created_at, used_at, model, status, previous_id, input, body, \
+                      checksum, bytes, background, attempt) \
+                      VALUES ($1, $2, $3, unixepoch(), $4, $5, $6, $7, $8, $9, $10, 0, 0)";
+/// Without a lease it is anybody's to take.
+const INSERT_JOB: &str = "INSERT INTO responses (tenant, id, created_at, used_at, model, status, previous_id, input, body, \
+                          checksum, bytes, background, request, lease_until, attempt) \
+                          SELECT CAST($1 AS TEXT), CAST($2 AS TEXT), CAST($3 AS BIGINT), unixepoch(), CAST($4 AS TEXT), \
+                          CAST($5 AS TEXT), CAST($6 AS TEXT), CAST($7 AS TEXT), CAST($8 AS TEXT), CAST($9 AS TEXT), \
+                          CAST($10 AS BIGINT), 1, CAST($11 AS TEXT), 0, 0 \
+                          WHERE (SELECT count(*) FROM responses WHERE lease_until IS NOT NULL) < CAST($12 AS BIGINT) \
+                          RETURNING id";
+const INSERT_ITEM: &str = "INSERT INTO output_items (tenant, id, response_id) VALUES ($1, $2, $3)";
+const SELECT: &str =
+    "SELECT id, status, background, input, body, checksum FROM responses WHERE tenant = $1 AND id = $2";
+const SELECT_BY_ITEM: &str = "SELECT r.id, r.status, r.background, r.input, r.body, r.checksum FROM output_items i \
+                              JOIN responses r ON r.tenant = i.tenant AND r.id = i.response_id \
+                              WHERE i.tenant = $1 AND i.id = $2";
+/// A parent whose row is gone ends the walk, and what is missing shows in `previous_id` of the row above.
+const SELECT_CHAIN: &str = "WITH RECURSIVE chain (tenant, id, depth) AS ( \
+                              SELECT tenant, id, CAST(0 AS BIGINT) FROM responses WHERE tenant = $1 AND id = $2 \
+                              UNION ALL \
+                              SELECT r.tenant, r.previous_id, c.depth + 1 FROM chain c \
+                              JOIN responses r ON r.tenant = c.tenant AND r.id = c.id \
+                              WHERE r.previous_id IS NOT NULL AND c.depth < $3 \
+                            ) \
+                            SELECT r.id, r.status, r.background, r.input, r.body, r.checksum, r.previous_id FROM chain c \
+                            JOIN responses r ON r.tenant = c.tenant AND r.id = c.id ORDER BY c.depth DESC";
+/// Looked at before rows are read that might not fit in memory.
+const SELECT_CHAIN_BYTES: &str = "WITH RECURSIVE chain (id, depth) AS ( \
+                                    SELECT CAST($1 AS TEXT), CAST(0 AS BIGINT) \
+                                    UNION ALL \
+                                    SELECT r.previous_id, c.depth + 1 FROM chain c \
+                                    JOIN responses r ON r.tenant = $2 AND r.id = c.id \
+                                    WHERE r.previous_id IS NOT NULL AND c.depth < $3 \
+                                  ) \
+                                  SELECT CAST(coalesce(sum(r.bytes), 0) AS BIGINT), count(*) FROM chain c \
+                                  JOIN responses r ON r.tenant = $2 AND r.id = c.id";
+/// What is gone on from is in use, and so is all that it goes on from: so no chain loses its beginning before its end.
+const TOUCH_CHAIN: &str = "WITH RECURSIVE chain (id, depth) AS ( \
+                             SELECT CAST($1 AS TEXT), CAST(0 AS BIGINT) \
+                             UNION ALL \
+                             SELECT r.previous_id, c.depth + 1 FROM chain c \
+                             JOIN responses r ON r.tenant = $2 AND r.id = c.id \
+                             WHERE r.previous_id IS NOT NULL AND c.depth < $3 \
+                           ) \
+                           UPDATE responses SET used_at = unixepoch() \
+                           WHERE tenant = $2 AND id IN (SELECT id FROM chain)";
+const DELETE: &str = "DELETE FROM responses WHERE tenant = $1 AND id = $2 RETURNING id";
+const DELETE_ITEMS: &str = "DELETE FROM output_items WHERE tenant = $1 AND response_id = $2";
+const DELETE_EVENTS: &str = "DELETE FROM events WHERE tenant = $1 AND response_id = $2";
+
+/// Responses that one may go on from, one after the other.
+const MAX_CHAIN: u64 = 1000;
+/// Bytes of what a request may go on from: some hundred times what fits a model's context.
+pub(super) const MAX_HISTORY_BYTES: u64 = 64 * 1024 * 1024;
+
+impl FinishedResponse<'_> {
+    fn checksum(&self) -> String {
+        checksum(self.key, &[self.input, self.body])
+    }
+
+    pub(super) fn bytes(&self) -> usize {
+        self.input.len() + self.body.len()
+    }
+
+    /// Where its output items are.
+    pub(super) fn index(&self) -> impl Iterator<Item = Statement> {
+        let Key { tenant, id } = self.key;
+        self.item_ids
+            .iter()
+            .map(move |item_id| Statement::new(INSERT_ITEM, [tenant.into(), item_id.as_str().into(), id.into()]))
+    }
+
+    /// Sets what it goes on from in use.
+    pub(super) fn touch(&self) -> Option<Statement> {
+        touch(self.key.tenant, self.previous_id?).into()
+    }
+}
+
+fn touch(tenant: &str, id: &str) -> Statement {
+    Statement::new(TOUCH_CHAIN, [id.into(), tenant.into(), MAX_CHAIN.into()])
+}
+
+impl Store {
+    /// Keeps a response, and gives its items to a conversation, or neither: durable when this returns. Whether the
+    /// conversation is still there; where it is not, nothing is stored.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn put(
+        &self,
+        response: Option<&FinishedResponse<'_>>,
+        append: Option<&Append<'_>>,
+    ) -> Result<bool, StoreError> {
+        let mut statements = Vec::new();
+        statements.extend(append.into_iter().flat_map(conversations::append));
+        if let Some(response) = response {
+            let FinishedResponse { key, created_at, status, model, previous_id, input, body, .. } = *response;
+            statements.push(Statement::new(
+                INSERT,
+                [
+                    key.tenant.into(),
+                    key.id.into(),
+                    created_at.into(),
+                    model.into(),
+                    status.into(),
+                    previous_id.into(),
+                    input.into(),
+                    body.into(),
+                    response.checksum().into(),
+                    response.bytes().into(),
+                ],
+            ));
+            statements.extend(response.index());
+            statements.extend(response.touch());
+        }
+        Ok(self.write(statements).await?.is_some())
+    }
+
+    /// Keeps work to be done by whichever process comes to it: durable when this returns.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn enqueue(&self, job: &NewJob<'_>) -> Result<Place, StoreError> {
+        let FinishedResponse { key, created_at, status, model, previous_id, input, body, .. } = job.response;
+        let insert = Statement::guard(
+            INSERT_JOB,
+            [
+                key.tenant.into(),
+                key.id.into(),
+                created_at.into(),
+                model.into(),
+                status.into(),
+                previous_id.into(),
+                input.into(),
+                body.into(),
+                job.response.checksum().into(),
+                (job.response.bytes() + job.request.len()).into(),
+                job.request.into(),
+                job.max_unfinished.into(),
+            ],
+        );
+        let statements = [insert].into_iter().chain(job.response.touch()).collect();
+        let place = if self.write(statements).await?.is_some() { Place::Stored } else { Place::Full };
+        self.tell_changed(key.id);
+        Ok(place)
+    }
+
+    /// None for one that is not there, or another's.
+    ///
+    /// # Errors
+    /// When the database fails, or what it gives is not what was stored.
+    pub async fn response(&self, key: Key<'_>) -> Result<Option<StoredResponse>, StoreError> {
+        self.one(Statement::new(SELECT, [key.tenant.into(), key.id.into()]), key.tenant).await
+    }
+
+    /// The response whose output has an item of that id.
+    ///
+    /// # Errors
+    /// As for [`response`](Self::response).
+    pub async fn response_with_item(&self, item: Key<'_>) -> Result<Option<StoredResponse>, StoreError> {
+        self.one(Statement::new(SELECT_BY_ITEM, [item.tenant.into(), item.id.into()]), item.tenant).await
+    }
+
+    async fn one(&self, query: Statement, tenant: &str) -> Result<Option<StoredResponse>, StoreError> {
+        let found = self.read(query).await?.pop();
+        found.map(|row| self.stored_response(tenant, row)).transpose()
+    }
+
+    /// A response and all that it goes on from, the first one first. None where any of them is not there, or another's.
+    ///
+    /// # Errors
+    /// As for [`response`](Self::response).
+    pub async fn chain(&self, key: Key<'_>) -> Result<Option<Vec<StoredResponse>>, StoreError> {
+        let query = Statement::new(SELECT_CHAIN_BYTES, [key.id.into(), key.tenant.into(), MAX_CHAIN.into()]);
+        let size = &self.read(query).await?[0];
+        let is_too_long = MAX_CHAIN <= u64::try_from(size.int(1)).unwrap_or(0);
+        if is_too_long || MAX_HISTORY_BYTES < u64::try_from(size.int(0)).unwrap_or(0) {
+            return Err(StoreError::TooLong);
+        }
+        let query = Statement::new(SELECT_CHAIN, [key.tenant.into(), key.id.into(), MAX_CHAIN.into()]);
+        let mut rows = self.read(query).await?;
+        let is_whole = rows.first_mut().is_some_and(|first| first.optional_text(6).is_none());
+        if !is_whole {
+            return Ok(None);
+        }
+        let read = |row| self.stored_response(key.tenant, row);
+        Ok(Some(rows.into_iter().map(read).collect::<Result<_, _>>()?))
+    }
+
+    /// Whether there was one.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn delete_response(&self, key: Key<'_>) -> Result<bool, StoreError> {
+        let deleted = self.write(delete(key)).await?.is_some();
+        self.tell_changed(key.id);
+        Ok(deleted)
+    }
+
+    fn stored_response(&self, tenant: &str, mut row: Row) -> Result<StoredResponse, StoreError> {
+        let stored = StoredResponse {
+            id: row.text(0),
+            status: row.text(1),
+            is_background: row.int(2) != 0,
+            input: row.text(3),
+            body: row.text(4),
+        };
+        let key = Key { tenant, id: &stored.id };
+        if checksum(key, &[&stored.input, &stored.body]) == row.text(5) {
+            Ok(stored)
+        } else {
+            Err(self.corrupt(&stored.id))
+        }
+    }
+}
+
+pub(super) fn delete(key: Key<'_>) -> Vec<Statement> {
+    let of = |sql| Statement::new(sql, [key.tenant.into(), key.id.into()]);
+    vec![Statement::guard(DELETE, [key.tenant.into(), key.id.into()]), of(DELETE_ITEMS), of(DELETE_EVENTS)]
+}
