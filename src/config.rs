@@ -5,7 +5,8 @@ mod models;
 pub use models::{LoadingConfig, ModelConfig};
 
 use crate::{
-    engine::EngineConfig, hub::HubConfig, responses::ResponsesConfig, server::ServerConfig, telemetry::LogConfig,
+    engine::EngineConfig, hub::HubConfig, responses::ResponsesConfig, server::ServerConfig, store::StoreConfig,
+    telemetry::LogConfig,
 };
 use ::config::{
     ConfigBuilder, ConfigError as Cause, File, FileFormat, FileSourceString, Map, Source, Value, ValueKind,
@@ -27,7 +28,7 @@ const SYSTEM_FILE: &str = "/etc/ortolan/ortolan.toml";
 /// `ORTOLAN__SERVER__PORT=9000` is `server.port = 9000`.
 const ENVIRONMENT_PREFIX: &str = "ORTOLAN__";
 /// Not shown among the effective values.
-const SECRET: &str = "responses.encryption_key";
+const SECRETS: &[&str] = &["responses.encryption_key", "store.url"];
 /// What is shown in its place.
 const HIDDEN: &str = "\"(hidden)\"";
 
@@ -39,6 +40,8 @@ pub struct Config {
     pub server: ServerConfig,
     /// `[responses]`
     pub responses: ResponsesConfig,
+    /// `[store]`
+    pub store: StoreConfig,
     /// `[engine]`: what an entry of `models` leaves open. An engine is given its own model's, never this.
     pub engine: EngineConfig,
     /// `[loading]`: what an entry of `models` leaves open.
@@ -151,7 +154,7 @@ impl Config {
                     let nearest = nearest(&key, origins.keys());
                     return Err(ConfigError::UnknownKey { origin: layer.origin, key, nearest });
                 }
-                let value = if key == SECRET && value != "\"\"" { HIDDEN.to_owned() } else { value };
+                let value = if SECRETS.contains(&key.as_str()) && value != "\"\"" { HIDDEN.to_owned() } else { value };
                 origins.insert(key, (value, layer.origin.clone()));
             }
             if let Some((key, nearest)) = models::unknown_key(&table, &origins) {

@@ -5,15 +5,19 @@ use crate::{
     chat::Models,
     config::Config,
     hub::Repo,
+    responses::Dialect,
     server::{self, AppState},
+    store::Store,
     telemetry,
 };
 use anyhow::{Context, anyhow, bail};
 use futures::{StreamExt, future, stream};
 use serde_json::json;
-use std::{cell::OnceCell, path::Path};
-use tokio::sync::watch;
+use std::{cell::OnceCell, env, path::Path, time::Duration};
+use tokio::{sync::watch, time::timeout};
 
+/// Longer than a write to a store takes that works.
+const LAST_WRITES: Duration = Duration::from_secs(5);
 /// `EX_SOFTWARE` of sysexits.h: the engine failed, and a supervisor should start the process again.
 const ENGINE_FAILED: u8 = 70;
 
@@ -57,7 +61,13 @@ pub(super) fn run(mut config: Config) -> anyhow::Result<u8> {
     let entries = config.models.into_iter().map(entry).collect::<anyhow::Result<Vec<_>>>()?;
     let (entries, engines): (Vec<_>, Vec<_>) = entries.into_iter().unzip();
     let models = Models::new(entries);
-    let state = AppState::new(config.server, &config.responses, models.clone())?;
+    let store = system.block_on(Store::open(&config.store, |name| env::var_os(name)))?;
+    if let Some(store) = &store {
+        system.block_on(config.responses.complete(store))?;
+    }
+    let dialect = Dialect::new(&config.responses)?;
+    let state = AppState::new(config.server, dialect, models.clone(), store.clone());
+    let responder = state.responder().clone();
 
     let load_failure = OnceCell::new();
     let served = system.block_on(async {
@@ -69,9 +79,17 @@ pub(super) fn run(mut config: Config) -> anyhow::Result<u8> {
         let reasons = stream::select(signals, stream::select(alarms, load_failures));
         let unloading = models.clone();
         actix_rt::spawn(async move { unloading.unload_idle().await });
-        server::serve(listener, state, reasons).await
+        if let Some(store) = store {
+            actix_rt::spawn(async move { store.sweep_forever().await });
+        }
+        let work = actix_rt::spawn(responder.clone().work());
+        let served = server::serve(listener, state, reasons).await;
+        // What is written in the background is kept, or left for the next start.
+        responder.stop();
+        models.shut_down();
+        let _late = timeout(LAST_WRITES, work).await;
+        served
     });
-    models.shut_down();
     let is_loading = models.is_loading();
     engines.iter().for_each(|engine| loader::join(engine));
 

@@ -37,13 +37,13 @@ pub struct Compaction {
 }
 
 /// Takes the item that asks for a compaction from the end of a request's input. Whether there was one.
-pub fn take_trigger(body: &mut Value) -> bool {
+pub(super) fn take_trigger(body: &mut Value) -> bool {
     let Some(input) = body.get_mut("input").and_then(Value::as_array_mut) else { return false };
     input.pop_if(|item| item["type"] == "compaction_trigger").is_some()
 }
 
 /// The request for the summary of a conversation. However long it is: what does not fit is left out, the oldest first.
-pub fn summary_request(request: ChatRequest) -> ChatRequest {
+pub(super) fn summary_request(request: ChatRequest) -> ChatRequest {
     let mut messages = request.messages;
     messages.push(Message::text(Role::User, TASK));
     ChatRequest {
@@ -65,7 +65,7 @@ pub fn summary_request(request: ChatRequest) -> ChatRequest {
 ///
 /// # Errors
 /// As for a reply.
-pub async fn compact_beyond(
+pub(super) async fn compact_beyond(
     threshold: usize,
     lease: &Lease,
     request: &mut ChatRequest,
@@ -96,7 +96,7 @@ fn is_summary(text: &str, reason: FinishReason) -> bool {
 }
 
 /// The events of a response that is nothing but a compaction.
-pub fn encode_compaction<C: Stream<Item = ChatEvent> + Unpin>(
+pub(super) fn encode_compaction<C: Stream<Item = ChatEvent> + Unpin>(
     response: Response,
     dialect: Dialect,
     chat: C,
@@ -118,9 +118,9 @@ pub fn encode_compaction<C: Stream<Item = ChatEvent> + Unpin>(
 }
 
 impl Compaction {
-    /// Of the conversation in a request's body: what the user said last, and the summary of all.
-    pub fn new(body: &Value, response: &Response) -> Self {
-        let mut output = kept(&body["input"]);
+    /// Of a conversation: what the user said last, and the summary of all.
+    pub(super) fn new(items: &[Value], response: &Response) -> Self {
+        let mut output = kept(items);
         output.extend(response.output.iter().map(|item| serde_json::to_value(item).expect("wire types serialize")));
         let (id, created_at) = (new_id("resp"), unix_seconds());
         Self { id, object: "response.compaction", created_at, output, usage: response.usage() }
@@ -128,13 +128,10 @@ impl Compaction {
 }
 
 /// The user's messages, the latest of them, in their order.
-fn kept(input: &Value) -> Vec<Value> {
+fn kept(items: &[Value]) -> Vec<Value> {
     let user = |content: Value| json!({ "type": "message", "id": new_id("msg"), "status": "completed", "role": "user", "content": content });
     let text = |text: &str| json!([{ "type": "input_text", "text": text }]);
-    if let Some(words) = input.as_str() {
-        return vec![user(text(words))];
-    }
-    let messages = input.as_array().into_iter().flatten().rev().filter(|item| item["role"] == "user");
+    let messages = items.iter().rev().filter(|item| item["role"] == "user");
     let mut num_bytes = 0;
     let contents = messages.map(|item| item["content"].as_str().map_or_else(|| item["content"].clone(), text));
     let fits = |content: &Value| {

@@ -5,11 +5,16 @@ use super::{
     error::InvalidRequest,
     include::ReplyOptions,
     prompts::{Prompts, PromptsError},
-    seal::{KeyError, KeySource, Purpose, Seal},
+    seal::{Key, KeyError, KeySource, Purpose, Seal},
 };
+use crate::store::{Store, StoreError};
 use serde::Deserialize;
 use serde_json::Value;
-use std::{path::PathBuf, sync::Arc};
+use std::{
+    num::{NonZeroU64, NonZeroUsize},
+    path::PathBuf,
+    sync::Arc,
+};
 
 /// How the protocol is spoken. Every default is in `config/default.toml`.
 #[derive(Clone, Debug, Deserialize)]
@@ -21,6 +26,10 @@ pub struct ResponsesConfig {
     pub encryption_key: KeySource,
     /// The folder of the prompts that requests may name; empty for none.
     pub prompts: PathBuf,
+    /// Background responses that this process writes at once.
+    pub background_jobs: NonZeroUsize,
+    /// Background responses that may be unfinished, of all clients and processes.
+    pub max_background: NonZeroU64,
 }
 
 /// Why the configuration cannot be used.
@@ -47,12 +56,29 @@ pub enum ReasoningEvents {
     Summary,
 }
 
+impl ResponsesConfig {
+    /// Takes the key that goes with the store where none is set: so what was sealed can be opened by every process that
+    /// shares the store, and after a restart.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn complete(&mut self, store: &Store) -> Result<(), StoreError> {
+        const NAME: &str = "encryption_key";
+        if let KeySource::Random = self.encryption_key {
+            self.encryption_key = store.secret(NAME, &Key::random_digits()).await?.into();
+        }
+        Ok(())
+    }
+}
+
 /// The configuration, ready for use.
 #[derive(Clone, Debug)]
 pub struct Dialect {
     reasoning_events: ReasoningEvents,
     seal: Arc<Seal>,
     prompts: Arc<Prompts>,
+    background_jobs: NonZeroUsize,
+    max_background: NonZeroU64,
 }
 
 impl Dialect {
@@ -61,7 +87,8 @@ impl Dialect {
     pub fn new(config: &ResponsesConfig) -> Result<Self, DialectError> {
         let seal = Arc::new(Seal::new(&config.encryption_key)?);
         let prompts = Arc::new(Prompts::load(&config.prompts)?);
-        Ok(Self { reasoning_events: config.reasoning_events, seal, prompts })
+        let ResponsesConfig { reasoning_events, background_jobs, max_background, .. } = *config;
+        Ok(Self { reasoning_events, seal, prompts, background_jobs, max_background })
     }
 
     /// How the reply to a request is told.
@@ -74,6 +101,14 @@ impl Dialect {
         }
     }
 
+    pub(super) fn background_jobs(&self) -> usize {
+        self.background_jobs.get()
+    }
+
+    pub(super) fn max_background(&self) -> u64 {
+        self.max_background.get()
+    }
+
     /// A summary that only this server can read.
     pub fn seal_compaction(&self, summary: &str) -> String {
         self.seal.seal(Purpose::Compaction, summary)
@@ -84,8 +119,18 @@ impl Dialect {
     /// # Errors
     /// When it names a prompt that is not there.
     pub fn resolve(&self, body: &mut Value) -> Result<(), InvalidRequest> {
-        self.seal.open_input(body);
+        self.open(body.get_mut("input").and_then(Value::as_array_mut).map_or(&mut [], Vec::as_mut_slice));
         self.prompts.fill(body)
+    }
+
+    /// Puts what items hold sealed into its place.
+    pub(super) fn open(&self, items: &mut [Value]) {
+        self.seal.open_items(items);
+    }
+
+    /// Gives each reasoning item the `encrypted_content` that a client asks for.
+    pub(super) fn seal_reasoning(&self, items: &mut [Value]) {
+        self.seal.seal_reasoning(items);
     }
 }
 

@@ -1,7 +1,8 @@
-//! What is wrong with a request body.
+//! What is wrong with a request body, and why a request cannot be answered.
 
+use crate::{chat::ChatError, engine::EngineError, store::StoreError};
 use serde_json::Value;
-use std::fmt::Display;
+use std::fmt::{self, Display};
 
 /// A field that cannot be honoured. The message is one sentence that says what would be accepted.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
@@ -56,6 +57,101 @@ impl InvalidRequest {
             return Self { param: None, code, message: format!("the body {predicate}") };
         }
         Self { param: Some(path.to_owned()), code, message: format!("`{path}` {predicate}") }
+    }
+}
+
+/// Known before the first byte of the reply.
+#[derive(Debug, thiserror::Error)]
+pub enum ResponsesError {
+    /// A field is wrong.
+    #[error(transparent)]
+    Invalid(#[from] InvalidRequest),
+    /// The chat did not start.
+    #[error(transparent)]
+    Chat(#[from] ChatError),
+    /// What was said before could not be read, or what will be said could not be kept.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// It is not there, or it is another's, which is the same to whoever asks.
+    #[error("{kind} with id '{id}' not found.")]
+    NotFound {
+        /// What it would be.
+        kind: Kind,
+        /// As the client sent it, cut.
+        id: String,
+    },
+    /// Only what runs in the background can be cancelled.
+    #[error("the response '{id}' was not made in the background, and only such a response can be cancelled")]
+    NotBackground {
+        /// Its id.
+        id: String,
+    },
+    /// The client should try again later.
+    #[error("{max} background responses have not ended yet, which is the limit; try again later")]
+    BackgroundFull {
+        /// `responses.max_background`
+        max: u64,
+    },
+}
+
+/// What an id names.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[expect(missing_docs, reason = "names are the protocol's")]
+pub enum Kind {
+    Response,
+    Item,
+    Conversation,
+}
+
+impl Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Response => "Response",
+            Self::Item => "Item",
+            Self::Conversation => "Conversation",
+        })
+    }
+}
+
+impl ResponsesError {
+    pub(super) fn not_found(kind: Kind, id: &str) -> Self {
+        Self::NotFound { kind, id: excerpt(id) }
+    }
+
+    /// The field that is to blame.
+    pub fn param(&self) -> Option<&str> {
+        use ChatError as C;
+        use EngineError as E;
+        match self {
+            Self::Invalid(error) => error.param.as_deref(),
+            Self::Chat(C::UnknownModel { .. } | C::LoadQueueFull { .. } | C::LoadFailed { .. }) => Some("model"),
+            Self::Chat(
+                C::Template { .. } | C::PromptTooLarge { .. } | C::Tokenizer(_) | C::Engine(E::PromptTooLong { .. }),
+            )
+            | Self::Store(StoreError::TooLong) => Some("input"),
+            Self::Chat(C::Engine(E::UnknownToken { .. })) => Some("logit_bias"),
+            Self::Chat(C::InvalidFormat { .. }) => Some("text.format"),
+            Self::Chat(C::InvalidTool { .. }) => Some("tools"),
+            Self::Chat(
+                C::Engine(E::QueueFull { .. } | E::TooManyTokensWaiting { .. } | E::Stopped)
+                | C::NoGrammar
+                | C::NoForcedCall
+                | C::Panicked,
+            )
+            | Self::Store(_)
+            | Self::NotFound { .. }
+            | Self::NotBackground { .. }
+            | Self::BackgroundFull { .. } => None,
+        }
+    }
+
+    /// The response that a request goes on from: the protocol has a code of its own for it.
+    pub(super) fn previous_not_found(id: &str) -> Self {
+        Self::Invalid(InvalidRequest {
+            param: Some("previous_response_id".to_owned()),
+            code: "previous_response_not_found",
+            message: format!("Previous response with id '{}' not found.", excerpt(id)),
+        })
     }
 }
 

@@ -56,7 +56,7 @@ type Logprobs = Vec<TokenLogprob>;
 
 /// The fields that OpenAI's documents put in the event itself, and once more in the `error` object that its service
 /// and Open Responses send. Clients read one or the other.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct ErrorPayload(pub(super) Failure);
 
 impl ResponseEvent {
@@ -77,6 +77,21 @@ impl ResponseEvent {
             return None;
         };
         Some(response)
+    }
+
+    /// The same, to say in it what has become of the response.
+    pub(super) fn final_response_mut(&mut self) -> Option<&mut Response> {
+        let (Payload::Completed { response } | Payload::Incomplete { response } | Payload::Failed { response }) =
+            &mut self.payload
+        else {
+            return None;
+        };
+        Some(response)
+    }
+
+    /// Its place in the stream.
+    pub fn sequence_number(&self) -> u64 {
+        self.sequence_number
     }
 }
 
@@ -136,9 +151,10 @@ impl Serialize for ErrorPayload {
             param: (),
         }
         let message = self.0.to_string();
-        let nested = Error { r#type: Failure::CODE, code: Failure::CODE, message: &message, param: () };
+        let code = self.0.code();
+        let nested = Error { r#type: code, code, message: &message, param: () };
         let mut event = serializer.serialize_map(Some(4))?;
-        event.serialize_entry("code", Failure::CODE)?;
+        event.serialize_entry("code", code)?;
         event.serialize_entry("message", &message)?;
         event.serialize_entry("param", &())?;
         event.serialize_entry("error", &nested)?;

@@ -27,6 +27,11 @@ impl<'a> Field<'a> {
         Self { path: String::new(), value }
     }
 
+    /// A value that is not the body's.
+    pub(super) fn at(path: String, value: &'a Value) -> Self {
+        Self { path, value }
+    }
+
     pub(super) fn value(&self) -> &'a Value {
         self.value
     }

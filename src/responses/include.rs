@@ -19,7 +19,7 @@ pub struct ReplyOptions {
 const ENCRYPTED_REASONING: &str = "reasoning.encrypted_content";
 const LOGPROBS: &str = "message.output_text.logprobs";
 /// All of the protocol. What the others ask for, no item here has.
-const INCLUDES: &[&str] = &[
+pub(super) const INCLUDES: &[&str] = &[
     ENCRYPTED_REASONING,
     LOGPROBS,
     "code_interpreter_call.outputs",

@@ -7,18 +7,28 @@ use super::{
     tools::{CUSTOM_INPUT, flat_name, parse_name},
 };
 use crate::chat::{Message, Role, ToolCall};
-use serde_json::json;
+use serde_json::{Value, json};
 use std::collections::HashSet;
 
-/// A text, or the items of a conversation in order.
-pub(super) fn parse_input(field: &Field) -> Result<Vec<Message>, InvalidRequest> {
+/// What was said before, then a text or the items of a conversation in order. Who goes on from something need not add to it.
+pub(super) fn parse_input(history: &[Value], body: &Object) -> Result<Vec<Message>, InvalidRequest> {
+    let mut conversation = Conversation::default();
+    for (index, item) in history.iter().enumerate() {
+        conversation.push_item(&Field::at(format!("history[{index}]"), item))?;
+    }
+    conversation.is_history = false;
+    let field = match body.get("input") {
+        Some(field) => field,
+        None if history.is_empty() => body.require("input")?,
+        None => return Ok(conversation.messages),
+    };
     if let Some(text) = field.value().as_str() {
         if text.is_empty() {
             return Err(field.invalid("is empty, and it must have a character"));
         }
-        return Ok(vec![Message::text(Role::User, text)]);
+        conversation.messages.push(Message::text(Role::User, text));
+        return Ok(conversation.messages);
     }
-    let mut conversation = Conversation::default();
     for item in field.elements().map_err(|_| field.wrong_type("a string or an array"))? {
         conversation.push_item(&item)?;
     }
@@ -30,14 +40,21 @@ pub(super) fn parse_input(field: &Field) -> Result<Vec<Message>, InvalidRequest>
 }
 
 /// Items become turns: what one assistant turn consists of comes as several items.
-#[derive(Default)]
 struct Conversation<'a> {
     messages: Vec<Message>,
+    /// Whether what comes was said before, of which the client may have deleted a part.
+    is_history: bool,
     /// Thinking whose turn has not come yet.
     reasoning: Option<String>,
     call_ids: HashSet<&'a str>,
     /// Types of items that say nothing to a model.
     left_out: Vec<&'a str>,
+}
+
+impl Default for Conversation<'_> {
+    fn default() -> Self {
+        Self { messages: Vec::new(), is_history: true, reasoning: None, call_ids: HashSet::new(), left_out: Vec::new() }
+    }
 }
 
 impl<'a> Conversation<'a> {
@@ -47,7 +64,7 @@ impl<'a> Conversation<'a> {
             // Messages need no type, and nothing else has a role. References need none either, and have only an id.
             return match (item.get("role"), item.get("id")) {
                 (Some(_), _) => self.push_message(&item),
-                (None, Some(id)) => Err(id.unsupported("refers to an item, and none is stored; send the item itself")),
+                (None, Some(id)) => Err(id.unsupported("refers to an item that is not stored; send the item itself")),
                 (None, None) => item.require("type").map(drop),
             };
         };
@@ -64,7 +81,7 @@ impl<'a> Conversation<'a> {
             }
             "function_call_output" | "custom_tool_call_output" => self.push_call_output(&item),
             "item_reference" => {
-                Err(kind.unsupported("is `item_reference`, and no item is stored; send the item itself"))
+                Err(kind.unsupported("is `item_reference`, of an item that is not stored; send the item itself"))
             }
             // One that this server can open is a message by now.
             compaction @ ("compaction" | "compaction_summary") => Err(kind.invalid(format!(
@@ -130,6 +147,10 @@ impl<'a> Conversation<'a> {
         let field = item.require("call_id")?;
         let call_id = field.text()?;
         if !self.call_ids.contains(call_id) {
+            if self.is_history {
+                self.left_out.push("function_call_output");
+                return Ok(());
+            }
             let message = format!("No tool call found for function call output with call_id {}.", excerpt(call_id));
             return Err(InvalidRequest { message, ..field.invalid("") });
         }
@@ -269,8 +290,8 @@ mod tests {
         input[1].content invalid_type: `input[1].content` must be a string or an array, and it is 3
         input[1].content[1].type unsupported_value: `input[1].content[1].type` is `input_image`, which this version does not support; it reads only text
         input[1].content[0].text missing_required_parameter: `input[1].content[0].text` is required
-        input[1].type unsupported_value: `input[1].type` is `item_reference`, and no item is stored; send the item itself
-        input[1].id unsupported_value: `input[1].id` refers to an item, and none is stored; send the item itself
+        input[1].type unsupported_value: `input[1].type` is `item_reference`, of an item that is not stored; send the item itself
+        input[1].id unsupported_value: `input[1].id` refers to an item that is not stored; send the item itself
         input[1].type invalid_value: `input[1].type` is `compaction`, which this server cannot open: another one sealed it, or `responses.encryption_key` has changed; send the items themselves
         input[1].input missing_required_parameter: `input[1].input` is required
         input[1].call_id invalid_value: No tool call found for function call output with call_id nobody's.

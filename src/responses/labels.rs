@@ -33,7 +33,7 @@ impl Labels {
     }
 }
 
-fn parse_metadata(field: &Field) -> Result<Map<String, Value>, InvalidRequest> {
+pub(super) fn parse_metadata(field: &Field) -> Result<Map<String, Value>, InvalidRequest> {
     let pairs = field.value().as_object().ok_or_else(|| field.wrong_type("an object of strings"))?;
     if MAX_METADATA_PAIRS < pairs.len() {
         return Err(field.invalid(format!("may hold at most {MAX_METADATA_PAIRS} pairs, and it holds {}", pairs.len())));

@@ -7,8 +7,9 @@ use super::{
     include::ReplyOptions,
     input::parse_input,
     labels::Labels,
+    origin::Origin,
     reasoning::Reasoning,
-    response::{Response, Status, new_id, unix_seconds},
+    response::{ConversationReference, Response, Status, new_id, unix_seconds},
     sampling::{Sampling, parse_stop},
     template_arguments::parse_template_arguments,
     text_format::TextSettings,
@@ -50,6 +51,9 @@ pub struct CreateResponse {
     reply_options: ReplyOptions,
     compact_threshold: Option<usize>,
     labels: Labels,
+    store: Option<bool>,
+    background: bool,
+    origin: Origin,
 }
 
 /// What becomes of a field that the protocol does not have.
@@ -62,9 +66,19 @@ pub enum UnknownFields {
 }
 
 impl CreateResponse {
+    /// A request that says all there is to know.
+    ///
     /// # Errors
     /// Names the first field that is wrong or that this version does not support.
     pub fn parse(body: &Value, unknown_fields: UnknownFields) -> Result<Self, InvalidRequest> {
+        Self::parse_after(&[], body, unknown_fields)
+    }
+
+    /// A request that goes on from `history`, items that were said before.
+    ///
+    /// # Errors
+    /// As for [`parse`](Self::parse).
+    pub fn parse_after(history: &[Value], body: &Value, unknown_fields: UnknownFields) -> Result<Self, InvalidRequest> {
         let body = Field::root(body).object()?;
         refuse_unsupported(&body)?;
         let reply_options = ReplyOptions::parse(&body)?;
@@ -73,7 +87,7 @@ impl CreateResponse {
         let request = Self {
             model: body.optional("model", Field::text)?.map(str::to_owned),
             stream: body.optional("stream", Field::boolean)?.unwrap_or(false),
-            messages: parse_input(&body.require("input")?)?,
+            messages: parse_input(history, &body)?,
             instructions: body.optional("instructions", Field::text)?.map(str::to_owned),
             tools,
             tool_choice: tool_choice.unwrap_or_default(),
@@ -92,7 +106,13 @@ impl CreateResponse {
             reply_options,
             compact_threshold: body.optional("context_management", parse_context_management)?.flatten(),
             labels: Labels::parse(&body)?,
+            store: body.optional("store", Field::boolean)?,
+            background: body.optional("background", Field::boolean)?.unwrap_or(false),
+            origin: Origin::parse(&body)?,
         };
+        if request.background && request.store == Some(false) {
+            return Err(InvalidRequest::invalid("background", "needs `store`: what nobody waits for has to be kept"));
+        }
         match unknown_fields {
             UnknownFields::Ignore => log_unknown(&body.unknown()),
             UnknownFields::Refuse => {
@@ -112,6 +132,16 @@ impl CreateResponse {
     /// Server-sent events, or one object.
     pub fn stream(&self) -> bool {
         self.stream
+    }
+
+    /// None leaves it to the server.
+    pub fn store(&self) -> Option<bool> {
+        self.store
+    }
+
+    /// Whether the client does not wait for it.
+    pub fn background(&self) -> bool {
+        self.background
     }
 
     /// What the reply is to hold.
@@ -140,7 +170,8 @@ impl CreateResponse {
             status: Status::InProgress,
             incomplete_details: None,
             model: model.to_owned(),
-            previous_response_id: (),
+            previous_response_id: self.origin.previous_id().map(str::to_owned),
+            conversation: self.origin.conversation_id().map(|id| ConversationReference { id: id.to_owned() }),
             instructions: self.instructions.clone(),
             output: Vec::new(),
             error: None,
@@ -158,8 +189,8 @@ impl CreateResponse {
             usage: None,
             max_output_tokens: self.max_output_tokens,
             max_tool_calls: self.max_tool_calls,
-            store: false,
-            background: false,
+            store: self.store.unwrap_or(false),
+            background: self.background,
             service_tier: match self.service_class {
                 ServiceClass::Priority => "priority",
                 ServiceClass::Default => "default",
@@ -231,32 +262,10 @@ fn parse_service_tier(field: &Field) -> Result<ServiceClass, InvalidRequest> {
     })
 }
 
-/// A value that asks for nothing.
-#[derive(Clone, Copy)]
-enum Harmless {
-    Null,
-    False,
-}
-
-/// Fields that ask for what this version does not do, and how to do without.
-const UNSUPPORTED: &[(&str, Harmless, &str)] = &[
-    ("background", Harmless::False, "nothing runs in the background; send `background: false`"),
-    ("conversation", Harmless::Null, "conversations are not stored; send the whole conversation as `input`"),
-    ("moderation", Harmless::Null, "nothing is moderated; leave it out"),
-    ("previous_response_id", Harmless::Null, "responses are not stored; send the whole conversation as `input`"),
-    ("store", Harmless::False, "responses are not stored; send `store: false`"),
-];
-
+/// Fields that ask for what this server does not do, and those that it need not look at.
 fn refuse_unsupported(body: &Object) -> Result<(), InvalidRequest> {
-    for (name, harmless, why) in UNSUPPORTED {
-        let Some(field) = body.get(name) else { continue };
-        let asks_for_nothing = match harmless {
-            Harmless::Null => false,
-            Harmless::False => field.value() == &Value::Bool(false),
-        };
-        if !asks_for_nothing {
-            return Err(InvalidRequest::unsupported_parameter(name, why));
-        }
+    if body.get("moderation").is_some() {
+        return Err(InvalidRequest::unsupported_parameter("moderation", "nothing is moderated; leave it out"));
     }
     // Both only hint at how long others may keep what we keep anyway.
     body.optional("prompt_cache_retention", Field::text)?;
@@ -408,17 +417,27 @@ pub(super) mod tests {
     #[test]
     fn what_this_version_does_not_do_is_refused() {
         let bodies = [
-            with(json!({ "background": true })),
-            with(json!({ "conversation": "conv_1" })),
-            with(json!({ "previous_response_id": "resp_1" })),
-            with(json!({ "store": true })),
+            with(json!({ "background": "yes" })),
+            with(json!({ "background": true, "store": false })),
+            with(json!({ "conversation": 1 })),
+            with(json!({ "conversation": {} })),
+            with(json!({ "conversation": "" })),
+            with(json!({ "previous_response_id": [] })),
+            with(json!({ "previous_response_id": "resp_1", "conversation": { "id": "conv_1" } })),
+            with(json!({ "store": 1 })),
+            with(json!({ "moderation": {} })),
             with(json!({ "max_tokens": 3 })),
         ];
         assert_snapshot!(errors(&bodies), @r#"
-        background unsupported_parameter: `background` is not supported: nothing runs in the background; send `background: false`
-        conversation unsupported_parameter: `conversation` is not supported: conversations are not stored; send the whole conversation as `input`
-        previous_response_id unsupported_parameter: `previous_response_id` is not supported: responses are not stored; send the whole conversation as `input`
-        store unsupported_parameter: `store` is not supported: responses are not stored; send `store: false`
+        background invalid_type: `background` must be true or false, and it is the string "yes"
+        background invalid_value: `background` needs `store`: what nobody waits for has to be kept
+        conversation invalid_type: `conversation` must be a string or an object, and it is 1
+        conversation.id missing_required_parameter: `conversation.id` is required
+        conversation invalid_value: `conversation` is empty, and it must be an id
+        previous_response_id invalid_type: `previous_response_id` must be a string, and it is an array
+        previous_response_id invalid_value: `previous_response_id` cannot be combined with `conversation`; send one of the two
+        store invalid_type: `store` must be true or false, and it is 1
+        moderation unsupported_parameter: `moderation` is not supported: nothing is moderated; leave it out
         max_tokens unknown_parameter: `max_tokens` is not a field of this request
         "#);
     }

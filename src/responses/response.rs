@@ -16,8 +16,6 @@ use std::{
 };
 use uuid::Uuid;
 
-/// A key whose value is always null in this version.
-type Null = ();
 /// A key whose value is always `[]` in this version.
 type Empty = [(); 0];
 
@@ -31,7 +29,7 @@ pub struct Response {
     pub(super) status: Status,
     pub(super) incomplete_details: Option<IncompleteDetails>,
     pub(super) model: String,
-    pub(super) previous_response_id: Null,
+    pub(super) previous_response_id: Option<String>,
     pub(super) instructions: Option<String>,
     pub(super) output: Vec<Item>,
     pub(super) error: Option<Failure>,
@@ -57,9 +55,27 @@ pub struct Response {
     pub(super) prompt_cache_key: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) user: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) conversation: Option<ConversationReference>,
+}
+
+/// Which conversation a response belongs to.
+#[derive(Clone, Debug, Serialize)]
+pub(super) struct ConversationReference {
+    pub(super) id: String,
 }
 
 impl Response {
+    /// As clients name it.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// The served model.
+    pub fn model(&self) -> &str {
+        &self.model
+    }
+
     /// How far it has come.
     pub fn status(&self) -> Status {
         self.status
@@ -77,7 +93,7 @@ impl Response {
 
     /// Why it failed, if it did.
     pub fn failure(&self) -> Option<Failure> {
-        self.error
+        self.error.clone()
     }
 }
 
@@ -195,7 +211,7 @@ impl IncompleteDetails {
 }
 
 /// Why a response failed.
-#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 pub enum Failure {
     /// A run of the model failed.
     #[error("the model failed while it wrote this reply; send the request again")]
@@ -206,17 +222,39 @@ pub enum Failure {
     /// The server stopped first.
     #[error("the server is shutting down; send the request again")]
     Shutdown,
+    /// What was asked in the background turned out to be impossible when its turn came.
+    #[error("{message}")]
+    Refused {
+        /// What a request that waits for its reply would have been told.
+        message: String,
+    },
+    /// Whoever follows it from somewhere in the middle has to begin anew.
+    #[error("the server was stopped while it wrote this reply and begins it anew; follow it from its beginning")]
+    Restarted,
+    /// The process was stopped each time while it wrote this reply in the background.
+    #[error("the server stopped {attempts} times while it wrote this reply; it is not tried again")]
+    Interrupted {
+        /// How often it was tried.
+        attempts: u64,
+    },
 }
 
 impl Failure {
     /// The protocol has one code for all that is our fault.
-    pub(super) const CODE: &str = "server_error";
+    pub(super) fn code(&self) -> &'static str {
+        match self {
+            Self::Model | Self::EngineLost | Self::Shutdown | Self::Restarted | Self::Interrupted { .. } => {
+                "server_error"
+            }
+            Self::Refused { .. } => "invalid_prompt",
+        }
+    }
 }
 
 impl Serialize for Failure {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let mut error = serializer.serialize_map(Some(2))?;
-        error.serialize_entry("code", Self::CODE)?;
+        error.serialize_entry("code", self.code())?;
         error.serialize_entry("message", &self.to_string())?;
         error.end()
     }

@@ -98,10 +98,10 @@ impl Seal {
         String::from_utf8(text).ok()
     }
 
-    /// Gives each reasoning item of a request that has only `encrypted_content` the text that was sealed in it, and puts the
-    /// summary in the place of each compaction. What does not open, perhaps because the key has changed, is left as it is.
-    pub fn open_input(&self, body: &mut Value) {
-        for item in body.get_mut("input").and_then(Value::as_array_mut).into_iter().flatten() {
+    /// Gives each reasoning item that has only `encrypted_content` the text that was sealed in it, and puts the summary in the
+    /// place of each compaction. What does not open, perhaps because the key has changed, is left as it is.
+    pub fn open_items(&self, items: &mut [Value]) {
+        for item in items {
             if item["type"] == "compaction" || item["type"] == "compaction_summary" {
                 let open = |token| self.open(Purpose::Compaction, token);
                 if let Some(summary) = item["encrypted_content"].as_str().and_then(open) {
@@ -116,6 +116,18 @@ impl Seal {
             if let Some(text) = item["encrypted_content"].as_str().and_then(open) {
                 item["content"] = json!([{ "type": "reasoning_text", "text": text }]);
             }
+        }
+    }
+}
+
+impl Seal {
+    /// Gives each reasoning item that can be read, and has none, its `encrypted_content`.
+    pub(super) fn seal_reasoning(&self, items: &mut [Value]) {
+        for item in items.iter_mut().filter(|item| item["type"] == "reasoning" && item["encrypted_content"].is_null()) {
+            let told = if item["content"].is_array() { &item["content"] } else { &item["summary"] };
+            let texts = told.as_array().into_iter().flatten().filter_map(|part| part["text"].as_str());
+            let text: String = texts.collect();
+            item["encrypted_content"] = self.seal(Purpose::Reasoning, &text).into();
         }
     }
 }
@@ -137,6 +149,12 @@ impl From<String> for KeySource {
 }
 
 impl Key {
+    /// A new key, as a setting has it.
+    pub(super) fn random_digits() -> String {
+        let bytes: [u8; KEY_BYTES] = rand::random();
+        bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+
     fn parse(digits: &str) -> Option<Self> {
         let mut key = [0; KEY_BYTES];
         if digits.len() != 2 * KEY_BYTES || !digits.bytes().all(|digit| digit.is_ascii_hexdigit()) {
@@ -226,16 +244,15 @@ mod tests {
             { "type": "compaction", "encrypted_content": token }, // It was made for something else.
         ] });
         let before = body.clone();
-        seal.open_input(&mut body);
+        seal.open_items(body["input"].as_array_mut().unwrap());
         assert_eq!(body["input"][0]["content"], json!([{ "type": "reasoning_text", "text": "Hm." }]));
         assert_eq!(body["input"][3], compaction::expand("They agreed."));
         for index in [1, 2, 4] {
             assert_eq!(body["input"][index], before["input"][index]);
         }
-        for mut harmless in [json!(null), json!([]), json!({ "input": "hi" }), json!({ "input": [[], 3, null] })] {
-            let before = harmless.clone();
-            seal.open_input(&mut harmless);
-            assert_eq!(harmless, before);
-        }
+        let mut harmless = [json!([]), json!(3), json!(null), json!({ "type": "reasoning" })];
+        let before = harmless.clone();
+        seal.open_items(&mut harmless);
+        assert_eq!(harmless, before);
     }
 }

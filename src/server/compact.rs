@@ -1,11 +1,6 @@
 //! `POST /v1/responses/compact`
 
-use super::{
-    ApiError, AppState,
-    addressed::{Addressed, read_body},
-    request_log::Generation,
-};
-use crate::responses::{self, Compaction, CreateResponse, InvalidRequest};
+use super::{ApiError, AppState, body::read_json, request_log::Generation};
 use actix_web::{HttpRequest, HttpResponse, web};
 
 /// A window of items to go on from, in place of a conversation that has become long.
@@ -15,19 +10,13 @@ pub(super) async fn compact(
     payload: web::Payload,
     generation: web::ReqData<Generation>,
 ) -> Result<HttpResponse, ApiError> {
-    let json = read_body(&app, &request, payload).await?;
-    let body = CreateResponse::parse(&json, app.config.unknown_fields())?;
-    if body.model().is_none() {
-        // The protocol wants it here, and nowhere else.
-        return Err(InvalidRequest::missing("model").into());
-    }
-    let Addressed { lease, response, request } = Addressed::new(&app, &request, body, &generation).await?;
-    let chat = lease.start(responses::summary_request(request)).await?;
-    let events = responses::encode_compaction(response, app.dialect.clone(), chat);
-    let response = responses::last_response(events).await;
+    app.refuse_while_draining()?;
+    let body = read_json(&request, payload, &app.config).await?;
+    let (compaction, response) = app.responder.compact(&app.caller(&request), body).await?;
+    generation.set_model(response.model());
     generation.set_outcome(&response);
     match response.failure() {
         Some(failure) => Err(failure.into()),
-        None => Ok(HttpResponse::Ok().json(Compaction::new(&json, &response))),
+        None => Ok(HttpResponse::Ok().json(compaction)),
     }
 }

@@ -15,12 +15,18 @@ pub struct ServerConfig {
     pub host: String,
     /// Names that the server answers to, beside addresses, `localhost` and `host`.
     pub allowed_hosts: Vec<String>,
+    /// Origins of web pages that may open WebSockets, beside those of this server itself.
+    pub allowed_origins: Vec<String>,
     /// 0 takes any free one.
     pub port: u16,
     /// HTTP worker threads.
     pub workers: NonZeroUsize,
     /// Open connections per worker.
     pub max_connections: NonZeroUsize,
+    /// Open WebSockets, of all workers.
+    pub max_websockets: NonZeroUsize,
+    /// Seconds that a WebSocket may be open.
+    pub websocket_timeout: NonZeroU64,
     /// Largest request body.
     pub max_body_bytes: NonZeroUsize,
     /// Seconds a client may take to send a request's headers.
@@ -46,6 +52,10 @@ impl ServerConfig {
 
     pub(super) fn keep_alive_interval(&self) -> Duration {
         Duration::from_secs(self.keep_alive_interval.get())
+    }
+
+    pub(super) fn websocket_timeout(&self) -> Duration {
+        Duration::from_secs(self.websocket_timeout.get())
     }
 
     pub(super) fn drain_timeout(&self) -> Duration {

@@ -3,23 +3,21 @@
 use crate::{
     chat::ChatError,
     engine::EngineError,
-    responses::{Failure, InvalidRequest},
+    responses::{Failure, InvalidRequest, Kind, ResponsesError},
+    store::StoreError,
 };
 use actix_web::{
     HttpResponse, ResponseError,
     http::{Method, StatusCode, header},
 };
-use serde_json::json;
+use serde_json::{Value, json};
 
 /// A failure before the first byte of the reply.
 #[derive(Debug, thiserror::Error)]
 pub enum ApiError {
-    /// A field is wrong.
+    /// The request cannot be answered.
     #[error(transparent)]
-    Invalid(#[from] InvalidRequest),
-    /// The chat did not start.
-    #[error(transparent)]
-    Chat(#[from] ChatError),
+    Responses(#[from] ResponsesError),
     /// The reply failed, and none of it was sent.
     #[error(transparent)]
     Failed(#[from] Failure),
@@ -43,7 +41,7 @@ pub enum ApiError {
         /// As the client sent it.
         method: Method,
         /// Joined by commas.
-        allowed: &'static str,
+        allowed: String,
     },
     /// Also keeps web pages from posting here unasked: a browser sends JSON across origins only after a preflight.
     #[error("the body must be sent with `Content-Type: application/json`")]
@@ -57,6 +55,9 @@ pub enum ApiError {
     /// The body does not parse.
     #[error("the body is not valid JSON: {0}")]
     MalformedJson(#[source] serde_json::Error),
+    /// Not what a form would send.
+    #[error("what follows the `?` of the address cannot be read; escape it as `name=value&name=value`")]
+    MalformedQuery,
     /// The body ended early or was framed wrongly.
     #[error("the body could not be read to its end")]
     BrokenBody,
@@ -71,6 +72,51 @@ pub enum ApiError {
     BodyTimeout {
         /// `server.body_timeout`
         seconds: u64,
+    },
+    /// Perhaps a page that has no business here.
+    #[error("pages of `{origin}` may not connect; name it in `server.allowed_origins`")]
+    UnknownOrigin {
+        /// As the client sent it, cut.
+        origin: String,
+    },
+    /// The client should connect later.
+    #[error("{max} WebSocket connections are open, which is the limit; try again later")]
+    TooManyWebSockets {
+        /// `server.max_websockets`
+        max: usize,
+    },
+    /// The request to become one is wrong.
+    #[error("this is no request for a WebSocket that can be met: {message}")]
+    NoWebSocket {
+        /// What is wrong.
+        message: String,
+    },
+    /// The client should connect anew.
+    #[error("the connection has been open for {seconds} seconds, which is the limit; connect again")]
+    WebSocketTooOld {
+        /// `server.websocket_timeout`
+        seconds: u64,
+    },
+    /// The client should wait for replies.
+    #[error("{max} requests wait on this connection, which is the limit; wait for their replies")]
+    TooManyTurns {
+        /// On one connection.
+        max: usize,
+    },
+    /// What HTTP has and a WebSocket does not need.
+    #[error("`{name}` is not for a WebSocket, over which every reply is streamed; leave it out")]
+    NotOverWebSocket {
+        /// The field.
+        name: &'static str,
+    },
+    /// The client should send something else.
+    #[error("`type` is no event that this server knows; send `response.create`")]
+    UnknownClientEvent,
+    /// The client should choose another name.
+    #[error("`stream_id` must be a text of 1 to {max_chars} letters, digits, `_`, `.` and `-`")]
+    InvalidLane {
+        /// Longest one.
+        max_chars: usize,
     },
     /// A signal came.
     #[error("the server is shutting down; send the request again")]
@@ -126,44 +172,51 @@ impl ApiError {
     fn describe(&self) -> Description {
         use StatusCode as S;
         match self {
-            Self::Invalid(error) => refused(S::BAD_REQUEST, error.code),
-            Self::Chat(error) => describe_chat(error),
+            Self::Responses(error) => describe_refusal(error),
             Self::Failed(Failure::Model | Failure::EngineLost) => failed(Retry::AtOnce),
-            Self::Failed(Failure::Shutdown) | Self::Draining => unavailable(),
+            Self::Failed(Failure::Refused { .. }) => refused(S::BAD_REQUEST, "invalid_prompt"),
+            Self::Failed(Failure::Shutdown | Failure::Restarted | Failure::Interrupted { .. }) | Self::Draining => {
+                unavailable()
+            }
             Self::UnknownHost { .. } => refused(S::FORBIDDEN, "host_not_allowed"),
             Self::UnknownUrl { .. } => refused(S::NOT_FOUND, "unknown_url"),
             Self::MethodNotAllowed { .. } => refused(S::METHOD_NOT_ALLOWED, "method_not_allowed"),
             Self::NotJson => refused(S::UNSUPPORTED_MEDIA_TYPE, "unsupported_content_type"),
             Self::EncodedBody => refused(S::UNSUPPORTED_MEDIA_TYPE, "unsupported_content_encoding"),
             Self::EmptyBody | Self::MalformedJson(_) => refused(S::BAD_REQUEST, "invalid_json"),
+            Self::MalformedQuery => refused(S::BAD_REQUEST, "invalid_query"),
             Self::BrokenBody => refused(S::BAD_REQUEST, "incomplete_body"),
             Self::BodyTooLarge { .. } => refused(S::PAYLOAD_TOO_LARGE, "request_too_large"),
             Self::BodyTimeout { .. } => {
                 Description { retry: Retry::Unsaid, ..refused(S::REQUEST_TIMEOUT, "request_timeout") }
             }
+            Self::UnknownOrigin { .. } => refused(S::FORBIDDEN, "origin_not_allowed"),
+            Self::TooManyWebSockets { .. } => Description { code: "too_many_connections", ..unavailable() },
+            Self::NoWebSocket { .. } => refused(S::BAD_REQUEST, "invalid_upgrade"),
+            Self::WebSocketTooOld { .. } => refused(S::BAD_REQUEST, "websocket_connection_limit_reached"),
+            Self::TooManyTurns { .. } => Description {
+                status: S::TOO_MANY_REQUESTS,
+                kind: "rate_limit_error",
+                code: "rate_limit_exceeded",
+                retry: RETRY_WHEN_FULL,
+            },
+            Self::NotOverWebSocket { .. } => refused(S::BAD_REQUEST, "unsupported_parameter"),
+            Self::UnknownClientEvent | Self::InvalidLane { .. } => refused(S::BAD_REQUEST, "invalid_value"),
             Self::Panicked => failed(Retry::Unsaid),
         }
+    }
+
+    /// The object with the four keys.
+    pub(super) fn body(&self) -> Value {
+        let Description { kind, code, .. } = self.describe();
+        json!({ "message": self.to_string(), "type": kind, "param": self.param(), "code": code })
     }
 
     /// The field that is to blame.
     fn param(&self) -> Option<&str> {
         match self {
-            Self::Invalid(error) => error.param.as_deref(),
-            Self::Chat(
-                ChatError::UnknownModel { .. } | ChatError::LoadQueueFull { .. } | ChatError::LoadFailed { .. },
-            ) => Some("model"),
-            Self::Chat(ChatError::Template { .. } | ChatError::PromptTooLarge { .. })
-            | Self::Chat(ChatError::Tokenizer(_) | ChatError::Engine(EngineError::PromptTooLong { .. })) => {
-                Some("input")
-            }
-            Self::Chat(ChatError::Engine(EngineError::UnknownToken { .. })) => Some("logit_bias"),
-            Self::Chat(ChatError::InvalidFormat { .. }) => Some("text.format"),
-            Self::Chat(ChatError::InvalidTool { .. }) => Some("tools"),
-            Self::Chat(ChatError::Engine(
-                EngineError::QueueFull { .. } | EngineError::TooManyTokensWaiting { .. } | EngineError::Stopped,
-            ))
-            | Self::Chat(ChatError::NoGrammar | ChatError::NoForcedCall | ChatError::Panicked)
-            | Self::Failed(_)
+            Self::Responses(error) => error.param(),
+            Self::Failed(_)
             | Self::UnknownHost { .. }
             | Self::UnknownUrl { .. }
             | Self::MethodNotAllowed { .. }
@@ -171,12 +224,63 @@ impl ApiError {
             | Self::EncodedBody
             | Self::EmptyBody
             | Self::MalformedJson(_)
+            | Self::MalformedQuery
             | Self::BrokenBody
             | Self::BodyTooLarge { .. }
             | Self::BodyTimeout { .. }
+            | Self::UnknownOrigin { .. }
+            | Self::TooManyWebSockets { .. }
+            | Self::NoWebSocket { .. }
+            | Self::WebSocketTooOld { .. }
+            | Self::TooManyTurns { .. }
             | Self::Draining
             | Self::Panicked => None,
+            Self::NotOverWebSocket { name } => Some(name),
+            Self::UnknownClientEvent => Some("type"),
+            Self::InvalidLane { .. } => Some("stream_id"),
         }
+    }
+}
+
+fn describe_refusal(error: &ResponsesError) -> Description {
+    use StatusCode as S;
+    match error {
+        ResponsesError::Invalid(error) => refused(S::BAD_REQUEST, error.code),
+        ResponsesError::Chat(error) => describe_chat(error),
+        ResponsesError::Store(error) => describe_store(error),
+        ResponsesError::NotFound { kind, .. } => refused(
+            S::NOT_FOUND,
+            match kind {
+                Kind::Response => "response_not_found",
+                Kind::Item => "item_not_found",
+                Kind::Conversation => "conversation_not_found",
+            },
+        ),
+        ResponsesError::NotBackground { .. } => refused(S::BAD_REQUEST, "response_not_background"),
+        ResponsesError::BackgroundFull { .. } => Description {
+            status: S::TOO_MANY_REQUESTS,
+            kind: "rate_limit_error",
+            code: "rate_limit_exceeded",
+            retry: RETRY_WHEN_STOPPED,
+        },
+    }
+}
+
+fn describe_store(error: &StoreError) -> Description {
+    match error {
+        StoreError::TooLong => refused(StatusCode::BAD_REQUEST, "context_length_exceeded"),
+        StoreError::Corrupt { .. } => failed(Retry::Never),
+        StoreError::Unavailable
+        | StoreError::Sqlite(_)
+        | StoreError::Postgres(_)
+        | StoreError::Unreachable(_)
+        | StoreError::Stopped
+        // At start only.
+        | StoreError::NoPath
+        | StoreError::Folder { .. }
+        | StoreError::Open { .. }
+        | StoreError::Url { .. }
+        | StoreError::Newer { .. } => Description { code: "store_unavailable", ..unavailable() },
     }
 }
 
@@ -209,13 +313,25 @@ fn describe_chat(error: &ChatError) -> Description {
     }
 }
 
+impl From<InvalidRequest> for ApiError {
+    fn from(error: InvalidRequest) -> Self {
+        Self::Responses(error.into())
+    }
+}
+
+impl From<ChatError> for ApiError {
+    fn from(error: ChatError) -> Self {
+        Self::Responses(error.into())
+    }
+}
+
 impl ResponseError for ApiError {
     fn status_code(&self) -> StatusCode {
         self.describe().status
     }
 
     fn error_response(&self) -> HttpResponse {
-        let Description { status, kind, code, retry } = self.describe();
+        let Description { status, retry, .. } = self.describe();
         let mut response = HttpResponse::build(status);
         match retry {
             Retry::Never => {
@@ -232,10 +348,9 @@ impl ResponseError for ApiError {
             }
         }
         if let Self::MethodNotAllowed { allowed, .. } = self {
-            response.insert_header((header::ALLOW, *allowed));
+            response.insert_header((header::ALLOW, allowed.as_str()));
         }
-        let error = json!({ "message": self.to_string(), "type": kind, "param": self.param(), "code": code });
-        response.json(json!({ "error": error }))
+        response.json(json!({ "error": self.body() }))
     }
 }
 
@@ -275,7 +390,7 @@ mod tests {
             describe(Failure::Model),
             describe(Failure::Shutdown),
             describe(ApiError::UnknownUrl { method: Method::GET, path: "/v1/nope".to_owned() }),
-            describe(ApiError::MethodNotAllowed { method: Method::PUT, allowed: "POST" }),
+            describe(ApiError::MethodNotAllowed { method: Method::PUT, allowed: "POST".to_owned() }),
             describe(ApiError::NotJson),
             describe(ApiError::EncodedBody),
             describe(ApiError::EmptyBody),

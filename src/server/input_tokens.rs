@@ -1,11 +1,7 @@
 //! `POST /v1/responses/input_tokens`
 
-use super::{
-    ApiError, AppState,
-    addressed::{Addressed, read_body},
-    request_log::Generation,
-};
-use crate::responses::CreateResponse;
+use super::{ApiError, AppState, body::read_json, request_log::Generation};
+use crate::responses::Prepared;
 use actix_web::{HttpRequest, HttpResponse, web};
 use serde_json::json;
 
@@ -16,8 +12,10 @@ pub(super) async fn count(
     payload: web::Payload,
     generation: web::ReqData<Generation>,
 ) -> Result<HttpResponse, ApiError> {
-    let body = CreateResponse::parse(&read_body(&app, &request, payload).await?, app.config.unknown_fields())?;
-    let Addressed { lease, request, .. } = Addressed::new(&app, &request, body, &generation).await?;
+    app.refuse_while_draining()?;
+    let body = read_json(&request, payload, &app.config).await?;
+    let Prepared { lease, response, request, .. } = app.responder.prepare(&app.caller(&request), body).await?;
+    generation.set_model(response.model());
     let input_tokens = lease.count_tokens(request).await?;
     Ok(HttpResponse::Ok().json(json!({ "object": "response.input_tokens", "input_tokens": input_tokens })))
 }

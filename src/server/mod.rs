@@ -1,9 +1,10 @@
 //! HTTP. The only layer that names actix, and the only one that knows status codes.
 
-mod addressed;
+mod auth;
 mod body;
 mod compact;
 mod config;
+mod conversations;
 mod error;
 mod health;
 mod host;
@@ -14,6 +15,7 @@ mod request_log;
 mod responses;
 mod serve;
 mod sse;
+mod websocket;
 
 pub use config::ServerConfig;
 pub use error::ApiError;
@@ -22,35 +24,49 @@ pub use serve::{serve, signals};
 
 use crate::{
     chat::Models,
-    responses::{Dialect, DialectError, ResponsesConfig},
+    responses::{Dialect, Responder},
+    store::Store,
 };
 use actix_web::{
-    App, Error, FromRequest, Handler, HttpRequest, HttpResponse, Resource, Responder, ResponseError,
+    App, Error, FromRequest, Handler, HttpRequest, HttpResponse, Resource, ResponseError,
     body::MessageBody,
-    dev::{ServiceFactory, ServiceRequest, ServiceResponse},
+    dev::{AppService, HttpServiceFactory, ServiceFactory, ServiceRequest, ServiceResponse},
     guard,
-    http::header::{self, HeaderValue},
     middleware::from_fn,
     web,
 };
-use std::{
-    hash::{BuildHasher, RandomState},
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
 };
+use tokio::sync::Semaphore;
 
 /// Every route.
 fn routes(service: &mut web::ServiceConfig) {
     service
-        .service(post("/v1/responses", responses::create))
-        .service(post("/v1/responses/compact", compact::compact))
-        .service(post("/v1/responses/input_tokens", input_tokens::count))
-        .service(get("/v1/models", models::list))
-        .service(get("/v1/models/{id:.+}", models::retrieve))
-        .service(get("/health", health::health))
-        .service(get("/ready", health::ready))
+        .service(resource("/v1/responses").post(responses::create).websocket(websocket::upgrade))
+        .service(resource("/v1/responses/compact").post(compact::compact))
+        .service(resource("/v1/responses/input_tokens").post(input_tokens::count))
+        .service(resource("/v1/responses/{id}").get(responses::retrieve).delete(responses::delete))
+        .service(resource("/v1/responses/{id}/cancel").post(responses::cancel))
+        .service(resource("/v1/responses/{id}/input_items").get(responses::input_items))
+        .service(resource("/v1/conversations").post(conversations::create))
+        .service(
+            resource("/v1/conversations/{id}")
+                .get(conversations::retrieve)
+                .post(conversations::update)
+                .delete(conversations::delete),
+        )
+        .service(resource("/v1/conversations/{id}/items").get(conversations::list_items).post(conversations::add_items))
+        .service(
+            resource("/v1/conversations/{id}/items/{item}")
+                .get(conversations::retrieve_item)
+                .delete(conversations::delete_item),
+        )
+        .service(resource("/v1/models").get(models::list))
+        .service(resource("/v1/models/{id:.+}").get(models::retrieve))
+        .service(resource("/health").get(health::health))
+        .service(resource("/ready").get(health::ready))
         .default_service(web::to(unknown_url));
 }
 
@@ -76,23 +92,26 @@ pub fn app(
 /// What every worker shares.
 #[derive(Clone, Debug)]
 pub struct AppState {
-    /// The way down.
     models: Models,
+    /// The way down.
+    responder: Responder,
     config: Arc<ServerConfig>,
-    dialect: Dialect,
     draining: Arc<AtomicBool>,
-    /// Unknown to clients, so that none can make a salt that is another's.
-    salts: RandomState,
+    /// A permit for each WebSocket that may be open.
+    websockets: Arc<Semaphore>,
 }
 
 impl AppState {
     /// Not draining.
-    ///
-    /// # Errors
-    /// When the key or the prompts of `[responses]` cannot be read.
-    pub fn new(config: ServerConfig, responses: &ResponsesConfig, models: Models) -> Result<Self, DialectError> {
-        let dialect = Dialect::new(responses)?;
-        Ok(Self { models, config: Arc::new(config), dialect, draining: Arc::default(), salts: RandomState::new() })
+    pub fn new(config: ServerConfig, dialect: Dialect, models: Models, store: Option<Store>) -> Self {
+        let responder = Responder::new(models.clone(), dialect, store, config.unknown_fields());
+        let websockets = Arc::new(Semaphore::new(config.max_websockets.get()));
+        Self { models, responder, config: Arc::new(config), draining: Arc::default(), websockets }
+    }
+
+    /// What answers the requests.
+    pub fn responder(&self) -> &Responder {
+        &self.responder
     }
 
     /// From now on no work is taken on.
@@ -100,37 +119,78 @@ impl AppState {
         self.draining.store(true, Ordering::Relaxed);
     }
 
-    /// The same for all requests with the same API key, which may see by the time they take what others of them asked.
-    fn cache_salt(&self, request: &HttpRequest) -> u64 {
-        self.salts.hash_one(request.headers().get(header::AUTHORIZATION).map(HeaderValue::as_bytes))
-    }
-
     fn is_draining(&self) -> bool {
         self.draining.load(Ordering::Relaxed)
     }
+
+    fn refuse_while_draining(&self) -> Result<(), ApiError> {
+        if self.is_draining() { Err(ApiError::Draining) } else { Ok(()) }
+    }
 }
 
-fn post<H, Args>(path: &str, handler: H) -> Resource
-where
-    H: Handler<Args, Output: Responder + 'static>,
-    Args: FromRequest + 'static,
-{
-    let route = web::post().to(handler);
-    web::resource(path).route(route).default_service(web::to(|request| method_not_allowed(request, "POST")))
+/// A path, and what may be done with it.
+struct Route {
+    resource: Resource,
+    allowed: Vec<&'static str>,
 }
 
-/// Also answers HEAD, as HTTP asks.
-fn get<H, Args>(path: &str, handler: H) -> Resource
-where
-    H: Handler<Args, Output: Responder + 'static>,
-    Args: FromRequest + 'static,
-{
-    let route = web::route().guard(guard::Any(guard::Get()).or(guard::Head())).to(handler);
-    web::resource(path).route(route).default_service(web::to(|request| method_not_allowed(request, "GET, HEAD")))
+fn resource(path: &str) -> Route {
+    Route { resource: web::resource(path), allowed: Vec::new() }
 }
 
-async fn method_not_allowed(request: HttpRequest, allowed: &'static str) -> HttpResponse {
-    ApiError::MethodNotAllowed { method: request.method().clone(), allowed }.error_response()
+impl Route {
+    /// Also answers HEAD, as HTTP asks.
+    fn get<H, Args>(mut self, handler: H) -> Self
+    where
+        H: Handler<Args, Output: actix_web::Responder + 'static>,
+        Args: FromRequest + 'static,
+    {
+        self.allowed.extend(["GET", "HEAD"]);
+        self.on(web::route().guard(guard::Any(guard::Get()).or(guard::Head())).to(handler))
+    }
+
+    fn post<H, Args>(mut self, handler: H) -> Self
+    where
+        H: Handler<Args, Output: actix_web::Responder + 'static>,
+        Args: FromRequest + 'static,
+    {
+        self.allowed.push("POST");
+        self.on(web::post().to(handler))
+    }
+
+    fn delete<H, Args>(mut self, handler: H) -> Self
+    where
+        H: Handler<Args, Output: actix_web::Responder + 'static>,
+        Args: FromRequest + 'static,
+    {
+        self.allowed.push("DELETE");
+        self.on(web::delete().to(handler))
+    }
+
+    /// A GET that asks for more; any other is not allowed.
+    fn websocket<H, Args>(self, handler: H) -> Self
+    where
+        H: Handler<Args, Output: actix_web::Responder + 'static>,
+        Args: FromRequest + 'static,
+    {
+        let is_upgrade = guard::fn_guard(|context| context.head().upgrade());
+        self.on(web::get().guard(is_upgrade).to(handler))
+    }
+
+    fn on(self, route: actix_web::Route) -> Self {
+        Self { resource: self.resource.route(route), ..self }
+    }
+}
+
+impl HttpServiceFactory for Route {
+    fn register(self, service: &mut AppService) {
+        let allowed = self.allowed.join(", ");
+        let refuse = move |request: HttpRequest| {
+            let refusal = ApiError::MethodNotAllowed { method: request.method().clone(), allowed: allowed.clone() };
+            async move { refusal.error_response() }
+        };
+        self.resource.default_service(web::to(refuse)).register(service);
+    }
 }
 
 async fn unknown_url(request: HttpRequest) -> HttpResponse {

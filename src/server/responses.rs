@@ -1,52 +1,92 @@
-//! `POST /v1/responses`
+//! `/v1/responses` and what stands below it: made, read, followed, cancelled, deleted.
 
-use super::{
-    ApiError, AppState,
-    addressed::{Addressed, read_body},
-    request_log::Generation,
-    sse,
-};
-use crate::responses::{self, CreateResponse};
+use super::{ApiError, AppState, body::read_json, request_log::Generation, sse};
+use crate::responses::{self, Query, Turn};
 use actix_web::{HttpRequest, HttpResponse, web};
 use futures::StreamExt;
 
-/// A refusal (400, 429, 503) comes before the first byte; a later failure is an event.
+/// `POST /v1/responses`: a refusal (400, 429, 503) comes before the first byte; a later failure is an event.
 pub(super) async fn create(
     app: web::Data<AppState>,
     request: HttpRequest,
     payload: web::Payload,
     generation: web::ReqData<Generation>,
 ) -> Result<HttpResponse, ApiError> {
-    let mut json = read_body(&app, &request, payload).await?;
-    let is_compaction = responses::take_trigger(&mut json);
-    let body = CreateResponse::parse(&json, app.config.unknown_fields())?;
-    drop(json); // It may be large, and a reply takes its time.
-    let streamed = body.stream();
-    let mut options = app.dialect.encode_options(body.reply_options());
-    let compact_threshold = body.compact_threshold();
-    let Addressed { lease, response, mut request } = Addressed::new(&app, &request, body, &generation).await?;
-    let events = if is_compaction {
-        let chat = lease.start(responses::summary_request(request)).await?;
-        responses::encode_compaction(response, app.dialect.clone(), chat).left_stream()
-    } else {
-        if let Some(threshold) = compact_threshold {
-            let summary = responses::compact_beyond(threshold, &lease, &mut request).await?;
-            options.compaction = summary.map(|summary| app.dialect.seal_compaction(&summary));
+    app.refuse_while_draining()?;
+    let body = read_json(&request, payload, &app.config).await?;
+    let caller = app.caller(&request);
+    let keep_alive = app.config.keep_alive_interval();
+    match app.responder.start(&caller, body, None).await? {
+        Turn::Reply { model, events, is_streamed, .. } => {
+            generation.set_model(&model);
+            let events = events.inspect(move |event| {
+                if let Some(response) = event.final_response() {
+                    generation.set_outcome(response);
+                }
+            });
+            if is_streamed {
+                return Ok(sse::reply(events, keep_alive));
+            }
+            let response = responses::last_response(events).await;
+            match response.failure() {
+                Some(failure) => Err(failure.into()),
+                None => Ok(HttpResponse::Ok().json(response)),
+            }
         }
-        responses::encode(response, options, lease.start(request).await?).right_stream()
-    };
-    let events = events.inspect(move |event| {
-        if let Some(response) = event.final_response() {
-            generation.set_outcome(response);
+        Turn::Background { model, response, is_streamed } => {
+            generation.set_model(&model);
+            if is_streamed {
+                return Ok(sse::reply(app.responder.follow(&caller, response.id(), None).await?, keep_alive));
+            }
+            Ok(HttpResponse::Ok().json(response))
         }
-    });
+    }
+}
 
-    if streamed {
+/// `GET /v1/responses/{id}`: the object, or its events.
+pub(super) async fn retrieve(
+    app: web::Data<AppState>,
+    request: HttpRequest,
+    id: web::Path<String>,
+) -> Result<HttpResponse, ApiError> {
+    let (caller, query) = (app.caller(&request), query(&request)?);
+    if query.stream {
+        let events = app.responder.follow(&caller, &id, query.starting_after).await?;
         return Ok(sse::reply(events, app.config.keep_alive_interval()));
     }
-    let response = responses::last_response(events).await;
-    match response.failure() {
-        Some(failure) => Err(failure.into()),
-        None => Ok(HttpResponse::Ok().json(response)),
-    }
+    Ok(HttpResponse::Ok().json(app.responder.retrieve(&caller, &id, &query).await?))
+}
+
+/// `DELETE /v1/responses/{id}`
+pub(super) async fn delete(
+    app: web::Data<AppState>,
+    request: HttpRequest,
+    id: web::Path<String>,
+) -> Result<HttpResponse, ApiError> {
+    Ok(HttpResponse::Ok().json(app.responder.delete(&app.caller(&request), &id).await?))
+}
+
+/// `POST /v1/responses/{id}/cancel`, whose body says nothing.
+pub(super) async fn cancel(
+    app: web::Data<AppState>,
+    request: HttpRequest,
+    id: web::Path<String>,
+) -> Result<HttpResponse, ApiError> {
+    Ok(HttpResponse::Ok().json(app.responder.cancel(&app.caller(&request), &id).await?))
+}
+
+/// `GET /v1/responses/{id}/input_items`
+pub(super) async fn input_items(
+    app: web::Data<AppState>,
+    request: HttpRequest,
+    id: web::Path<String>,
+) -> Result<HttpResponse, ApiError> {
+    let items = app.responder.input_items(&app.caller(&request), &id, &query(&request)?).await?;
+    Ok(HttpResponse::Ok().json(items))
+}
+
+/// Names and values behind the `?`.
+pub(super) fn query(request: &HttpRequest) -> Result<Query, ApiError> {
+    let pairs = web::Query::<Vec<(String, String)>>::from_query(request.query_string());
+    Ok(Query::parse(&pairs.map_err(|_| ApiError::MalformedQuery)?)?)
 }

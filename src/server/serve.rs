@@ -66,6 +66,7 @@ async fn drain(mut server: Server, state: &AppState, mut signals: Pin<&mut impl 
         Some(()) = signals.next() => return Ok(()),
     }
     tracing::warn!("the drain timeout has passed; ending the replies that still run");
+    state.responder.stop();
     state.models.shut_down();
     tokio::select! {
         stopped = &mut server => return stopped,

@@ -1,6 +1,6 @@
 //! Events as `text/event-stream`.
 
-use crate::responses::ResponseEvent;
+use crate::responses::WireEvent;
 use actix_web::{
     HttpResponse,
     http::header::{CACHE_CONTROL, CONTENT_TYPE},
@@ -13,8 +13,8 @@ const DONE: Bytes = Bytes::from_static(b"data: [DONE]\n\n");
 const KEEP_ALIVE: Bytes = Bytes::from_static(b": keep-alive\n\n");
 
 /// Streams until the events end or the client leaves; leaving drops the events, which cancels the request.
-pub(super) fn reply(events: impl Stream<Item = ResponseEvent> + 'static, keep_alive: Duration) -> HttpResponse {
-    let frames = events.map(|event| frame(&event)).chain(stream::iter([DONE]));
+pub(super) fn reply(events: impl Stream<Item = impl Into<WireEvent>> + 'static, keep_alive: Duration) -> HttpResponse {
+    let frames = events.map(|event| frame(&event.into())).chain(stream::iter([DONE]));
     HttpResponse::Ok()
         .insert_header((CONTENT_TYPE, "text/event-stream"))
         .insert_header((CACHE_CONTROL, "no-cache"))
@@ -23,11 +23,8 @@ pub(super) fn reply(events: impl Stream<Item = ResponseEvent> + 'static, keep_al
 }
 
 /// One event, whole: some clients lose a frame that is cut.
-fn frame(event: &ResponseEvent) -> Bytes {
-    let mut frame = format!("event: {}\ndata: ", event.name()).into_bytes();
-    serde_json::to_writer(&mut frame, event).expect("wire types serialize");
-    frame.extend_from_slice(b"\n\n");
-    frame.into()
+fn frame(WireEvent { name, json }: &WireEvent) -> Bytes {
+    format!("event: {name}\ndata: {json}\n\n").into()
 }
 
 /// A comment whenever nothing came for `interval`, so that proxies keep the connection.

@@ -3,6 +3,7 @@
 use super::{
     Append, Key, Store, StoreError,
     checksum::checksum,
+    responses::MAX_HISTORY_BYTES,
     statement::{Row, Statement},
 };
 
@@ -51,7 +52,6 @@ const SELECT_DOWN: &str = "SELECT id, item, checksum FROM conversation_items \
 const SELECT_POSITION: &str = "SELECT position FROM conversation_items \
                                WHERE tenant = $1 AND conversation_id = $2 AND id = $3";
 const SELECT_BYTES: &str = "SELECT bytes FROM conversations WHERE tenant = $1 AND id = $2";
-const TOUCH: &str = "UPDATE conversations SET used_at = unixepoch() WHERE tenant = $1 AND id = $2";
 
 /// The statements that add items in their order, the first of which finds the conversation.
 pub(super) fn append(append: &Append<'_>) -> impl Iterator<Item = Statement> {
@@ -171,21 +171,17 @@ impl Store {
         Ok(Some(rows.into_iter().map(read).collect::<Result<_, _>>()?))
     }
 
-    /// Bytes of all items that were added, as far as known before they are read. None where it is not there.
+    /// All items in their order. None where the conversation is not there, or another's.
     ///
     /// # Errors
-    /// When the database fails.
-    pub async fn conversation_bytes(&self, key: Key<'_>) -> Result<Option<u64>, StoreError> {
+    /// As for [`item`](Self::item), or that it is too long to go on from.
+    pub async fn all_items(&self, key: Key<'_>) -> Result<Option<Vec<StoredItem>>, StoreError> {
         let rows = self.read(Statement::new(SELECT_BYTES, [key.tenant.into(), key.id.into()])).await?;
-        Ok(rows.first().map(|row| u64::try_from(row.int(0)).unwrap_or(0)))
-    }
-
-    /// Sets a conversation in use.
-    ///
-    /// # Errors
-    /// When the database fails.
-    pub async fn touch_conversation(&self, key: Key<'_>) -> Result<(), StoreError> {
-        self.write_all(vec![Statement::new(TOUCH, [key.tenant.into(), key.id.into()])]).await.map(drop)
+        let Some(bytes) = rows.first().map(|row| row.int(0)) else { return Ok(None) };
+        if MAX_HISTORY_BYTES < u64::try_from(bytes).unwrap_or(0) {
+            return Err(StoreError::TooLong);
+        }
+        self.items(key, true, None, u64::MAX).await
     }
 
     fn stored_item(&self, conversation: Key<'_>, mut row: Row) -> Result<StoredItem, StoreError> {

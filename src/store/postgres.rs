@@ -131,6 +131,8 @@ impl ToSql for Cell {
         match self {
             Self::Null => Ok(IsNull::Yes),
             Self::Int(int) => int.to_sql_checked(ty, out),
+            // The one character that its texts cannot have: so no id that has it is found, and no JSON text has it.
+            Self::Text(text) if text.contains('\0') => text.replace('\0', "\u{fffd}").to_sql_checked(ty, out),
             Self::Text(text) => text.to_sql_checked(ty, out),
         }
     }

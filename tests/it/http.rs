@@ -11,7 +11,9 @@ use futures::{StreamExt, channel::mpsc as signals};
 use ortolan::{
     chat::Models,
     config::{Config, Overrides},
+    responses::Dialect,
     server::{self, AppState},
+    store::Store,
 };
 use serde_json::{Value, json};
 use std::{
@@ -22,10 +24,15 @@ use std::{
     time::Duration,
 };
 
+/// A server that keeps nothing.
 pub(crate) fn app_state(settings: &[&str], models: Models) -> AppState {
+    app_state_with(settings, models, None)
+}
+
+pub(crate) fn app_state_with(settings: &[&str], models: Models, store: Option<Store>) -> AppState {
     let settings = settings.iter().map(|setting| (*setting).to_owned()).collect();
     let (config, _) = Config::load(&Overrides { settings, ..Overrides::default() }).unwrap();
-    AppState::new(config.server, &config.responses, models).unwrap()
+    AppState::new(config.server, Dialect::new(&config.responses).unwrap(), models, store)
 }
 
 /// Posts one request to a model that says `reply`; gives status and body.
@@ -208,9 +215,12 @@ pub(crate) struct Running {
 
 impl Running {
     pub(crate) fn start(models: Models, settings: &[&str]) -> Self {
+        Self::start_with(app_state(settings, models))
+    }
+
+    pub(crate) fn start_with(state: AppState) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
-        let state = app_state(settings, models);
         let (signals, received) = signals::unbounded();
         let serve = async move { server::serve(listener, state, received.fuse()).await };
         let thread = thread::spawn(|| actix_rt::System::new().block_on(serve).unwrap());

@@ -5,7 +5,7 @@ use std::{fs, path::Path};
 /// Who may use whom. Higher layers come first.
 const LAYERS: &[(&str, &[&str])] = &[
     ("main", &["cli"]),
-    ("cli", &["config", "telemetry", "server", "store", "chat", "text", "engine", "hub", "model_dir"]),
+    ("cli", &["config", "telemetry", "server", "responses", "store", "chat", "text", "engine", "hub", "model_dir"]),
     ("config", &["telemetry", "server", "responses", "store", "chat", "engine", "hub"]),
     ("telemetry", &[]),
     ("server", &["responses", "store", "chat", "engine"]),

@@ -124,6 +124,7 @@ impl Encoder<Begun> {
 
     /// Emits `response.in_progress`.
     pub fn start(mut self) -> Encoder<Idle> {
+        self.reply.response.status = Status::InProgress;
         let response = Box::new(self.reply.response.clone());
         self.emit(Payload::InProgress { response });
         self.replace_state(Idle).1
@@ -169,7 +170,7 @@ impl Encoder<Idle> {
 
     /// Emits `error` and `response.failed`, which holds what there is.
     pub fn fail(mut self, failure: Failure, usage: Option<Usage>) -> Vec<ResponseEvent> {
-        self.emit(Payload::Error(ErrorPayload(failure)));
+        self.emit(Payload::Error(ErrorPayload(failure.clone())));
         self.reply.response.status = Status::Failed;
         self.reply.response.error = Some(failure);
         self.end(usage, |response| Payload::Failed { response })

@@ -1,0 +1,219 @@
+//! Work that nobody waits for: whichever process comes to a kept request first answers it, and keeps what is said as it is said.
+
+use super::{
+    encoder::{EncodeOptions, Encoder},
+    error::ResponsesError,
+    event::ResponseEvent,
+    history::{read_items, read_object},
+    keeping::Record,
+    responder::{Caller, Responder},
+    response::{Failure, Response, Status},
+};
+use crate::{
+    chat::ChatError,
+    engine::{EngineError, SamplingParams},
+    responses::{CreateResponse, UnknownFields},
+    store::{Job, Store, StoreError},
+};
+use futures::{StreamExt, stream::LocalBoxStream};
+use serde_json::{Value, json};
+use std::{sync::Arc, time::Duration};
+use tokio::{
+    sync::Semaphore,
+    time::{sleep, timeout},
+};
+
+/// Work that was begun so often is what stops the process, perhaps.
+const MAX_ATTEMPTS: u64 = 3;
+/// Events kept in one transaction.
+const MAX_EVENTS: usize = 256;
+/// A lease is renewed at least as often, and a cancellation noticed.
+const RENEW_INTERVAL: Duration = Duration::from_secs(1);
+/// Between tries to read what is to be done while the store fails, and to begin while the engine is full.
+const RETRY_INTERVAL: Duration = Duration::from_secs(1);
+
+/// How an attempt ended.
+enum Outcome {
+    /// The response has ended, and is kept.
+    Kept,
+    /// It is no longer ours: cancelled, deleted, or taken over.
+    Lost,
+    /// The process stops; another one goes on.
+    Interrupted,
+}
+
+impl Responder {
+    /// Takes up work until the process stops; then ends when the last of it has been kept or given back. Has to run where
+    /// tasks can be spawned that stay on their thread.
+    pub async fn work(self) {
+        let Some(store) = self.store.clone() else { return };
+        let num_jobs = self.dialect.background_jobs();
+        let permits = Arc::new(Semaphore::new(num_jobs));
+        let mut changes = store.changes();
+        while !self.is_stopping() {
+            let permit = Arc::clone(&permits).acquire_owned().await.expect("the semaphore is never closed");
+            match self.claim(&store).await {
+                Ok(Some(job)) => {
+                    let (responder, store) = (self.clone(), store.clone());
+                    tokio::task::spawn_local(async move {
+                        responder.run(&store, &job).await;
+                        drop(permit);
+                    });
+                }
+                Ok(None) => changes.any().await,
+                // The log says why.
+                Err(_) => sleep(RETRY_INTERVAL).await,
+            }
+        }
+        let all = u32::try_from(num_jobs).unwrap_or(u32::MAX);
+        let _ended = permits.acquire_many(all).await;
+    }
+
+    async fn claim(&self, store: &Store) -> Result<Option<Job>, StoreError> {
+        for model in self.models.iter() {
+            if let Some(job) = store.claim(model.name()).await? {
+                return Ok(Some(job));
+            }
+        }
+        Ok(None)
+    }
+
+    async fn run(&self, store: &Store, job: &Job) {
+        let (id, attempt) = (&job.id, job.attempt);
+        let outcome = match self.begin(store, job).await {
+            Ok(Some(events)) => self.follow_to_the_end(store, job, events).await,
+            Ok(None) => Ok(Outcome::Lost),
+            Err(error) => self.refuse(store, job, Failure::Refused { message: error.to_string() }).await,
+        };
+        match outcome {
+            Ok(Outcome::Kept) => tracing::info!(id, attempt, "a background response has ended"),
+            Ok(Outcome::Lost) => tracing::info!(id, attempt, "a background response was cancelled or taken over"),
+            Ok(Outcome::Interrupted) => {
+                tracing::info!(id, attempt, "a background response is left for the next start");
+                // If this fails, too, its lease ends.
+                let _ = store.release(job).await;
+            }
+            // Its lease ends by and by, and then it is tried again.
+            Err(error) => tracing::error!(id, attempt, %error, "a background response could not be kept"),
+        }
+    }
+
+    /// Waits while the engine is full. None where the work is no longer ours.
+    async fn begin(
+        &self,
+        store: &Store,
+        job: &Job,
+    ) -> Result<Option<LocalBoxStream<'static, ResponseEvent>>, ResponsesError> {
+        let caller = Caller { tenant: job.tenant.as_str().into(), cache_salt: self.cache_salt(&job.tenant) };
+        if MAX_ATTEMPTS < job.attempt {
+            let events = failed(self.beginning(job), Failure::Interrupted { attempts: job.attempt - 1 });
+            return Ok(Some(futures::stream::iter(events).boxed_local()));
+        }
+        loop {
+            // A model may take longer to load than a lease lasts.
+            let mut start = std::pin::pin!(self.start_job(&caller, job));
+            let started = loop {
+                match timeout(RENEW_INTERVAL, &mut start).await {
+                    Ok(started) => break started,
+                    Err(_elapsed) if store.record(job, &[]).await? => {}
+                    Err(_elapsed) => return Ok(None),
+                }
+            };
+            match started {
+                Ok(events) => return Ok(Some(events)),
+                Err(ResponsesError::Chat(error)) if is_passing(&error) && !self.is_stopping() => {
+                    sleep(RETRY_INTERVAL).await;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Dropping the events, as all ways out do, cancels what has not ended.
+    async fn follow_to_the_end(
+        &self,
+        store: &Store,
+        job: &Job,
+        events: LocalBoxStream<'static, ResponseEvent>,
+    ) -> Result<Outcome, StoreError> {
+        let mut chunks = events.ready_chunks(MAX_EVENTS);
+        loop {
+            let events = match timeout(RENEW_INTERVAL, chunks.next()).await {
+                Ok(Some(events)) => events,
+                Ok(None) => unreachable!("events end with a terminal one"),
+                Err(_elapsed) => Vec::new(),
+            };
+            let last = events.last().and_then(ResponseEvent::final_response);
+            if let Some(response) = last {
+                return self.finish(store, job, response, &events).await;
+            }
+            if !store.record(job, &numbered(&events)).await? {
+                return Ok(Outcome::Lost);
+            }
+        }
+    }
+
+    async fn finish(
+        &self,
+        store: &Store,
+        job: &Job,
+        response: &Response,
+        events: &[ResponseEvent],
+    ) -> Result<Outcome, StoreError> {
+        if response.failure() == Some(Failure::Shutdown) {
+            return Ok(Outcome::Interrupted);
+        }
+        let input = read_items(&job.id, &job.input).unwrap_or_default();
+        let record = Record::new(&job.tenant, response, &input);
+        let (finished, events) = (record.finished(), numbered(events));
+        if store.finish(job, &finished, &events, record.append().as_ref()).await? {
+            return Ok(Outcome::Kept);
+        }
+        // Either the lease is lost, and with it the right to say anything, or the conversation is gone.
+        let is_kept = store.finish(job, &finished, &events, None).await?;
+        Ok(if is_kept { Outcome::Kept } else { Outcome::Lost })
+    }
+
+    /// Ends a response that never began.
+    async fn refuse(&self, store: &Store, job: &Job, failure: Failure) -> Result<Outcome, StoreError> {
+        if self.is_stopping() {
+            return Ok(Outcome::Interrupted);
+        }
+        let events = failed(self.beginning(job), failure);
+        let response = events.last().and_then(ResponseEvent::final_response).expect("a failure ends the response");
+        self.finish(store, job, response, &events).await
+    }
+
+    /// The response as it was when it was asked for, as far as it can still be understood.
+    fn beginning(&self, job: &Job) -> Response {
+        let body = read_object(&job.id, &job.request).unwrap_or_default();
+        let told = |body: &Value| CreateResponse::parse(body, UnknownFields::Ignore);
+        // What it asks for may be what was refused.
+        let bare = json!({ "input": "-", "model": body["model"], "background": true,
+                           "previous_response_id": body["previous_response_id"], "conversation": body["conversation"] });
+        let request =
+            told(&body).or_else(|_| told(&bare)).or_else(|_| told(&json!({ "input": "-", "background": true })));
+        let request = request.expect("a body with an input is a request");
+        let model = self.models.get(request.model()).map_or("", |model| model.name()).to_owned();
+        let (response, _) = request.begin(&model, &SamplingParams::default());
+        Response { id: job.id.clone(), created_at: job.created_at, store: true, status: Status::Queued, ..response }
+    }
+}
+
+fn failed(response: Response, failure: Failure) -> Vec<ResponseEvent> {
+    Encoder::begin(response, EncodeOptions::default()).start().fail(failure, None)
+}
+
+/// Whether it may be different in a moment.
+fn is_passing(error: &ChatError) -> bool {
+    matches!(
+        error,
+        ChatError::LoadQueueFull { .. }
+            | ChatError::Engine(EngineError::QueueFull { .. } | EngineError::TooManyTokensWaiting { .. })
+    )
+}
+
+fn numbered(events: &[ResponseEvent]) -> Vec<(u64, String)> {
+    let text = |event: &ResponseEvent| serde_json::to_string(event).expect("wire types serialize");
+    events.iter().map(|event| (event.sequence_number(), text(event))).collect()
+}

@@ -1,0 +1,182 @@
+//! Conversations: made, added to, read and deleted by clients. Responses go on from them and add to them.
+
+use super::{
+    error::{InvalidRequest, Kind, ResponsesError},
+    field::{Field, Object},
+    input::parse_input,
+    items::{normalize, with_ids},
+    labels::parse_metadata,
+    list::List,
+    query::Query,
+    responder::{Caller, Responder},
+    response::{new_id, unix_seconds},
+};
+use crate::store::{Append, Key, Store, StoreError, StoredConversation, StoredItem};
+use serde_json::{Map, Value, json};
+use std::collections::HashSet;
+
+/// Items that may be added at once.
+const MAX_ITEMS: usize = 20;
+
+impl Responder {
+    /// A new conversation.
+    ///
+    /// # Errors
+    /// Of the body, and what the store says.
+    pub async fn create_conversation(&self, caller: &Caller, body: &Value) -> Result<Value, ResponsesError> {
+        let body = Field::root(body).object()?;
+        let metadata = body.optional("metadata", parse_metadata)?.unwrap_or_default();
+        let items = match body.get("items") {
+            Some(items) => parse_items(&items, &[])?,
+            None => Vec::new(),
+        };
+        let store = self.conversation_store()?;
+        store.check_room().await?;
+        let metadata = Value::Object(metadata).to_string();
+        let conversation = StoredConversation { id: new_id("conv"), created_at: unix_seconds(), metadata };
+        let key = Key { tenant: &caller.tenant, id: &conversation.id };
+        store.create_conversation(&conversation, &Append { conversation: key, items: &with_ids(&items) }).await?;
+        object(&conversation)
+    }
+
+    /// What is known of it, without its items.
+    ///
+    /// # Errors
+    /// `NotFound`, and what the store says.
+    pub async fn retrieve_conversation(&self, caller: &Caller, id: &str) -> Result<Value, ResponsesError> {
+        let found = self.conversation_store()?.conversation(Key { tenant: &caller.tenant, id }).await?;
+        object(&found.ok_or_else(|| ResponsesError::not_found(Kind::Conversation, id))?)
+    }
+
+    /// Sets its metadata.
+    ///
+    /// # Errors
+    /// Of the body, `NotFound`, and what the store says.
+    pub async fn update_conversation(&self, caller: &Caller, id: &str, body: &Value) -> Result<Value, ResponsesError> {
+        let body = Field::root(body).object()?;
+        let metadata: Map<String, Value> = body.optional("metadata", parse_metadata)?.unwrap_or_default();
+        let key = Key { tenant: &caller.tenant, id };
+        let metadata = Value::Object(metadata).to_string();
+        let found = self.conversation_store()?.update_conversation(key, &metadata).await?;
+        object(&found.ok_or_else(|| ResponsesError::not_found(Kind::Conversation, id))?)
+    }
+
+    /// Its items go with it; responses that belonged to it stay.
+    ///
+    /// # Errors
+    /// `NotFound`, and what the store says.
+    pub async fn delete_conversation(&self, caller: &Caller, id: &str) -> Result<Value, ResponsesError> {
+        let is_deleted = self.conversation_store()?.delete_conversation(Key { tenant: &caller.tenant, id }).await?;
+        if !is_deleted {
+            return Err(ResponsesError::not_found(Kind::Conversation, id));
+        }
+        Ok(json!({ "id": id, "object": "conversation.deleted", "deleted": true }))
+    }
+
+    /// Adds items, and gives them back with their ids.
+    ///
+    /// # Errors
+    /// Of the body, `NotFound`, and what the store says.
+    pub async fn add_items(&self, caller: &Caller, id: &str, body: &Value) -> Result<List, ResponsesError> {
+        let body = Field::root(body).object()?;
+        let items = body.require("items")?;
+        let store = self.conversation_store()?;
+        let key = Key { tenant: &caller.tenant, id };
+        let not_found = || ResponsesError::not_found(Kind::Conversation, id);
+        let known = store.all_items(key).await?.ok_or_else(not_found)?;
+        let known = known.iter().map(read_item).collect::<Result<Vec<_>, _>>()?;
+        let items = parse_items(&items, &known)?;
+        store.check_room().await?;
+        let is_there = store.append(&Append { conversation: key, items: &with_ids(&items) }).await?;
+        if is_there { Ok(List::new(items, false)) } else { Err(not_found()) }
+    }
+
+    /// A page of its items.
+    ///
+    /// # Errors
+    /// `NotFound`, also of `after`, and what the store says.
+    pub async fn conversation_items(&self, caller: &Caller, id: &str, query: &Query) -> Result<List, ResponsesError> {
+        self.retrieve_conversation(caller, id).await?;
+        let (key, after) = (Key { tenant: &caller.tenant, id }, query.after.as_deref());
+        // One more tells whether there are more.
+        let found = self.conversation_store()?.items(key, query.is_ascending, after, query.limit + 1).await?;
+        let mut found = found.ok_or_else(|| ResponsesError::not_found(Kind::Item, after.unwrap_or_default()))?;
+        let limit = usize::try_from(query.limit).unwrap_or(usize::MAX);
+        let has_more = limit < found.len();
+        found.truncate(limit);
+        Ok(List::new(found.iter().map(read_item).collect::<Result<_, _>>()?, has_more))
+    }
+
+    /// One of its items.
+    ///
+    /// # Errors
+    /// `NotFound`, and what the store says.
+    pub async fn conversation_item(&self, caller: &Caller, id: &str, item: &str) -> Result<Value, ResponsesError> {
+        self.retrieve_conversation(caller, id).await?;
+        let found = self.conversation_store()?.item(Key { tenant: &caller.tenant, id }, item).await?;
+        read_item(&found.ok_or_else(|| ResponsesError::not_found(Kind::Item, item))?)
+    }
+
+    /// The conversation without the item.
+    ///
+    /// # Errors
+    /// `NotFound`, and what the store says.
+    pub async fn delete_conversation_item(
+        &self,
+        caller: &Caller,
+        id: &str,
+        item: &str,
+    ) -> Result<Value, ResponsesError> {
+        let conversation = self.retrieve_conversation(caller, id).await?;
+        let is_deleted = self.conversation_store()?.delete_item(Key { tenant: &caller.tenant, id }, item).await?;
+        if is_deleted { Ok(conversation) } else { Err(ResponsesError::not_found(Kind::Item, item)) }
+    }
+
+    fn conversation_store(&self) -> Result<&Store, ResponsesError> {
+        let why = "this server keeps nothing (`store.enabled` is false); send the whole conversation as `input`";
+        self.store.as_ref().ok_or_else(|| InvalidRequest::unsupported_parameter("conversation", why).into())
+    }
+}
+
+fn object(conversation: &StoredConversation) -> Result<Value, ResponsesError> {
+    let StoredConversation { id, created_at, metadata } = conversation;
+    let metadata: Value = serde_json::from_str(metadata).map_err(|_| StoreError::Corrupt { id: id.clone() })?;
+    Ok(json!({ "id": id, "object": "conversation", "created_at": created_at, "metadata": metadata }))
+}
+
+fn read_item(StoredItem { id, item }: &StoredItem) -> Result<Value, ResponsesError> {
+    Ok(serde_json::from_str(item).map_err(|_| StoreError::Corrupt { id: id.clone() })?)
+}
+
+/// As for a request's input: what could not be said to a model is refused now and not when it is. Each id once.
+fn parse_items(field: &Field, known: &[Value]) -> Result<Vec<Value>, InvalidRequest> {
+    let num_items = field.elements()?.len();
+    if MAX_ITEMS < num_items {
+        return Err(field.invalid(format!("may hold at most {MAX_ITEMS} items, and it holds {num_items}")));
+    }
+    if num_items == 0 {
+        return Ok(Vec::new());
+    }
+    let as_input = json!({ "input": field.value() });
+    let checked: Object = Field::root(&as_input).object()?;
+    parse_input(known, &checked).map_err(|error| rename(error, "items"))?;
+    let mut ids: HashSet<&str> = known.iter().filter_map(|item| item["id"].as_str()).collect();
+    for item in field.elements()? {
+        if let Some(id) = item.value()["id"].as_str().filter(|id| !id.is_empty())
+            && !ids.insert(id)
+        {
+            return Err(item.invalid("has an id that another item of the conversation has; leave it out"));
+        }
+    }
+    Ok(field.value().as_array().into_iter().flatten().cloned().map(normalize).collect())
+}
+
+/// The error of a request whose items stood elsewhere.
+fn rename(error: InvalidRequest, name: &str) -> InvalidRequest {
+    let renamed = |text: &str| text.replacen("input", name, 1);
+    InvalidRequest {
+        param: error.param.as_deref().map(renamed),
+        message: if error.message.starts_with('`') { renamed(&error.message) } else { error.message },
+        ..error
+    }
+}
