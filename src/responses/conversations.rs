@@ -104,7 +104,11 @@ impl Responder {
         let limit = usize::try_from(query.limit).unwrap_or(usize::MAX);
         let has_more = limit < found.len();
         found.truncate(limit);
-        Ok(List::new(found.iter().map(read_item).collect::<Result<_, _>>()?, has_more))
+        let mut items = found.iter().map(read_item).collect::<Result<Vec<_>, _>>()?;
+        if query.encrypted_reasoning {
+            self.dialect.seal_reasoning(&mut items);
+        }
+        Ok(List::new(items, has_more))
     }
 
     /// One of its items.

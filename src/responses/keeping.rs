@@ -7,7 +7,7 @@ use serde_json::Value;
 use std::sync::Arc;
 
 /// Where a reply belongs.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(super) struct Keeping {
     pub(super) store: Store,
     pub(super) tenant: Arc<str>,
@@ -21,8 +21,9 @@ impl Keeping {
     /// The same events; the last one comes when what it says is durable. A reply that cannot be kept is given to the client
     /// all the same, and says so with `store: false`.
     pub(super) fn keep<E: Stream<Item = ResponseEvent>>(self, events: E) -> impl Stream<Item = ResponseEvent> + use<E> {
+        let keeping = Arc::new(self);
         events.then(move |mut event| {
-            let keeping = self.clone();
+            let keeping = Arc::clone(&keeping);
             async move {
                 if let Some(response) = event.final_response_mut() {
                     response.store = keeping.put(response).await;

@@ -34,6 +34,8 @@ use std::{
     },
 };
 
+/// Of what a connection remembers: far more than fits a model's context, unless a request truncates.
+const MAX_MEMORY_BYTES: usize = 16 * 1024 * 1024;
 /// References to items that one request may hold.
 const MAX_REFERENCES: usize = 256;
 
@@ -66,12 +68,14 @@ pub struct Memory {
 }
 
 impl Memory {
-    /// Of a response that has ended, what it went on from and what it was asked.
-    pub fn new(response: &Response, history: Vec<Value>, input: &[Value]) -> Self {
+    /// Of a response that has ended, what it went on from and what it was asked. None where that is too much.
+    pub fn new(response: &Response, history: Vec<Value>, input: &[Value]) -> Option<Self> {
         let mut said = history;
         said.extend_from_slice(input);
         said.extend(response.output.iter().map(|item| serde_json::to_value(item).expect("wire types serialize")));
-        Self { id: response.id.clone(), items: history::from_last_compaction(said) }
+        let items = history::from_last_compaction(said);
+        let num_bytes: usize = items.iter().map(|item| item.to_string().len()).sum();
+        (num_bytes <= MAX_MEMORY_BYTES).then(|| Self { id: response.id.clone(), items })
     }
 
     /// Of the response.

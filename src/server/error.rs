@@ -400,6 +400,23 @@ mod tests {
             describe(ApiError::BodyTimeout { seconds: 8 }),
             describe(ApiError::Draining),
             describe(ApiError::Panicked),
+            describe(ResponsesError::NotFound { kind: Kind::Response, id: "resp_1".to_owned() }),
+            describe(ResponsesError::NotFound { kind: Kind::Item, id: "msg_1".to_owned() }),
+            describe(ResponsesError::NotFound { kind: Kind::Conversation, id: "conv_1".to_owned() }),
+            describe(ResponsesError::NotBackground { id: "resp_1".to_owned() }),
+            describe(ResponsesError::BackgroundFull { max: 8 }),
+            describe(ResponsesError::from(StoreError::Unavailable)),
+            describe(ResponsesError::from(StoreError::TooLong)),
+            describe(ResponsesError::from(StoreError::Corrupt { id: "resp_1".to_owned() })),
+            describe(ApiError::MalformedQuery),
+            describe(ApiError::UnknownOrigin { origin: "https://evil.example".to_owned() }),
+            describe(ApiError::TooManyWebSockets { max: 8 }),
+            describe(ApiError::NoWebSocket { message: "no key".to_owned() }),
+            describe(ApiError::WebSocketTooOld { seconds: 3600 }),
+            describe(ApiError::TooManyTurns { max: 8 }),
+            describe(ApiError::NotOverWebSocket { name: "stream" }),
+            describe(ApiError::UnknownClientEvent),
+            describe(ApiError::InvalidLane { max_chars: 8 }),
         ];
         insta::assert_snapshot!(errors.concat(), @r#"
         400 false - {"error":{"message":"bad","type":"invalid_request_error","param":"top_p","code":"invalid_type"}}
@@ -426,6 +443,23 @@ mod tests {
         408 - - {"error":{"message":"the body did not arrive within 8 seconds, which is the limit","type":"invalid_request_error","param":null,"code":"request_timeout"}}
         503 true 5 {"error":{"message":"the server is shutting down; send the request again","type":"service_unavailable","param":null,"code":"service_unavailable"}}
         500 - - {"error":{"message":"the server failed to answer this request; its log says why","type":"server_error","param":null,"code":"server_error"}}
+        404 false - {"error":{"message":"Response with id 'resp_1' not found.","type":"invalid_request_error","param":null,"code":"response_not_found"}}
+        404 false - {"error":{"message":"Item with id 'msg_1' not found.","type":"invalid_request_error","param":null,"code":"item_not_found"}}
+        404 false - {"error":{"message":"Conversation with id 'conv_1' not found.","type":"invalid_request_error","param":null,"code":"conversation_not_found"}}
+        400 false - {"error":{"message":"the response 'resp_1' was not made in the background, and only such a response can be cancelled","type":"invalid_request_error","param":null,"code":"response_not_background"}}
+        429 true 5 {"error":{"message":"8 background responses have not ended yet, which is the limit; try again later","type":"rate_limit_error","param":null,"code":"rate_limit_exceeded"}}
+        503 true 5 {"error":{"message":"nothing can be stored at the moment; try again later, or send `store: false`","type":"service_unavailable","param":null,"code":"store_unavailable"}}
+        400 false - {"error":{"message":"the conversation has become too long to go on from; compact it, and send what remains as `input`","type":"invalid_request_error","param":"input","code":"context_length_exceeded"}}
+        500 false - {"error":{"message":"what was stored as `resp_1` is damaged and cannot be read","type":"server_error","param":null,"code":"server_error"}}
+        400 false - {"error":{"message":"what follows the `?` of the address cannot be read; escape it as `name=value&name=value`","type":"invalid_request_error","param":null,"code":"invalid_query"}}
+        403 false - {"error":{"message":"pages of `https://evil.example` may not connect; name it in `server.allowed_origins`","type":"invalid_request_error","param":null,"code":"origin_not_allowed"}}
+        503 true 5 {"error":{"message":"8 WebSocket connections are open, which is the limit; try again later","type":"service_unavailable","param":null,"code":"too_many_connections"}}
+        400 false - {"error":{"message":"this is no request for a WebSocket that can be met: no key","type":"invalid_request_error","param":null,"code":"invalid_upgrade"}}
+        400 false - {"error":{"message":"the connection has been open for 3600 seconds, which is the limit; connect again","type":"invalid_request_error","param":null,"code":"websocket_connection_limit_reached"}}
+        429 true 1 {"error":{"message":"8 requests wait on this connection, which is the limit; wait for their replies","type":"rate_limit_error","param":null,"code":"rate_limit_exceeded"}}
+        400 false - {"error":{"message":"`stream` is not for a WebSocket, over which every reply is streamed; leave it out","type":"invalid_request_error","param":"stream","code":"unsupported_parameter"}}
+        400 false - {"error":{"message":"`type` is no event that this server knows; send `response.create`","type":"invalid_request_error","param":"type","code":"invalid_value"}}
+        400 false - {"error":{"message":"`stream_id` must be a text of 1 to 8 letters, digits, `_`, `.` and `-`","type":"invalid_request_error","param":"stream_id","code":"invalid_value"}}
         "#);
     }
 }

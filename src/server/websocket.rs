@@ -184,7 +184,7 @@ impl Connection {
                     let ((history, input), previous_id) = (std::mem::take(&mut turn.said), turn.previous_id.take());
                     tracing::info!(id = response.id(), finish = response.status().name(), "WebSocket reply");
                     if response.failure().is_none() {
-                        self.memory = Some(Memory::new(response, history, &input));
+                        self.memory = Memory::new(response, history, &input);
                     } else {
                         self.forget(previous_id);
                     }
