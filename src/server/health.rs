@@ -13,6 +13,9 @@ struct Readiness<'a> {
     status: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
     reason: Option<String>,
+    /// Whether something can be stored; not told where nothing is. What need not be stored is answered in any case.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    store: Option<&'static str>,
     models: Vec<ModelReadiness<'a>>,
 }
 
@@ -38,14 +41,18 @@ pub(super) async fn health() -> HttpResponse {
 
 pub(super) async fn ready(app: web::Data<AppState>) -> HttpResponse {
     let reason = why_not_ready(&app);
+    let store = match app.responder.store() {
+        Some(store) => Some(if store.check_room().await.is_ok() { "ready" } else { "unavailable" }),
+        None => None,
+    };
     let models = app.models.iter().map(|model| ModelReadiness::from(&**model)).collect();
     if reason.is_none() {
-        return HttpResponse::Ok().json(Readiness { status: "ready", reason, models });
+        return HttpResponse::Ok().json(Readiness { status: "ready", reason, store, models });
     }
     HttpResponse::ServiceUnavailable()
         .insert_header((header::RETRY_AFTER, RETRY_AFTER_SECONDS))
         .insert_header(("retry-after-ms", RETRY_AFTER_SECONDS * 1000))
-        .json(Readiness { status: "unavailable", reason, models })
+        .json(Readiness { status: "unavailable", reason, store, models })
 }
 
 fn why_not_ready(app: &AppState) -> Option<String> {
