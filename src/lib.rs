@@ -6,6 +6,8 @@ pub mod telemetry;
 
 pub mod server;
 
+pub mod completions;
+
 pub mod responses;
 
 pub mod store;

@@ -158,6 +158,11 @@ enum Author {
 }
 
 impl Prompt {
+    /// A client's text and nothing else.
+    pub(super) fn plain(text: String) -> Self {
+        Self(vec![(Author::Client, text)])
+    }
+
     /// Of the whole text.
     pub fn num_bytes(&self) -> usize {
         self.0.iter().map(|(_, text)| text.len()).sum()

@@ -125,6 +125,7 @@ impl Chat {
         let (request, Start { tokens, parser, constraint }) = self.prepare(request).await?;
         let usage = Usage { input_tokens: tokens.len(), ..Usage::default() };
         let ChatRequest {
+            text,
             sampling,
             top_logprobs,
             max_output_tokens,
@@ -146,7 +147,8 @@ impl Chat {
             cache_salt,
             max_draft_tokens,
         };
-        let detokenizer = Detokenizer::new(Arc::clone(&self.model.tokenizer), Arc::clone(&self.marks));
+        let marks = if text.is_some() { Arc::default() } else { Arc::clone(&self.marks) };
+        let detokenizer = Detokenizer::new(Arc::clone(&self.model.tokenizer), marks);
         let text = text::generate(&self.engine, detokenizer, request)?;
         Ok(Reply { text, parser, stops: StopStrings::new(stop), usage, logprobs: Vec::new() }.into_events())
     }
@@ -180,7 +182,10 @@ impl Chat {
         // A model that is held to something when it calls does so in our format if it has none of its own.
         let calls = if is_free { FormatCalls::Own } else { FormatCalls::OwnOrOurs };
         let tools = grammar::callable(request).cloned().collect();
-        let parser = ReplyParser::new(&self.model.response_format, calls, rendered.last_words(), tools);
+        let parser = match request.text {
+            Some(_) => ReplyParser::new(ResponseFormat::plain(), FormatCalls::Own, "", Vec::new()),
+            None => ReplyParser::new(&self.model.response_format, calls, rendered.last_words(), tools),
+        };
         let constraint = if is_free { None } else { Some(self.constraint(request, parser.is_reasoning())?) };
         Ok(Start { tokens, parser, constraint })
     }
@@ -190,12 +195,16 @@ impl Chat {
         let max_bytes = self.context_tokens() * MAX_BYTES_PER_TOKEN;
         let max_tokens = truncation::max_prompt_tokens(request, self.context_tokens());
         loop {
-            let prompt = self.model.template.render(request)?;
+            let prompt = match &request.text {
+                Some(text) => Prompt::plain(text.clone()),
+                None => self.model.template.render(request)?,
+            };
             let bytes = prompt.num_bytes();
             let (excess_bytes, found) = if max_bytes < bytes {
                 (bytes - max_bytes, Err(ChatError::PromptTooLarge { bytes, max_bytes }))
             } else {
-                let tokens = self.model.tokens(&prompt)?;
+                let begins_text = request.text.is_some();
+                let tokens = self.model.tokens(&prompt, begins_text)?;
                 let excess_tokens = tokens.len().saturating_sub(max_tokens);
                 // Without leave to truncate, the engine refuses what is too long.
                 ((excess_tokens * bytes).div_ceil(tokens.len()), Ok((prompt, tokens)))
@@ -220,9 +229,12 @@ impl Chat {
 }
 
 impl ChatModel {
-    fn tokens(&self, prompt: &Prompt) -> Result<Vec<TokenId>, ChatError> {
+    /// Templates write the tokens that begin a text themselves.
+    fn tokens(&self, prompt: &Prompt, begins_text: bool) -> Result<Vec<TokenId>, ChatError> {
         let pieces: Vec<Piece<'_>> = prompt.pieces();
-        let tokens = self.tokenizer.encode(&pieces).map_err(|cause| ChatError::Tokenizer(cause.to_string()))?;
+        let failed = |cause: Box<dyn std::error::Error + Send + Sync>| ChatError::Tokenizer(cause.to_string());
+        let mut tokens = if begins_text { self.tokenizer.text_beginning().map_err(failed)? } else { Vec::new() };
+        tokens.extend(self.tokenizer.encode(&pieces).map_err(failed)?);
         if tokens.is_empty() {
             return Err(ChatError::Template { message: "it rendered an empty prompt".to_owned() });
         }

@@ -10,6 +10,8 @@ use std::num::NonZeroU32;
 pub struct ChatRequest {
     /// The conversation so far, oldest first; at least one.
     pub messages: Vec<Message>,
+    /// A text to go on from as it stands, in place of a conversation: no template, no reasoning, no calls.
+    pub text: Option<String>,
     /// Functions that the model is told of.
     pub tools: Vec<Tool>,
     /// Which of them it may or must call.

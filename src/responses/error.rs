@@ -28,7 +28,7 @@ impl InvalidRequest {
     }
 
     /// The type is right and the value is not.
-    pub(super) fn invalid(path: &str, why: impl Display) -> Self {
+    pub(crate) fn invalid(path: &str, why: impl Display) -> Self {
         Self::new(path, "invalid_value", why.to_string())
     }
 
@@ -43,7 +43,7 @@ impl InvalidRequest {
     }
 
     /// The protocol has the field and this version does not.
-    pub(super) fn unsupported_parameter(path: &str, why: impl Display) -> Self {
+    pub(crate) fn unsupported_parameter(path: &str, why: impl Display) -> Self {
         Self::new(path, "unsupported_parameter", format!("is not supported: {why}"))
     }
 
@@ -156,7 +156,7 @@ impl ResponsesError {
 }
 
 /// The start of a client's text, without what could garble a log.
-pub(super) fn excerpt(text: &str) -> String {
+pub(crate) fn excerpt(text: &str) -> String {
     const MAX_CHARS: usize = 64;
     let mut chars = text.chars();
     let printable = |char: char| if char.is_control() { char::REPLACEMENT_CHARACTER } else { char };

@@ -14,7 +14,7 @@ const MAX_USER_CHARS: usize = 512;
 
 /// Nothing here changes what is said.
 #[derive(Clone, Debug)]
-pub(super) struct Labels {
+pub(crate) struct Labels {
     pub(super) metadata: Map<String, Value>,
     pub(super) safety_identifier: Option<String>,
     pub(super) prompt_cache_key: Option<String>,
@@ -22,7 +22,7 @@ pub(super) struct Labels {
 }
 
 impl Labels {
-    pub(super) fn parse(body: &Object) -> Result<Self, InvalidRequest> {
+    pub(crate) fn parse(body: &Object) -> Result<Self, InvalidRequest> {
         let key = |name| body.optional(name, |field| field.text_up_to(MAX_KEY_CHARS).map(str::to_owned));
         Ok(Self {
             metadata: body.optional("metadata", parse_metadata)?.unwrap_or_default(),

@@ -38,6 +38,18 @@ mod text_format;
 mod tool_choice;
 mod tools;
 
+pub(crate) use error::excerpt;
+pub(crate) use field::{Field, Object};
+pub(crate) use labels::Labels;
+pub(crate) use reasoning::Reasoning;
+pub(crate) use request::{MAX_TOP_LOGPROBS, parse_service_tier};
+pub(crate) use response::{new_id, unix_seconds};
+pub(crate) use sampling::{Sampling, parse_stop};
+pub(crate) use template_arguments::parse_template_arguments;
+pub(crate) use text_format::TextFormat;
+pub(crate) use tool_choice::ToolChoice;
+pub(crate) use tools::{Tools, parse_name};
+
 pub use compaction::Compaction;
 pub use config::{Dialect, DialectError, ReasoningEvents, ResponsesConfig};
 pub use encoder::{Begun, EncodeOptions, Encoder, Idle, InCustomToolCall, InFunctionCall, InMessage, InReasoning};

@@ -6,7 +6,7 @@ use serde_json::{Map, Value, json};
 
 /// As the response repeats it.
 #[derive(Clone, Copy, Debug, Default, Serialize)]
-pub(super) struct Reasoning {
+pub(crate) struct Reasoning {
     effort: Option<&'static str>,
     /// What reasoning is told of is its text, so there is nothing to shorten: any wish is repeated and has no effect.
     summary: Option<&'static str>,
@@ -16,6 +16,11 @@ const EFFORTS: &[&str] = &["none", "minimal", "low", "medium", "high", "xhigh", 
 const SUMMARIES: &[&str] = &["auto", "concise", "detailed"];
 
 impl Reasoning {
+    /// Where a request has nothing but an effort.
+    pub(crate) fn parse_effort(field: &Field) -> Result<Self, InvalidRequest> {
+        Ok(Self { effort: Some(field.choice(EFFORTS)?), summary: None })
+    }
+
     /// `context` and `mode` steer models that others host; they are let be.
     pub(super) fn parse(field: &Field) -> Result<Self, InvalidRequest> {
         let reasoning = field.object()?;
@@ -29,7 +34,7 @@ impl Reasoning {
 
     /// What the template is told: its variables and `enable_thinking`. What a client says in the template's own words is
     /// said last. A model thinks or does not, so of an effort only few templates take more than that.
-    pub(super) fn merge(self, mut arguments: Map<String, Value>) -> (Map<String, Value>, Option<bool>) {
+    pub(crate) fn merge(self, mut arguments: Map<String, Value>) -> (Map<String, Value>, Option<bool>) {
         let thinks = self.effort.map(|effort| effort != "none");
         if let Some(effort) = self.effort.filter(|effort| *effort != "none") {
             arguments.entry("reasoning_effort").or_insert_with(|| json!(effort));

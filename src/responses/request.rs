@@ -24,7 +24,7 @@ use serde_json::{Map, Value};
 use std::num::NonZeroU32;
 
 const MAX_DRAFT_TOKENS: u32 = 32;
-const MAX_TOP_LOGPROBS: u32 = 20;
+pub(crate) const MAX_TOP_LOGPROBS: u32 = 20;
 const MIN_COMPACT_THRESHOLD: u32 = 1000;
 
 /// A request that this version can honour in every field.
@@ -63,6 +63,22 @@ pub enum UnknownFields {
     Ignore,
     /// 400
     Refuse,
+}
+
+impl UnknownFields {
+    /// Right only when all fields of the body that are known have been asked for.
+    pub(crate) fn check(self, body: &Object) -> Result<(), InvalidRequest> {
+        let unknown = body.unknown();
+        match self {
+            Self::Ignore => log_unknown(&unknown),
+            Self::Refuse => {
+                if let Some(name) = unknown.first() {
+                    return Err(InvalidRequest::unknown_parameter(&excerpt(name)));
+                }
+            }
+        }
+        Ok(())
+    }
 }
 
 impl CreateResponse {
@@ -113,14 +129,7 @@ impl CreateResponse {
         if request.background && request.store == Some(false) {
             return Err(InvalidRequest::invalid("background", "needs `store`: what nobody waits for has to be kept"));
         }
-        match unknown_fields {
-            UnknownFields::Ignore => log_unknown(&body.unknown()),
-            UnknownFields::Refuse => {
-                if let Some(name) = body.unknown().first() {
-                    return Err(InvalidRequest::unknown_parameter(&excerpt(name)));
-                }
-            }
-        }
+        unknown_fields.check(&body)?;
         Ok(request)
     }
 
@@ -210,6 +219,7 @@ impl CreateResponse {
         let (template_arguments, enable_thinking) = self.reasoning.unwrap_or_default().merge(self.template_arguments);
         ChatRequest {
             messages: with_instructions(self.instructions, self.messages),
+            text: None,
             tools: offered.iter().map(|callable| callable.tool.clone()).collect(),
             calls,
             format: self.text.format.to_chat(),
@@ -254,7 +264,7 @@ fn parse_context_management(field: &Field) -> Result<Option<usize>, InvalidReque
 }
 
 /// `auto` leaves the choice to the server, for which all are alike; so do tiers that this server does not have.
-fn parse_service_tier(field: &Field) -> Result<ServiceClass, InvalidRequest> {
+pub(crate) fn parse_service_tier(field: &Field) -> Result<ServiceClass, InvalidRequest> {
     Ok(match field.text()? {
         "priority" => ServiceClass::Priority,
         "flex" => ServiceClass::Flex,

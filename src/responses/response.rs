@@ -241,7 +241,7 @@ pub enum Failure {
 
 impl Failure {
     /// The protocol has one code for all that is our fault.
-    pub(super) fn code(&self) -> &'static str {
+    pub(crate) fn code(&self) -> &'static str {
         match self {
             Self::Model | Self::EngineLost | Self::Shutdown | Self::Restarted | Self::Interrupted { .. } => {
                 "server_error"
@@ -299,11 +299,11 @@ impl From<chat::Usage> for Usage {
 }
 
 /// Cannot be guessed, nor met twice.
-pub(super) fn new_id(prefix: &str) -> String {
+pub(crate) fn new_id(prefix: &str) -> String {
     format!("{prefix}_{}", Uuid::new_v4().simple())
 }
 
 /// 0 for a clock before 1970.
-pub(super) fn unix_seconds() -> u64 {
+pub(crate) fn unix_seconds() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }

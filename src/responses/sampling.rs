@@ -13,7 +13,7 @@ const MAX_REPETITION_PENALTY: f32 = 10.0;
 
 /// None leaves a setting to the model.
 #[derive(Debug)]
-pub(super) struct Sampling {
+pub(crate) struct Sampling {
     temperature: Option<f32>,
     top_k: Option<u32>,
     top_p: Option<f32>,
@@ -26,7 +26,7 @@ pub(super) struct Sampling {
 }
 
 impl Sampling {
-    pub(super) fn parse(body: &Object) -> Result<Self, InvalidRequest> {
+    pub(crate) fn parse(body: &Object) -> Result<Self, InvalidRequest> {
         Ok(Self {
             temperature: body.optional("temperature", |field| field.number(0.0..=2.0))?,
             top_k: body.optional("top_k", |field| field.integer(0..=u32::MAX))?,
@@ -42,7 +42,7 @@ impl Sampling {
     }
 
     /// The request's settings, and the model's where the request has none.
-    pub(super) fn over(&self, defaults: &SamplingParams) -> SamplingParams {
+    pub(crate) fn over(&self, defaults: &SamplingParams) -> SamplingParams {
         SamplingParams {
             temperature: self.temperature.unwrap_or(defaults.temperature),
             top_k: self.top_k.unwrap_or(defaults.top_k),
@@ -84,7 +84,7 @@ fn parse_seed(field: &Field) -> Result<u64, InvalidRequest> {
 }
 
 /// One text or a list of them.
-pub(super) fn parse_stop(field: &Field) -> Result<Vec<String>, InvalidRequest> {
+pub(crate) fn parse_stop(field: &Field) -> Result<Vec<String>, InvalidRequest> {
     let parse = |field: &Field| match field.text_up_to(MAX_STOP_CHARS)? {
         "" => Err(field.invalid("is empty, and it must have a character")),
         text => Ok(text.to_owned()),

@@ -21,7 +21,7 @@ const RESERVED: &[&str] = &[
 ];
 
 /// Scalars under names that the template may look at.
-pub(super) fn parse_template_arguments(field: &Field) -> Result<Map<String, Value>, InvalidRequest> {
+pub(crate) fn parse_template_arguments(field: &Field) -> Result<Map<String, Value>, InvalidRequest> {
     let arguments = field.value().as_object().ok_or_else(|| field.wrong_type("an object"))?;
     if MAX_ARGUMENTS < arguments.len() {
         let num_arguments = arguments.len();

@@ -25,7 +25,7 @@ pub(super) struct TextSettings {
 /// Shape of the text.
 #[derive(Clone, Debug, Serialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
-pub(super) enum TextFormat {
+pub(crate) enum TextFormat {
     /// Free.
     Text,
     /// Any JSON object.
@@ -51,7 +51,7 @@ impl TextSettings {
 }
 
 impl TextFormat {
-    fn parse(field: &Field) -> Result<Self, InvalidRequest> {
+    pub(crate) fn parse(field: &Field) -> Result<Self, InvalidRequest> {
         const KINDS: &[&str] = &["text", "json_object", "json_schema", "regex", "grammar"];
         let format = field.object()?;
         Ok(match format.require("type")?.choice(KINDS)? {
@@ -85,7 +85,7 @@ impl TextFormat {
     }
 
     /// What the chat holds the model to.
-    pub(super) fn to_chat(&self) -> OutputFormat {
+    pub(crate) fn to_chat(&self) -> OutputFormat {
         match self {
             Self::Text => OutputFormat::Text,
             Self::JsonObject => OutputFormat::Json,

@@ -16,7 +16,7 @@ const MAX_BYTES: usize = 64 * 1024;
 
 /// A choice that the request's tools allow for.
 #[derive(Clone, Debug)]
-pub(super) struct ToolChoice {
+pub(crate) struct ToolChoice {
     echo: Value,
     mode: CallMode,
     /// Names as the model knows them; none means all.
@@ -36,7 +36,7 @@ impl Serialize for ToolChoice {
 }
 
 impl ToolChoice {
-    pub(super) fn parse(field: &Field, tools: &Tools) -> Result<Self, InvalidRequest> {
+    pub(crate) fn parse(field: &Field, tools: &Tools) -> Result<Self, InvalidRequest> {
         let choice = if field.value().is_object() {
             Self::parse_object(field, tools)?
         } else if field.value().is_string() {
@@ -71,6 +71,9 @@ impl ToolChoice {
     }
 
     fn parse_allowed_tools(choice: &Object, tools: &Tools) -> Result<Self, InvalidRequest> {
+        // Chat Completions puts the rest into an object.
+        let nested = choice.optional("allowed_tools", Field::object)?;
+        let choice = nested.as_ref().unwrap_or(choice);
         let name = choice.optional("mode", |field| field.choice(&["auto", "required"]))?.unwrap_or("auto");
         let field = choice.require("tools")?;
         let elements = field.elements()?;
@@ -93,7 +96,7 @@ impl ToolChoice {
     }
 
     /// What the chat holds the model to.
-    pub(super) fn into_calls(self, max_calls: Option<NonZeroU32>) -> Calls {
+    pub(crate) fn into_calls(self, max_calls: Option<NonZeroU32>) -> Calls {
         Calls { mode: self.mode, allowed: self.allowed, max_calls }
     }
 }

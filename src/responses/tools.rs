@@ -18,7 +18,7 @@ const MAX_TOOLS_BYTES: usize = 256 * 1024;
 /// What came, of which only functions and custom tools can be called here. Tools that would have to run on the server
 /// are repeated and not offered to the model, because clients send them to every server.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Tools {
+pub(crate) struct Tools {
     echo: Vec<Value>,
     /// Shared, because three events of a response hold all it says of tools.
     callables: Arc<[Callable]>,
@@ -33,7 +33,7 @@ pub struct Callable {
     pub namespace: Option<String>,
     /// The client's own name for it.
     pub name: String,
-    pub(super) tool: Tool,
+    pub(crate) tool: Tool,
 }
 
 /// What a tool is given.
@@ -50,7 +50,7 @@ pub const CUSTOM_INPUT: &str = "input";
 
 impl Tools {
     /// At most 128, and those that can be called each with a name of its own.
-    pub(super) fn parse(field: &Field) -> Result<Self, InvalidRequest> {
+    pub(crate) fn parse(field: &Field) -> Result<Self, InvalidRequest> {
         let elements = field.elements()?;
         check_count(field, elements.len())?;
         let num_bytes = field.value().to_string().len();
@@ -80,7 +80,7 @@ impl Tools {
     }
 
     /// What the model is told of.
-    pub(super) fn callables(&self) -> &[Callable] {
+    pub(crate) fn callables(&self) -> &[Callable] {
         &self.callables
     }
 
@@ -116,7 +116,7 @@ pub(super) fn flat_name(namespace: Option<&str>, name: &str) -> String {
 }
 
 /// The rule is the protocol's, for tools as well as for the calls in a history.
-pub(super) fn parse_name(function: &Object) -> Result<String, InvalidRequest> {
+pub(crate) fn parse_name(function: &Object) -> Result<String, InvalidRequest> {
     let field = function.require("name")?;
     let name = field.text()?;
     let is_allowed = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-';

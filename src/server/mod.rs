@@ -3,6 +3,7 @@
 mod auth;
 mod body;
 mod compact;
+mod completions;
 mod config;
 mod conversations;
 mod error;
@@ -63,6 +64,8 @@ fn routes(service: &mut web::ServiceConfig) {
                 .get(conversations::retrieve_item)
                 .delete(conversations::delete_item),
         )
+        .service(resource("/v1/chat/completions").post(completions::create_chat))
+        .service(resource("/v1/completions").post(completions::create_text))
         .service(resource("/v1/models").get(models::list))
         .service(resource("/v1/models/{id:.+}").get(models::retrieve))
         .service(resource("/health").get(health::health))

@@ -46,6 +46,12 @@ impl Generation {
         self.0.borrow_mut().model = Some(name.to_owned());
     }
 
+    pub(super) fn set_usage(&self, input_tokens: usize, output_tokens: usize, finish: &'static str) {
+        let mut outcome = self.0.borrow_mut();
+        (outcome.input_tokens, outcome.output_tokens) = (Some(input_tokens), Some(output_tokens));
+        outcome.finish = Some(finish);
+    }
+
     pub(super) fn set_outcome(&self, response: &Response) {
         let mut outcome = self.0.borrow_mut();
         outcome.input_tokens = response.usage().map(|usage| usage.input_tokens);

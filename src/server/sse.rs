@@ -14,7 +14,16 @@ const KEEP_ALIVE: Bytes = Bytes::from_static(b": keep-alive\n\n");
 
 /// Streams until the events end or the client leaves; leaving drops the events, which cancels the request.
 pub(super) fn reply(events: impl Stream<Item = impl Into<WireEvent>> + 'static, keep_alive: Duration) -> HttpResponse {
-    let frames = events.map(|event| frame(&event.into())).chain(stream::iter([DONE]));
+    stream_frames(events.map(|event| frame(&event.into())), keep_alive)
+}
+
+/// The same of JSON texts, as Chat Completions has it: its events have no names.
+pub(super) fn reply_unnamed(events: impl Stream<Item = String> + 'static, keep_alive: Duration) -> HttpResponse {
+    stream_frames(events.map(|json| format!("data: {json}\n\n").into()), keep_alive)
+}
+
+fn stream_frames(frames: impl Stream<Item = Bytes> + 'static, keep_alive: Duration) -> HttpResponse {
+    let frames = frames.chain(stream::iter([DONE]));
     HttpResponse::Ok()
         .insert_header((CONTENT_TYPE, "text/event-stream"))
         .insert_header((CACHE_CONTROL, "no-cache"))

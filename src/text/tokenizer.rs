@@ -109,6 +109,16 @@ impl Tokenizer {
         Ok(tokens)
     }
 
+    /// What the tokenizer puts before a text of its own accord, such as a beginning-of-text token.
+    ///
+    /// # Errors
+    /// In the library's words.
+    pub fn text_beginning(&self) -> Result<Vec<TokenId>, tokenizers::Error> {
+        let encoding = self.inner.encode_fast("a", true)?;
+        let added = encoding.get_special_tokens_mask().iter().take_while(|is_special| **is_special == 1).count();
+        Ok(encoding.get_ids()[..added].iter().map(|id| TokenId(*id)).collect())
+    }
+
     /// Splits a text that still gives a special token (some vocabularies hold them as ordinary entries too) until it
     /// does not.
     fn encode_plain(&self, text: &str, tokens: &mut Vec<TokenId>) -> Result<(), tokenizers::Error> {

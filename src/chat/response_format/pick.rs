@@ -81,6 +81,12 @@ impl ResponseFormat {
         }
     }
 
+    /// Of texts in which nothing is marked.
+    pub(crate) fn plain() -> &'static Self {
+        static FORMAT: OnceLock<ResponseFormat> = OnceLock::new();
+        FORMAT.get_or_init(|| Self::named(NOTHING_MARKED).expect("a test reads all built-in formats"))
+    }
+
     /// A built-in format.
     ///
     /// # Errors

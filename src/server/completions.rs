@@ -1,0 +1,73 @@
+//! `POST /v1/chat/completions` and `POST /v1/completions`
+
+use super::{ApiError, AppState, body::read_json, request_log::Generation, sse};
+use crate::{
+    chat::ChatRequest,
+    completions::{self, ChatCompletion, CompletionEvent, Envelope, TextCompletion},
+    engine::SamplingParams,
+};
+use actix_web::{HttpRequest, HttpResponse, web};
+use futures::StreamExt;
+use serde_json::json;
+
+/// A chat.
+pub(super) async fn create_chat(
+    app: web::Data<AppState>,
+    request: HttpRequest,
+    payload: web::Payload,
+    generation: web::ReqData<Generation>,
+) -> Result<HttpResponse, ApiError> {
+    app.refuse_while_draining()?;
+    let body = read_json(&request, payload, &app.config).await?;
+    let completion = ChatCompletion::parse(&body, app.config.unknown_fields())?;
+    let (model, is_streamed) = (completion.model().map(str::to_owned), completion.is_streamed());
+    let begin = |name: &str, defaults: &SamplingParams, salt| completion.begin(name, defaults, salt);
+    answer(&app, &request, &generation, (model, is_streamed), begin).await
+}
+
+/// A text that is gone on from.
+pub(super) async fn create_text(
+    app: web::Data<AppState>,
+    request: HttpRequest,
+    payload: web::Payload,
+    generation: web::ReqData<Generation>,
+) -> Result<HttpResponse, ApiError> {
+    app.refuse_while_draining()?;
+    let body = read_json(&request, payload, &app.config).await?;
+    let completion = TextCompletion::parse(&body, app.config.unknown_fields())?;
+    let (model, is_streamed) = (completion.model().map(str::to_owned), completion.is_streamed());
+    let begin = |name: &str, defaults: &SamplingParams, salt| completion.begin(name, defaults, salt);
+    answer(&app, &request, &generation, (model, is_streamed), begin).await
+}
+
+async fn answer(
+    app: &AppState,
+    request: &HttpRequest,
+    generation: &Generation,
+    (model, is_streamed): (Option<String>, bool),
+    begin: impl FnOnce(&str, &SamplingParams, u64) -> (Envelope, Vec<ChatRequest>),
+) -> Result<HttpResponse, ApiError> {
+    let model = app.models.get(model.as_deref())?;
+    generation.set_model(model.name());
+    let defaults = model.lease().await?.default_sampling().clone();
+    let (envelope, requests) = begin(model.name(), &defaults, app.caller(request).cache_salt);
+    let choices = completions::start(model, envelope, requests).await?;
+    let generation = generation.clone();
+    if !is_streamed {
+        let (completion, usage) = completions::last_completion(choices).await?;
+        generation.set_usage(usage.prompt_tokens(), usage.completion_tokens(), "completed");
+        return Ok(HttpResponse::Ok().json(completion));
+    }
+    let frames = choices.into_events().filter_map(move |event| {
+        let frame = match event {
+            CompletionEvent::Chunk(json) => Some(json),
+            CompletionEvent::Finished(usage) => {
+                generation.set_usage(usage.prompt_tokens(), usage.completion_tokens(), "completed");
+                None
+            }
+            CompletionEvent::Failed(failure) => Some(json!({ "error": ApiError::from(failure).body() }).to_string()),
+        };
+        async { frame }
+    });
+    Ok(sse::reply_unnamed(frames, app.config.keep_alive_interval()))
+}
