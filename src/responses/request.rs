@@ -114,6 +114,11 @@ impl CreateResponse {
         self.stream
     }
 
+    /// How long the reply may become.
+    pub fn max_output_tokens(&self) -> Option<NonZeroU32> {
+        self.max_output_tokens
+    }
+
     /// What the reply is to hold.
     pub fn reply_options(&self) -> ReplyOptions {
         self.reply_options

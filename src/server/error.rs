@@ -1,5 +1,6 @@
 //! Every failure a client can see as a status. The only place that knows status codes.
 
+use super::limits::{Limit, spell_duration};
 use crate::{
     chat::ChatError,
     engine::EngineError,
@@ -10,6 +11,7 @@ use actix_web::{
     http::{Method, StatusCode, header},
 };
 use serde_json::json;
+use std::time::Duration;
 
 /// A failure before the first byte of the reply.
 #[derive(Debug, thiserror::Error)]
@@ -28,6 +30,19 @@ pub enum ApiError {
     UnknownHost {
         /// As the client sent it, cut.
         host: String,
+    },
+    /// None, or one that is not let in: a client is not told which.
+    #[error("a valid API key is needed; send it as `Authorization: Bearer KEY`")]
+    InvalidKey,
+    /// The key has asked for more than it may.
+    #[error("the API key `{key}` has reached its limit `{limit}`; try again in {}", spell_duration(*wait))]
+    RateLimited {
+        /// Its name.
+        key: String,
+        /// Which one.
+        limit: Limit,
+        /// Until the same request is let in.
+        wait: Duration,
     },
     /// No such path.
     #[error("unknown request URL: {method} {path}; see GET /v1/models and POST /v1/responses")]
@@ -97,13 +112,13 @@ enum Retry {
     /// The request was not the cause.
     AtOnce,
     /// The cause passes.
-    AfterSeconds(u64),
+    After(Duration),
 }
 
 /// One step of the model frees a slot, if any is about to be freed.
-const RETRY_WHEN_FULL: Retry = Retry::AfterSeconds(1);
+const RETRY_WHEN_FULL: Retry = Retry::After(Duration::from_secs(1));
 /// A restart takes this long at least.
-const RETRY_WHEN_STOPPED: Retry = Retry::AfterSeconds(5);
+const RETRY_WHEN_STOPPED: Retry = Retry::After(Duration::from_secs(5));
 
 /// Overrules what OpenAI's SDKs make of the status.
 const SHOULD_RETRY: &str = "x-should-retry";
@@ -121,6 +136,11 @@ const fn unavailable() -> Description {
     Description { status, kind, code: kind, retry: RETRY_WHEN_STOPPED }
 }
 
+const fn rate_limited(retry: Retry) -> Description {
+    let status = StatusCode::TOO_MANY_REQUESTS;
+    Description { status, kind: "rate_limit_error", code: "rate_limit_exceeded", retry }
+}
+
 impl ApiError {
     /// No wildcard: a new error must choose its own.
     fn describe(&self) -> Description {
@@ -131,6 +151,11 @@ impl ApiError {
             Self::Failed(Failure::Model | Failure::EngineLost) => failed(Retry::AtOnce),
             Self::Failed(Failure::Shutdown) | Self::Draining => unavailable(),
             Self::UnknownHost { .. } => refused(S::FORBIDDEN, "host_not_allowed"),
+            Self::InvalidKey => {
+                let kind = "authentication_error";
+                Description { kind, ..refused(S::UNAUTHORIZED, "invalid_api_key") }
+            }
+            Self::RateLimited { wait, .. } => rate_limited(Retry::After(*wait)),
             Self::UnknownUrl { .. } => refused(S::NOT_FOUND, "unknown_url"),
             Self::MethodNotAllowed { .. } => refused(S::METHOD_NOT_ALLOWED, "method_not_allowed"),
             Self::NotJson => refused(S::UNSUPPORTED_MEDIA_TYPE, "unsupported_content_type"),
@@ -165,6 +190,8 @@ impl ApiError {
             | Self::Chat(ChatError::NoGrammar | ChatError::NoForcedCall | ChatError::Panicked)
             | Self::Failed(_)
             | Self::UnknownHost { .. }
+            | Self::InvalidKey
+            | Self::RateLimited { .. }
             | Self::UnknownUrl { .. }
             | Self::MethodNotAllowed { .. }
             | Self::NotJson
@@ -186,7 +213,8 @@ fn describe_chat(error: &ChatError) -> Description {
         ChatError::UnknownModel { .. } => refused(S::NOT_FOUND, "model_not_found"),
         ChatError::LoadQueueFull { .. } => Description { code: "model_loading", ..unavailable() },
         ChatError::LoadFailed { retry_seconds, .. } => {
-            Description { code: "model_load_failed", retry: Retry::AfterSeconds(*retry_seconds), ..unavailable() }
+            let retry = Retry::After(Duration::from_secs(*retry_seconds));
+            Description { code: "model_load_failed", retry, ..unavailable() }
         }
         ChatError::Panicked => failed(Retry::Never),
         ChatError::Template { .. } | ChatError::Tokenizer(_) => refused(S::BAD_REQUEST, "invalid_value"),
@@ -198,12 +226,7 @@ fn describe_chat(error: &ChatError) -> Description {
         ChatError::Engine(error) => match error {
             EngineError::PromptTooLong { .. } => refused(S::BAD_REQUEST, "context_length_exceeded"),
             EngineError::UnknownToken { .. } => refused(S::BAD_REQUEST, "invalid_value"),
-            EngineError::QueueFull { .. } | EngineError::TooManyTokensWaiting { .. } => Description {
-                status: S::TOO_MANY_REQUESTS,
-                kind: "rate_limit_error",
-                code: "rate_limit_exceeded",
-                retry: RETRY_WHEN_FULL,
-            },
+            EngineError::QueueFull { .. } | EngineError::TooManyTokensWaiting { .. } => rate_limited(RETRY_WHEN_FULL),
             EngineError::Stopped => unavailable(),
         },
     }
@@ -225,14 +248,19 @@ impl ResponseError for ApiError {
             Retry::AtOnce => {
                 response.insert_header((SHOULD_RETRY, "true"));
             }
-            Retry::AfterSeconds(seconds) => {
+            Retry::After(wait) => {
+                // Never too early.
+                let millis = wait.as_nanos().div_ceil(1_000_000);
                 response.insert_header((SHOULD_RETRY, "true"));
-                response.insert_header((header::RETRY_AFTER, seconds));
-                response.insert_header(("retry-after-ms", seconds * 1000));
+                response.insert_header((header::RETRY_AFTER, millis.div_ceil(1000).to_string()));
+                response.insert_header(("retry-after-ms", millis.to_string()));
             }
         }
         if let Self::MethodNotAllowed { allowed, .. } = self {
             response.insert_header((header::ALLOW, *allowed));
+        }
+        if matches!(self, Self::InvalidKey) {
+            response.insert_header((header::WWW_AUTHENTICATE, "Bearer"));
         }
         let error = json!({ "message": self.to_string(), "type": kind, "param": self.param(), "code": code });
         response.json(json!({ "error": error }))
@@ -244,6 +272,7 @@ mod tests {
     use super::*;
     use actix_web::body::to_bytes;
     use futures::FutureExt;
+    use std::num::NonZeroU32;
 
     fn describe(error: impl Into<ApiError>) -> String {
         let response = error.into().error_response();
@@ -274,6 +303,12 @@ mod tests {
             describe(chat(EngineError::Stopped)),
             describe(Failure::Model),
             describe(Failure::Shutdown),
+            describe(ApiError::InvalidKey),
+            describe(ApiError::RateLimited {
+                key: "ci".to_owned(),
+                limit: Limit::Requests(NonZeroU32::new(60).unwrap()),
+                wait: Duration::from_micros(1_200_100),
+            }),
             describe(ApiError::UnknownUrl { method: Method::GET, path: "/v1/nope".to_owned() }),
             describe(ApiError::MethodNotAllowed { method: Method::PUT, allowed: "POST" }),
             describe(ApiError::NotJson),
@@ -300,6 +335,8 @@ mod tests {
         503 true 5 {"error":{"message":"the engine has stopped; try again later","type":"service_unavailable","param":null,"code":"service_unavailable"}}
         500 true - {"error":{"message":"the model failed while it wrote this reply; send the request again","type":"server_error","param":null,"code":"server_error"}}
         503 true 5 {"error":{"message":"the server is shutting down; send the request again","type":"service_unavailable","param":null,"code":"service_unavailable"}}
+        401 false - {"error":{"message":"a valid API key is needed; send it as `Authorization: Bearer KEY`","type":"authentication_error","param":null,"code":"invalid_api_key"}}
+        429 true 2 {"error":{"message":"the API key `ci` has reached its limit `requests_per_minute = 60`; try again in 1.201s","type":"rate_limit_error","param":null,"code":"rate_limit_exceeded"}}
         404 false - {"error":{"message":"unknown request URL: GET /v1/nope; see GET /v1/models and POST /v1/responses","type":"invalid_request_error","param":null,"code":"unknown_url"}}
         405 false - {"error":{"message":"PUT is not allowed here; allowed: POST","type":"invalid_request_error","param":null,"code":"method_not_allowed"}}
         415 false - {"error":{"message":"the body must be sent with `Content-Type: application/json`","type":"invalid_request_error","param":null,"code":"unsupported_content_type"}}

@@ -1,6 +1,8 @@
 //! HTTP. The only layer that names actix, and the only one that knows status codes.
 
 mod addressed;
+mod api_key;
+mod auth;
 mod body;
 mod compact;
 mod config;
@@ -8,27 +10,32 @@ mod error;
 mod health;
 mod host;
 mod input_tokens;
+mod limits;
 mod listener;
 mod models;
 mod request_log;
 mod responses;
+mod routes;
 mod serve;
 mod sse;
 
+pub use api_key::{KeyConfig, KeyHash, NotAHash};
 pub use config::ServerConfig;
 pub use error::ApiError;
-pub use listener::{BindError, bind};
+pub use limits::Limit;
+pub use listener::{BindError, bind, resolve};
+pub use routes::{Access, Methods, ROUTES, Route};
 pub use serve::{serve, signals};
 
+use self::auth::ApiKeys;
 use crate::{
     chat::Models,
     responses::{Dialect, DialectError, ResponsesConfig},
 };
 use actix_web::{
-    App, Error, FromRequest, Handler, HttpRequest, HttpResponse, Resource, Responder, ResponseError,
+    App, Error, HttpRequest,
     body::MessageBody,
     dev::{ServiceFactory, ServiceRequest, ServiceResponse},
-    guard,
     http::header::{self, HeaderValue},
     middleware::from_fn,
     web,
@@ -40,19 +47,6 @@ use std::{
         atomic::{AtomicBool, Ordering},
     },
 };
-
-/// Every route.
-fn routes(service: &mut web::ServiceConfig) {
-    service
-        .service(post("/v1/responses", responses::create))
-        .service(post("/v1/responses/compact", compact::compact))
-        .service(post("/v1/responses/input_tokens", input_tokens::count))
-        .service(get("/v1/models", models::list))
-        .service(get("/v1/models/{id:.+}", models::retrieve))
-        .service(get("/health", health::health))
-        .service(get("/ready", health::ready))
-        .default_service(web::to(unknown_url));
-}
 
 /// The whole HTTP side as one service. The server makes one for each worker.
 pub fn app(
@@ -68,7 +62,7 @@ pub fn app(
 > {
     App::new()
         .app_data(web::Data::new(state))
-        .configure(routes)
+        .configure(routes::register)
         .wrap(from_fn(host::check))
         .wrap(from_fn(request_log::observe))
 }
@@ -79,6 +73,7 @@ pub struct AppState {
     /// The way down.
     models: Models,
     config: Arc<ServerConfig>,
+    keys: ApiKeys,
     dialect: Dialect,
     draining: Arc<AtomicBool>,
     /// Unknown to clients, so that none can make a salt that is another's.
@@ -92,7 +87,9 @@ impl AppState {
     /// When the key or the prompts of `[responses]` cannot be read.
     pub fn new(config: ServerConfig, responses: &ResponsesConfig, models: Models) -> Result<Self, DialectError> {
         let dialect = Dialect::new(responses)?;
-        Ok(Self { models, config: Arc::new(config), dialect, draining: Arc::default(), salts: RandomState::new() })
+        let keys = ApiKeys::new(&config.api_keys);
+        let (draining, salts) = (Arc::default(), RandomState::new());
+        Ok(Self { models, config: Arc::new(config), keys, dialect, draining, salts })
     }
 
     /// From now on no work is taken on.
@@ -100,41 +97,16 @@ impl AppState {
         self.draining.store(true, Ordering::Relaxed);
     }
 
-    /// The same for all requests with the same API key, which may see by the time they take what others of them asked.
+    /// The same for all requests of one tenant, which may see by the time they take what others of them asked. Where there
+    /// are no keys, what is sent in the place of one tells tenants apart.
     fn cache_salt(&self, request: &HttpRequest) -> u64 {
-        self.salts.hash_one(request.headers().get(header::AUTHORIZATION).map(HeaderValue::as_bytes))
+        if self.keys.is_empty() {
+            return self.salts.hash_one(request.headers().get(header::AUTHORIZATION).map(HeaderValue::as_bytes));
+        }
+        self.salts.hash_one(auth::caller(request).tenant())
     }
 
     fn is_draining(&self) -> bool {
         self.draining.load(Ordering::Relaxed)
     }
-}
-
-fn post<H, Args>(path: &str, handler: H) -> Resource
-where
-    H: Handler<Args, Output: Responder + 'static>,
-    Args: FromRequest + 'static,
-{
-    let route = web::post().to(handler);
-    web::resource(path).route(route).default_service(web::to(|request| method_not_allowed(request, "POST")))
-}
-
-/// Also answers HEAD, as HTTP asks.
-fn get<H, Args>(path: &str, handler: H) -> Resource
-where
-    H: Handler<Args, Output: Responder + 'static>,
-    Args: FromRequest + 'static,
-{
-    let route = web::route().guard(guard::Any(guard::Get()).or(guard::Head())).to(handler);
-    web::resource(path).route(route).default_service(web::to(|request| method_not_allowed(request, "GET, HEAD")))
-}
-
-async fn method_not_allowed(request: HttpRequest, allowed: &'static str) -> HttpResponse {
-    ApiError::MethodNotAllowed { method: request.method().clone(), allowed }.error_response()
-}
-
-async fn unknown_url(request: HttpRequest) -> HttpResponse {
-    const MAX_PATH_CHARS: usize = 256;
-    let path = request.path().chars().take(MAX_PATH_CHARS).collect();
-    ApiError::UnknownUrl { method: request.method().clone(), path }.error_response()
 }

@@ -3,6 +3,8 @@
 use super::{
     ApiError, AppState,
     addressed::{Addressed, read_body},
+    auth::caller,
+    limits::Estimate,
     request_log::Generation,
     sse,
 };
@@ -20,6 +22,7 @@ pub(super) async fn create(
     let mut json = read_body(&app, &request, payload).await?;
     let is_compaction = responses::take_trigger(&mut json);
     let body = CreateResponse::parse(&json, app.config.unknown_fields())?;
+    let mut admission = caller(&request).admit(Estimate::new(&json, body.max_output_tokens()))?;
     drop(json); // It may be large, and a reply takes its time.
     let streamed = body.stream();
     let mut options = app.dialect.encode_options(body.reply_options());
@@ -36,6 +39,7 @@ pub(super) async fn create(
         responses::encode(response, options, lease.start(request).await?).right_stream()
     };
     let events = events.inspect(move |event| {
+        admission.follow(event);
         if let Some(response) = event.final_response() {
             generation.set_outcome(response);
         }
