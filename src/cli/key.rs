@@ -6,7 +6,7 @@ use anyhow::{Context, bail};
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD as BASE64};
 use clap::Args;
 use serde_json::json;
-use std::io::{self, Read};
+use std::io::{self, Read, Write};
 
 /// Tells people and scanners of leaked secrets what it is.
 const PREFIX: &str = "ork_";
@@ -32,7 +32,8 @@ pub(super) fn run(args: &KeyArgs) -> anyhow::Result<u8> {
         read_key(io::stdin())?
     } else {
         let key = format!("{PREFIX}{}", BASE64.encode(rand::random::<[u8; 32]>()));
-        print_line(format_args!("# The key, which is shown only now: {key}"))?;
+        // Apart from the entry, so that what is appended to a file is never the key.
+        writeln!(io::stderr(), "the key, which is shown only now: {key}").context("the key cannot be shown")?;
         key
     };
     // A string in JSON is one in TOML.

@@ -50,7 +50,7 @@ enum Command {
         #[command(flatten)]
         config: ConfigArgs,
     },
-    /// Make an API key: print it once, and the entry of `server.api_keys` that lets it in.
+    /// Make an API key: show it once, on standard error, and print the entry of the configuration that lets it in.
     Key(key::KeyArgs),
     /// Print every setting's effective value and where it came from.
     Config(ConfigArgs),

@@ -136,18 +136,19 @@ fn an_address_that_others_can_reach_is_refused() {
     insta::assert_snapshot!(refused, @"`server.host` is `0.0.0.0`, which others can reach, and there are no API keys; run `ortolan key NAME` and add the entry that it prints to the configuration");
 }
 
-/// The key that `ortolan key` prints, and the entry.
+/// The key that `ortolan key` shows, and the entry that it prints.
 fn new_key(name: &str) -> (String, String) {
     let output = ortolan().args(["key", name]).output().unwrap();
     assert!(output.status.success());
-    let printed = String::from_utf8(output.stdout).unwrap();
-    let (first, entry) = printed.split_once('\n').unwrap();
-    (first.rsplit(' ').next().unwrap().to_owned(), entry.to_owned())
+    let shown = String::from_utf8(output.stderr).unwrap();
+    let key = shown.trim_end().strip_prefix("the key, which is shown only now: ").unwrap();
+    (key.to_owned(), String::from_utf8(output.stdout).unwrap())
 }
 
 #[test]
 fn a_new_key_fits_its_entry() {
     let (key, entry) = new_key("ci \"1\"");
+    assert!(!entry.contains(&key));
     assert_ne!(new_key("ci").0, key);
     let random = key.strip_prefix("ork_").unwrap();
     assert!(random.len() == 43 && random.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte)));
