@@ -1,5 +1,6 @@
 //! Layers of TOML, the environment and the command line, typed; and where each value came from.
 
+mod api_keys;
 mod models;
 
 pub use models::{LoadingConfig, ModelConfig};
@@ -157,12 +158,14 @@ impl Config {
                 let value = if SECRETS.contains(&key.as_str()) && value != "\"\"" { HIDDEN.to_owned() } else { value };
                 origins.insert(key, (value, layer.origin.clone()));
             }
+            api_keys::check_layer(&table, &layer.origin)?;
             if let Some((key, nearest)) = models::unknown_key(&table, &origins) {
                 return Err(ConfigError::UnknownKey { origin: layer.origin, key, nearest });
             }
             builder = builder.add_source(layer.file);
         }
-        let config = Self::merge(builder).map_err(|cause| invalid(&cause, &origins))?;
+        let mut config = Self::merge(builder).map_err(|cause| invalid(&cause, &origins))?;
+        api_keys::complete(&mut config.server)?;
         if let Some(message) = config.contradiction() {
             let origin = origins.get("models").map(|(_, origin)| origin.clone());
             return Err(ConfigError::Invalid { message, origin });

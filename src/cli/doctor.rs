@@ -7,6 +7,7 @@ use crate::{
     config::{Config, ModelConfig},
     engine::{LoadError, Runtime},
     model_dir::variant,
+    server::{self, ServerConfig},
 };
 
 /// Checks everything that can be checked without loading a model; tells each finding on a line of its own.
@@ -26,10 +27,30 @@ pub(super) fn run(config: &Config) -> anyhow::Result<u8> {
         )?,
         None => report.doubtful("memory", "the system does not tell how much is free")?,
     }
+    check_keys(&config.server, &mut report)?;
     for model in &config.models {
         check_model(config, model.clone(), &mut report)?;
     }
     report.finish()
+}
+
+/// How many there are, and whether the address to listen on needs any.
+fn check_keys(config: &ServerConfig, report: &mut Report) -> anyhow::Result<()> {
+    let (part, host) = ("api keys", &config.host);
+    let addresses = match server::resolve(config) {
+        Ok(addresses) => addresses,
+        Err(error) => return report.bad(part, error),
+    };
+    let is_loopback = addresses.iter().all(|address| address.ip().is_loopback());
+    match (config.api_keys.len(), is_loopback) {
+        (0, true) => report.good(part, format_args!("none, and {host} needs none: only this machine can reach it")),
+        (0, false) => report.doubtful(
+            part,
+            format_args!("none, and others can reach {host}: `server.insecure_no_auth` lets everybody in"),
+        ),
+        (count, true) => report.good(part, format_args!("{count}, though only this machine can reach {host}")),
+        (count, false) => report.good(part, format_args!("{count}, and others can reach {host}")),
+    }
 }
 
 /// Each that any model names, once.

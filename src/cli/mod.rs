@@ -4,6 +4,7 @@ mod bench;
 mod checked_model;
 mod doctor;
 mod inspect;
+mod key;
 mod loader;
 mod machine;
 mod memory;
@@ -49,6 +50,8 @@ enum Command {
         #[command(flatten)]
         config: ConfigArgs,
     },
+    /// Make an API key: show it once, on standard error, and print the entry of the configuration that lets it in.
+    Key(key::KeyArgs),
     /// Print every setting's effective value and where it came from.
     Config(ConfigArgs),
     /// Tell what a model folder holds, how it will be served and what is wrong with it.
@@ -123,6 +126,7 @@ fn execute(command: Command) -> anyhow::Result<u8> {
             serve::run(config.load()?.0)
         }
         Command::Pull { pull, config } => pull::run(&pull, &config.load()?.0),
+        Command::Key(args) => key::run(&args),
         Command::Config(args) => {
             for (key, (value, origin)) in args.load()?.1 {
                 print_line(format_args!("{key} = {value}  # {origin}"))?;

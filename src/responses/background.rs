@@ -6,7 +6,7 @@ use super::{
     event::ResponseEvent,
     history::{read_items, read_object},
     keeping::Record,
-    responder::{Caller, Responder},
+    responder::{Owner, Responder},
     response::{Failure, Response, Status},
 };
 use crate::{
@@ -104,14 +104,14 @@ impl Responder {
         store: &Store,
         job: &Job,
     ) -> Result<Option<LocalBoxStream<'static, ResponseEvent>>, ResponsesError> {
-        let caller = Caller { tenant: job.tenant.as_str().into(), cache_salt: self.cache_salt(&job.tenant) };
+        let owner = Owner { tenant: job.tenant.as_str().into(), cache_salt: self.cache_salt(&job.tenant) };
         if MAX_ATTEMPTS < job.attempt {
             let events = failed(self.beginning(job), Failure::Interrupted { attempts: job.attempt - 1 });
             return Ok(Some(futures::stream::iter(events).boxed_local()));
         }
         loop {
             // A model may take longer to load than a lease lasts.
-            let mut start = std::pin::pin!(self.start_job(&caller, job));
+            let mut start = std::pin::pin!(self.start_job(&owner, job));
             let started = loop {
                 match timeout(RENEW_INTERVAL, &mut start).await {
                     Ok(started) => break started,

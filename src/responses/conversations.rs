@@ -8,7 +8,7 @@ use super::{
     labels::parse_metadata,
     list::List,
     query::Query,
-    responder::{Caller, Responder},
+    responder::{Owner, Responder},
     response::{new_id, unix_seconds},
 };
 use crate::store::{Append, Key, Store, StoreError, StoredConversation, StoredItem};
@@ -23,7 +23,7 @@ impl Responder {
     ///
     /// # Errors
     /// Of the body, and what the store says.
-    pub async fn create_conversation(&self, caller: &Caller, body: &Value) -> Result<Value, ResponsesError> {
+    pub async fn create_conversation(&self, owner: &Owner, body: &Value) -> Result<Value, ResponsesError> {
         let body = Field::root(body).object()?;
         let metadata = body.optional("metadata", parse_metadata)?.unwrap_or_default();
         let items = match body.get("items") {
@@ -34,7 +34,7 @@ impl Responder {
         store.check_room().await?;
         let metadata = Value::Object(metadata).to_string();
         let conversation = StoredConversation { id: new_id("conv"), created_at: unix_seconds(), metadata };
-        let key = Key { tenant: &caller.tenant, id: &conversation.id };
+        let key = Key { tenant: &owner.tenant, id: &conversation.id };
         store.create_conversation(&conversation, &Append { conversation: key, items: &with_ids(&items) }).await?;
         object(&conversation)
     }
@@ -43,8 +43,8 @@ impl Responder {
     ///
     /// # Errors
     /// `NotFound`, and what the store says.
-    pub async fn retrieve_conversation(&self, caller: &Caller, id: &str) -> Result<Value, ResponsesError> {
-        let found = self.conversation_store()?.conversation(Key { tenant: &caller.tenant, id }).await?;
+    pub async fn retrieve_conversation(&self, owner: &Owner, id: &str) -> Result<Value, ResponsesError> {
+        let found = self.conversation_store()?.conversation(Key { tenant: &owner.tenant, id }).await?;
         object(&found.ok_or_else(|| ResponsesError::not_found(Kind::Conversation, id))?)
     }
 
@@ -52,10 +52,10 @@ impl Responder {
     ///
     /// # Errors
     /// Of the body, `NotFound`, and what the store says.
-    pub async fn update_conversation(&self, caller: &Caller, id: &str, body: &Value) -> Result<Value, ResponsesError> {
+    pub async fn update_conversation(&self, owner: &Owner, id: &str, body: &Value) -> Result<Value, ResponsesError> {
         let body = Field::root(body).object()?;
         let metadata: Map<String, Value> = body.optional("metadata", parse_metadata)?.unwrap_or_default();
-        let key = Key { tenant: &caller.tenant, id };
+        let key = Key { tenant: &owner.tenant, id };
         let metadata = Value::Object(metadata).to_string();
         let found = self.conversation_store()?.update_conversation(key, &metadata).await?;
         object(&found.ok_or_else(|| ResponsesError::not_found(Kind::Conversation, id))?)
@@ -65,8 +65,8 @@ impl Responder {
     ///
     /// # Errors
     /// `NotFound`, and what the store says.
-    pub async fn delete_conversation(&self, caller: &Caller, id: &str) -> Result<Value, ResponsesError> {
-        let is_deleted = self.conversation_store()?.delete_conversation(Key { tenant: &caller.tenant, id }).await?;
+    pub async fn delete_conversation(&self, owner: &Owner, id: &str) -> Result<Value, ResponsesError> {
+        let is_deleted = self.conversation_store()?.delete_conversation(Key { tenant: &owner.tenant, id }).await?;
         if !is_deleted {
             return Err(ResponsesError::not_found(Kind::Conversation, id));
         }
@@ -77,11 +77,11 @@ impl Responder {
     ///
     /// # Errors
     /// Of the body, `NotFound`, and what the store says.
-    pub async fn add_items(&self, caller: &Caller, id: &str, body: &Value) -> Result<List, ResponsesError> {
+    pub async fn add_items(&self, owner: &Owner, id: &str, body: &Value) -> Result<List, ResponsesError> {
         let body = Field::root(body).object()?;
         let items = body.require("items")?;
         let store = self.conversation_store()?;
-        let key = Key { tenant: &caller.tenant, id };
+        let key = Key { tenant: &owner.tenant, id };
         let not_found = || ResponsesError::not_found(Kind::Conversation, id);
         let known = store.all_items(key).await?.ok_or_else(not_found)?;
         let known = known.iter().map(read_item).collect::<Result<Vec<_>, _>>()?;
@@ -95,9 +95,9 @@ impl Responder {
     ///
     /// # Errors
     /// `NotFound`, also of `after`, and what the store says.
-    pub async fn conversation_items(&self, caller: &Caller, id: &str, query: &Query) -> Result<List, ResponsesError> {
-        self.retrieve_conversation(caller, id).await?;
-        let (key, after) = (Key { tenant: &caller.tenant, id }, query.after.as_deref());
+    pub async fn conversation_items(&self, owner: &Owner, id: &str, query: &Query) -> Result<List, ResponsesError> {
+        self.retrieve_conversation(owner, id).await?;
+        let (key, after) = (Key { tenant: &owner.tenant, id }, query.after.as_deref());
         // One more tells whether there are more.
         let found = self.conversation_store()?.items(key, query.is_ascending, after, query.limit + 1).await?;
         let mut found = found.ok_or_else(|| ResponsesError::not_found(Kind::Item, after.unwrap_or_default()))?;
@@ -115,9 +115,9 @@ impl Responder {
     ///
     /// # Errors
     /// `NotFound`, and what the store says.
-    pub async fn conversation_item(&self, caller: &Caller, id: &str, item: &str) -> Result<Value, ResponsesError> {
-        self.retrieve_conversation(caller, id).await?;
-        let found = self.conversation_store()?.item(Key { tenant: &caller.tenant, id }, item).await?;
+    pub async fn conversation_item(&self, owner: &Owner, id: &str, item: &str) -> Result<Value, ResponsesError> {
+        self.retrieve_conversation(owner, id).await?;
+        let found = self.conversation_store()?.item(Key { tenant: &owner.tenant, id }, item).await?;
         read_item(&found.ok_or_else(|| ResponsesError::not_found(Kind::Item, item))?)
     }
 
@@ -125,14 +125,9 @@ impl Responder {
     ///
     /// # Errors
     /// `NotFound`, and what the store says.
-    pub async fn delete_conversation_item(
-        &self,
-        caller: &Caller,
-        id: &str,
-        item: &str,
-    ) -> Result<Value, ResponsesError> {
-        let conversation = self.retrieve_conversation(caller, id).await?;
-        let is_deleted = self.conversation_store()?.delete_item(Key { tenant: &caller.tenant, id }, item).await?;
+    pub async fn delete_conversation_item(&self, owner: &Owner, id: &str, item: &str) -> Result<Value, ResponsesError> {
+        let conversation = self.retrieve_conversation(owner, id).await?;
+        let is_deleted = self.conversation_store()?.delete_item(Key { tenant: &owner.tenant, id }, item).await?;
         if is_deleted { Ok(conversation) } else { Err(ResponsesError::not_found(Kind::Item, item)) }
     }
 

@@ -6,7 +6,7 @@ use super::{
     event::{ErrorPayload, Payload, ResponseEvent},
     history::read_object,
     replay::replay,
-    responder::{Caller, Responder},
+    responder::{Owner, Responder},
     response::Failure,
 };
 use crate::store::{Changes, Key, Progress, Store};
@@ -45,14 +45,14 @@ impl Responder {
     /// `NotFound`, and what the store says.
     pub async fn follow(
         &self,
-        caller: &Caller,
+        owner: &Owner,
         id: &str,
         after: Option<u64>,
     ) -> Result<impl Stream<Item = WireEvent> + use<>, ResponsesError> {
         let not_found = || ResponsesError::not_found(Kind::Response, id);
         let store = self.store.clone().ok_or_else(not_found)?;
         let changes = store.changes();
-        let found = store.response(Key { tenant: &caller.tenant, id }).await?.ok_or_else(not_found)?;
+        let found = store.response(Key { tenant: &owner.tenant, id }).await?.ok_or_else(not_found)?;
         if !found.is_background {
             let events = replay(&read_object(&found.id, &found.body)?);
             let first = after.map_or(0, |after| usize::try_from(after.saturating_add(1)).unwrap_or(usize::MAX));
@@ -61,7 +61,7 @@ impl Responder {
         let follower = Follower {
             responder: self.clone(),
             store,
-            tenant: Arc::clone(&caller.tenant),
+            tenant: Arc::clone(&owner.tenant),
             id: id.to_owned(),
             changes,
             cursor: after,

@@ -62,7 +62,7 @@ pub use logprob::TokenLogprob;
 pub use prompts::{Prompts, PromptsError};
 pub use query::Query;
 pub use request::{CreateResponse, UnknownFields};
-pub use responder::{Caller, Memory, Prepared, Responder, Turn};
+pub use responder::{Memory, Owner, Prepared, Responder, Turn};
 pub use response::{
     Failure, InputTokensDetails, Item, ItemStatus, OutputTokensDetails, Part, Response, Status, ToolName, Usage,
 };

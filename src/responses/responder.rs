@@ -53,7 +53,7 @@ pub struct Responder {
 
 /// Who asks.
 #[derive(Clone, Debug)]
-pub struct Caller {
+pub struct Owner {
     /// To whom all belongs that is kept.
     pub tenant: Arc<str>,
     /// Only requests with the same salt share what is cached.
@@ -168,26 +168,26 @@ impl Responder {
     ///
     /// # Errors
     /// Before anything is said.
-    pub async fn start(&self, caller: &Caller, body: Value, memory: Option<&Memory>) -> Result<Turn, ResponsesError> {
+    pub async fn start(&self, owner: &Owner, body: Value, memory: Option<&Memory>) -> Result<Turn, ResponsesError> {
         let request = body.get("background").is_some_and(|background| background == true).then(|| body.to_string());
-        let mut draft = self.draft(caller, body, memory).await?;
+        let mut draft = self.draft(owner, body, memory).await?;
         let is_stored = self.is_stored(&draft.body)?;
         let is_kept = is_stored || draft.origin.conversation_id().is_some();
         if let Some(store) = self.store.as_ref().filter(|_| is_kept) {
             store.check_room().await?;
         }
         if let Some(request) = request {
-            return self.enqueue(caller, draft, &request).await;
+            return self.enqueue(owner, draft, &request).await;
         }
         let is_streamed = draft.body.stream();
         let keeping = self.store.as_ref().filter(|_| is_kept).map(|store| Keeping {
             store: store.clone(),
-            tenant: Arc::clone(&caller.tenant),
+            tenant: Arc::clone(&owner.tenant),
             input: Arc::clone(&draft.input),
             is_stored,
         });
         let (history, input) = (std::mem::take(&mut draft.history), Arc::clone(&draft.input));
-        let mut prepared = self.prepare_draft(caller, draft).await?;
+        let mut prepared = self.prepare_draft(owner, draft).await?;
         prepared.response.store = is_stored;
         let model = prepared.response.model.clone();
         let events = self.encode(prepared).await?;
@@ -202,23 +202,23 @@ impl Responder {
     ///
     /// # Errors
     /// As for a reply.
-    pub async fn prepare(&self, caller: &Caller, body: Value) -> Result<Prepared, ResponsesError> {
-        let draft = self.draft(caller, body, None).await?;
-        self.prepare_draft(caller, draft).await
+    pub async fn prepare(&self, owner: &Owner, body: Value) -> Result<Prepared, ResponsesError> {
+        let draft = self.draft(owner, body, None).await?;
+        self.prepare_draft(owner, draft).await
     }
 
     /// A window of items to go on from, in place of all that was said, and the response that it is made of.
     ///
     /// # Errors
     /// As for a reply; the response may have failed.
-    pub async fn compact(&self, caller: &Caller, body: Value) -> Result<(Compaction, Response), ResponsesError> {
-        let draft = self.draft(caller, body, None).await?;
+    pub async fn compact(&self, owner: &Owner, body: Value) -> Result<(Compaction, Response), ResponsesError> {
+        let draft = self.draft(owner, body, None).await?;
         if draft.body.model().is_none() {
             // The protocol wants it here, and nowhere else.
             return Err(InvalidRequest::missing("model").into());
         }
         let said: Vec<Value> = draft.history.iter().chain(&*draft.input).cloned().collect();
-        let mut prepared = self.prepare_draft(caller, draft).await?;
+        let mut prepared = self.prepare_draft(owner, draft).await?;
         prepared.draft.is_compaction = true;
         let response = last_response(self.encode(prepared).await?).await;
         Ok((Compaction::new(&said, &response), response))
@@ -227,12 +227,12 @@ impl Responder {
     /// The reply to a request that was kept, under the id that it was given. Its terminal event is not kept yet.
     pub(super) async fn start_job(
         &self,
-        caller: &Caller,
+        owner: &Owner,
         job: &Job,
     ) -> Result<LocalBoxStream<'static, ResponseEvent>, ResponsesError> {
         let body = history::read_object(&job.id, &job.request)?;
-        let draft = self.draft(caller, body, None).await?;
-        let mut prepared = self.prepare_draft(caller, draft).await?;
+        let draft = self.draft(owner, body, None).await?;
+        let mut prepared = self.prepare_draft(owner, draft).await?;
         let Response { id, created_at, store, status, .. } = &mut prepared.response;
         (*id, *created_at, *store, *status) = (job.id.clone(), job.created_at, true, Status::Queued);
         self.encode(prepared).await
@@ -249,26 +249,26 @@ impl Responder {
         Ok(asked.unwrap_or(self.store.is_some()))
     }
 
-    async fn draft(&self, caller: &Caller, mut body: Value, memory: Option<&Memory>) -> Result<Draft, ResponsesError> {
+    async fn draft(&self, owner: &Owner, mut body: Value, memory: Option<&Memory>) -> Result<Draft, ResponsesError> {
         self.dialect.resolve(&mut body)?;
         let is_compaction = take_trigger(&mut body);
         let origin = Origin::parse(&Field::root(&body).object()?)?;
-        let mut history = self.history(caller, &origin, memory).await?;
+        let mut history = self.history(owner, &origin, memory).await?;
         self.dialect.open(&mut history);
-        self.resolve_references(caller, &history, &mut body).await?;
+        self.resolve_references(owner, &history, &mut body).await?;
         let request = CreateResponse::parse_after(&history, &body, self.unknown_fields)?;
         let input = normalize_input(body.get_mut("input").map(Value::take).unwrap_or_default());
         Ok(Draft { body: request, history, input: input.into(), origin, is_compaction })
     }
 
-    async fn prepare_draft(&self, caller: &Caller, draft: Draft) -> Result<Prepared, ResponsesError> {
+    async fn prepare_draft(&self, owner: &Owner, draft: Draft) -> Result<Prepared, ResponsesError> {
         let Draft { body, is_compaction, .. } = draft;
         let options = self.dialect.encode_options(body.reply_options());
         let compact_threshold = body.compact_threshold();
         let model = self.models.get(body.model())?;
         let lease = model.lease().await?;
         let (response, request) = body.begin(model.name(), lease.default_sampling());
-        let request = ChatRequest { cache_salt: caller.cache_salt, ..request };
+        let request = ChatRequest { cache_salt: owner.cache_salt, ..request };
         Ok(Prepared { lease, response, request, draft: Prelude { options, compact_threshold, is_compaction } })
     }
 
@@ -288,13 +288,13 @@ impl Responder {
     }
 
     /// Keeps a request for whoever comes to it first.
-    async fn enqueue(&self, caller: &Caller, draft: Draft, request: &str) -> Result<Turn, ResponsesError> {
+    async fn enqueue(&self, owner: &Owner, draft: Draft, request: &str) -> Result<Turn, ResponsesError> {
         let store = self.store.as_ref().expect("a background response is stored");
         let is_streamed = draft.body.stream();
         let model = self.models.get(draft.body.model())?.name().to_owned();
         let (mut response, _) = draft.body.begin(&model, &SamplingParams::default());
         (response.status, response.store) = (Status::Queued, true);
-        let record = Record::new(&caller.tenant, &response, &draft.input);
+        let record = Record::new(&owner.tenant, &response, &draft.input);
         let max_unfinished = self.dialect.max_background();
         let job = NewJob { response: record.finished(), request, max_unfinished };
         match store.enqueue(&job).await? {
@@ -305,7 +305,7 @@ impl Responder {
 
     async fn history(
         &self,
-        caller: &Caller,
+        owner: &Owner,
         origin: &Origin,
         memory: Option<&Memory>,
     ) -> Result<Vec<Value>, ResponsesError> {
@@ -313,7 +313,7 @@ impl Responder {
             Origin::Nothing => Ok(Vec::new()),
             Origin::Response(id) => match memory.filter(|memory| memory.id == *id) {
                 Some(memory) => Ok(memory.items.clone()),
-                None => self.stored_chain(caller, id).await,
+                None => self.stored_chain(owner, id).await,
             },
             Origin::Conversation(id) => {
                 let Some(store) = &self.store else {
@@ -321,16 +321,16 @@ impl Responder {
                         "this server keeps nothing (`store.enabled` is false); send the whole conversation as `input`";
                     return Err(InvalidRequest::unsupported_parameter("conversation", why).into());
                 };
-                let items = store.all_items(Key { tenant: &caller.tenant, id }).await?;
+                let items = store.all_items(Key { tenant: &owner.tenant, id }).await?;
                 history::of_conversation(&items.ok_or_else(|| ResponsesError::not_found(Kind::Conversation, id))?)
             }
         }
     }
 
-    async fn stored_chain(&self, caller: &Caller, id: &str) -> Result<Vec<Value>, ResponsesError> {
+    async fn stored_chain(&self, owner: &Owner, id: &str) -> Result<Vec<Value>, ResponsesError> {
         let missing = || ResponsesError::previous_not_found(id);
         let store = self.store.as_ref().ok_or_else(missing)?;
-        let chain = store.chain(Key { tenant: &caller.tenant, id }).await?.ok_or_else(missing)?;
+        let chain = store.chain(Key { tenant: &owner.tenant, id }).await?.ok_or_else(missing)?;
         if chain.last().is_some_and(|last| last.status == "queued" || last.status == "in_progress") {
             let why = "names a response that has not ended; wait for it or cancel it";
             return Err(InvalidRequest::invalid("previous_response_id", why).into());
@@ -341,7 +341,7 @@ impl Responder {
     /// Puts items in the place of references to them: items of the history, and of stored outputs.
     async fn resolve_references(
         &self,
-        caller: &Caller,
+        owner: &Owner,
         history: &[Value],
         body: &mut Value,
     ) -> Result<(), ResponsesError> {
@@ -357,7 +357,7 @@ impl Responder {
             let known = history.iter().find(|known| known["id"] == id.as_str()).cloned();
             let found = match (known, &self.store) {
                 (Some(known), _) => Some(known),
-                (None, Some(store)) => stored_item(store, &caller.tenant, &id).await?,
+                (None, Some(store)) => stored_item(store, &owner.tenant, &id).await?,
                 (None, None) => continue,
             };
             *item = found.ok_or_else(|| ResponsesError::not_found(Kind::Item, &id))?;

@@ -5,7 +5,7 @@ use super::{
     history::{read_items, read_object},
     list::List,
     query::Query,
-    responder::{Caller, Responder},
+    responder::{Owner, Responder},
 };
 use crate::store::{Key, Store, StoredResponse};
 use serde_json::{Value, json};
@@ -15,8 +15,8 @@ impl Responder {
     ///
     /// # Errors
     /// `NotFound`, and what the store says.
-    pub async fn retrieve(&self, caller: &Caller, id: &str, query: &Query) -> Result<Value, ResponsesError> {
-        let mut object = object(&self.stored(caller, id).await?)?;
+    pub async fn retrieve(&self, owner: &Owner, id: &str, query: &Query) -> Result<Value, ResponsesError> {
+        let mut object = object(&self.stored(owner, id).await?)?;
         if query.encrypted_reasoning
             && let Some(output) = object["output"].as_array_mut()
         {
@@ -29,8 +29,8 @@ impl Responder {
     ///
     /// # Errors
     /// `NotFound`, also of `after`, and what the store says.
-    pub async fn input_items(&self, caller: &Caller, id: &str, query: &Query) -> Result<List, ResponsesError> {
-        let stored = self.stored(caller, id).await?;
+    pub async fn input_items(&self, owner: &Owner, id: &str, query: &Query) -> Result<List, ResponsesError> {
+        let stored = self.stored(owner, id).await?;
         let mut items = read_items(id, &stored.input)?;
         if query.encrypted_reasoning {
             self.dialect.seal_reasoning(&mut items);
@@ -42,29 +42,29 @@ impl Responder {
     ///
     /// # Errors
     /// `NotFound`, `NotBackground`, and what the store says.
-    pub async fn cancel(&self, caller: &Caller, id: &str) -> Result<Value, ResponsesError> {
-        let stored = self.stored(caller, id).await?;
+    pub async fn cancel(&self, owner: &Owner, id: &str) -> Result<Value, ResponsesError> {
+        let stored = self.stored(owner, id).await?;
         if !stored.is_background {
             return Err(ResponsesError::NotBackground { id: stored.id });
         }
-        self.store_of(id)?.cancel(Key { tenant: &caller.tenant, id }).await?;
-        object(&self.stored(caller, id).await?)
+        self.store_of(id)?.cancel(Key { tenant: &owner.tenant, id }).await?;
+        object(&self.stored(owner, id).await?)
     }
 
     /// It can neither be read nor gone on from any more.
     ///
     /// # Errors
     /// `NotFound`, and what the store says.
-    pub async fn delete(&self, caller: &Caller, id: &str) -> Result<Value, ResponsesError> {
-        let is_deleted = self.store_of(id)?.delete_response(Key { tenant: &caller.tenant, id }).await?;
+    pub async fn delete(&self, owner: &Owner, id: &str) -> Result<Value, ResponsesError> {
+        let is_deleted = self.store_of(id)?.delete_response(Key { tenant: &owner.tenant, id }).await?;
         if !is_deleted {
             return Err(ResponsesError::not_found(Kind::Response, id));
         }
         Ok(json!({ "id": id, "object": "response", "deleted": true }))
     }
 
-    async fn stored(&self, caller: &Caller, id: &str) -> Result<StoredResponse, ResponsesError> {
-        let found = self.store_of(id)?.response(Key { tenant: &caller.tenant, id }).await?;
+    async fn stored(&self, owner: &Owner, id: &str) -> Result<StoredResponse, ResponsesError> {
+        let found = self.store_of(id)?.response(Key { tenant: &owner.tenant, id }).await?;
         found.ok_or_else(|| ResponsesError::not_found(Kind::Response, id))
     }
 

@@ -1,6 +1,6 @@
 //! `POST /v1/responses/compact`
 
-use super::{ApiError, AppState, body::read_json, request_log::Generation};
+use super::{ApiError, AppState, auth::caller, body::read_json, limits::Estimate, request_log::Generation};
 use actix_web::{HttpRequest, HttpResponse, web};
 
 /// A window of items to go on from, in place of a conversation that has become long.
@@ -12,7 +12,9 @@ pub(super) async fn compact(
 ) -> Result<HttpResponse, ApiError> {
     app.refuse_while_draining()?;
     let body = read_json(&request, payload, &app.config).await?;
-    let (compaction, response) = app.responder.compact(&app.caller(&request), body).await?;
+    let mut admission = caller(&request).admit(Estimate::new(&body))?;
+    let (compaction, response) = app.responder.compact(&app.owner(&request), body).await?;
+    admission.charge(response.usage().map_or(0, |usage| usage.output_tokens));
     generation.set_model(response.model());
     generation.set_outcome(&response);
     match response.failure() {

@@ -1,9 +1,11 @@
 //! `[server]`
 
+use super::api_key::KeyConfig;
 use crate::responses::UnknownFields;
 use serde::Deserialize;
 use std::{
     num::{NonZeroU64, NonZeroUsize},
+    path::PathBuf,
     time::Duration,
 };
 
@@ -11,12 +13,18 @@ use std::{
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ServerConfig {
-    /// Address or name to listen on; a loopback one.
+    /// Address or name to listen on.
     pub host: String,
     /// Names that the server answers to, beside addresses, `localhost` and `host`.
     pub allowed_hosts: Vec<String>,
     /// Origins of web pages that may open WebSockets, beside those of this server itself.
     pub allowed_origins: Vec<String>,
+    /// Who is let in; everybody where there are none.
+    pub api_keys: Vec<KeyConfig>,
+    /// A file with more of them; empty has none.
+    pub api_keys_file: PathBuf,
+    /// Whether an address that others can reach may be bound without keys.
+    pub insecure_no_auth: bool,
     /// 0 takes any free one.
     pub port: u16,
     /// HTTP worker threads.

@@ -14,7 +14,7 @@ pub(super) async fn create(
         Err(ApiError::EmptyBody) => json!({}),
         body => body?,
     };
-    Ok(HttpResponse::Ok().json(app.responder.create_conversation(&app.caller(&request), &body).await?))
+    Ok(HttpResponse::Ok().json(app.responder.create_conversation(&app.owner(&request), &body).await?))
 }
 
 /// `GET /v1/conversations/{id}`
@@ -23,7 +23,7 @@ pub(super) async fn retrieve(
     request: HttpRequest,
     id: web::Path<String>,
 ) -> Result<HttpResponse, ApiError> {
-    Ok(HttpResponse::Ok().json(app.responder.retrieve_conversation(&app.caller(&request), &id).await?))
+    Ok(HttpResponse::Ok().json(app.responder.retrieve_conversation(&app.owner(&request), &id).await?))
 }
 
 /// `POST /v1/conversations/{id}`
@@ -34,7 +34,7 @@ pub(super) async fn update(
     id: web::Path<String>,
 ) -> Result<HttpResponse, ApiError> {
     let body = read_json(&request, payload, &app.config).await?;
-    Ok(HttpResponse::Ok().json(app.responder.update_conversation(&app.caller(&request), &id, &body).await?))
+    Ok(HttpResponse::Ok().json(app.responder.update_conversation(&app.owner(&request), &id, &body).await?))
 }
 
 /// `DELETE /v1/conversations/{id}`
@@ -43,7 +43,7 @@ pub(super) async fn delete(
     request: HttpRequest,
     id: web::Path<String>,
 ) -> Result<HttpResponse, ApiError> {
-    Ok(HttpResponse::Ok().json(app.responder.delete_conversation(&app.caller(&request), &id).await?))
+    Ok(HttpResponse::Ok().json(app.responder.delete_conversation(&app.owner(&request), &id).await?))
 }
 
 /// `POST /v1/conversations/{id}/items`
@@ -55,7 +55,7 @@ pub(super) async fn add_items(
 ) -> Result<HttpResponse, ApiError> {
     let body = read_json(&request, payload, &app.config).await?;
     query(&request)?;
-    Ok(HttpResponse::Ok().json(app.responder.add_items(&app.caller(&request), &id, &body).await?))
+    Ok(HttpResponse::Ok().json(app.responder.add_items(&app.owner(&request), &id, &body).await?))
 }
 
 /// `GET /v1/conversations/{id}/items`
@@ -64,7 +64,7 @@ pub(super) async fn list_items(
     request: HttpRequest,
     id: web::Path<String>,
 ) -> Result<HttpResponse, ApiError> {
-    let items = app.responder.conversation_items(&app.caller(&request), &id, &query(&request)?).await?;
+    let items = app.responder.conversation_items(&app.owner(&request), &id, &query(&request)?).await?;
     Ok(HttpResponse::Ok().json(items))
 }
 
@@ -76,7 +76,7 @@ pub(super) async fn retrieve_item(
 ) -> Result<HttpResponse, ApiError> {
     query(&request)?;
     let (id, item) = path.into_inner();
-    Ok(HttpResponse::Ok().json(app.responder.conversation_item(&app.caller(&request), &id, &item).await?))
+    Ok(HttpResponse::Ok().json(app.responder.conversation_item(&app.owner(&request), &id, &item).await?))
 }
 
 /// `DELETE /v1/conversations/{id}/items/{item}`
@@ -86,5 +86,5 @@ pub(super) async fn delete_item(
     path: web::Path<(String, String)>,
 ) -> Result<HttpResponse, ApiError> {
     let (id, item) = path.into_inner();
-    Ok(HttpResponse::Ok().json(app.responder.delete_conversation_item(&app.caller(&request), &id, &item).await?))
+    Ok(HttpResponse::Ok().json(app.responder.delete_conversation_item(&app.owner(&request), &id, &item).await?))
 }

@@ -1,5 +1,6 @@
 //! Every failure a client can see as a status. The only place that knows status codes.
 
+use super::limits::{Limit, spell_duration};
 use crate::{
     chat::ChatError,
     engine::EngineError,
@@ -11,6 +12,7 @@ use actix_web::{
     http::{Method, StatusCode, header},
 };
 use serde_json::{Value, json};
+use std::time::Duration;
 
 /// A failure before the first byte of the reply.
 #[derive(Debug, thiserror::Error)]
@@ -26,6 +28,19 @@ pub enum ApiError {
     UnknownHost {
         /// As the client sent it, cut.
         host: String,
+    },
+    /// None, or one that is not let in: a client is not told which.
+    #[error("a valid API key is needed; send it as `Authorization: Bearer KEY`")]
+    InvalidKey,
+    /// The key has asked for more than it may.
+    #[error("the API key `{key}` has reached its limit `{limit}`; try again in {}", spell_duration(*wait))]
+    RateLimited {
+        /// Its name.
+        key: String,
+        /// Which one.
+        limit: Limit,
+        /// Until the same request is let in.
+        wait: Duration,
     },
     /// No such path.
     #[error("unknown request URL: {method} {path}; see GET /v1/models and POST /v1/responses")]
@@ -143,13 +158,13 @@ enum Retry {
     /// The request was not the cause.
     AtOnce,
     /// The cause passes.
-    AfterSeconds(u64),
+    After(Duration),
 }
 
 /// One step of the model frees a slot, if any is about to be freed.
-const RETRY_WHEN_FULL: Retry = Retry::AfterSeconds(1);
+const RETRY_WHEN_FULL: Retry = Retry::After(Duration::from_secs(1));
 /// A restart takes this long at least.
-const RETRY_WHEN_STOPPED: Retry = Retry::AfterSeconds(5);
+const RETRY_WHEN_STOPPED: Retry = Retry::After(Duration::from_secs(5));
 
 /// Overrules what OpenAI's SDKs make of the status.
 const SHOULD_RETRY: &str = "x-should-retry";
@@ -167,6 +182,11 @@ const fn unavailable() -> Description {
     Description { status, kind, code: kind, retry: RETRY_WHEN_STOPPED }
 }
 
+const fn rate_limited(retry: Retry) -> Description {
+    let status = StatusCode::TOO_MANY_REQUESTS;
+    Description { status, kind: "rate_limit_error", code: "rate_limit_exceeded", retry }
+}
+
 impl ApiError {
     /// No wildcard: a new error must choose its own.
     fn describe(&self) -> Description {
@@ -179,6 +199,11 @@ impl ApiError {
                 unavailable()
             }
             Self::UnknownHost { .. } => refused(S::FORBIDDEN, "host_not_allowed"),
+            Self::InvalidKey => {
+                let kind = "authentication_error";
+                Description { kind, ..refused(S::UNAUTHORIZED, "invalid_api_key") }
+            }
+            Self::RateLimited { wait, .. } => rate_limited(Retry::After(*wait)),
             Self::UnknownUrl { .. } => refused(S::NOT_FOUND, "unknown_url"),
             Self::MethodNotAllowed { .. } => refused(S::METHOD_NOT_ALLOWED, "method_not_allowed"),
             Self::NotJson => refused(S::UNSUPPORTED_MEDIA_TYPE, "unsupported_content_type"),
@@ -218,6 +243,8 @@ impl ApiError {
             Self::Responses(error) => error.param(),
             Self::Failed(_)
             | Self::UnknownHost { .. }
+            | Self::InvalidKey
+            | Self::RateLimited { .. }
             | Self::UnknownUrl { .. }
             | Self::MethodNotAllowed { .. }
             | Self::NotJson
@@ -290,7 +317,8 @@ fn describe_chat(error: &ChatError) -> Description {
         ChatError::UnknownModel { .. } => refused(S::NOT_FOUND, "model_not_found"),
         ChatError::LoadQueueFull { .. } => Description { code: "model_loading", ..unavailable() },
         ChatError::LoadFailed { retry_seconds, .. } => {
-            Description { code: "model_load_failed", retry: Retry::AfterSeconds(*retry_seconds), ..unavailable() }
+            let retry = Retry::After(Duration::from_secs(*retry_seconds));
+            Description { code: "model_load_failed", retry, ..unavailable() }
         }
         ChatError::Panicked => failed(Retry::Never),
         ChatError::Template { .. } | ChatError::Tokenizer(_) => refused(S::BAD_REQUEST, "invalid_value"),
@@ -302,12 +330,7 @@ fn describe_chat(error: &ChatError) -> Description {
         ChatError::Engine(error) => match error {
             EngineError::PromptTooLong { .. } => refused(S::BAD_REQUEST, "context_length_exceeded"),
             EngineError::UnknownToken { .. } => refused(S::BAD_REQUEST, "invalid_value"),
-            EngineError::QueueFull { .. } | EngineError::TooManyTokensWaiting { .. } => Description {
-                status: S::TOO_MANY_REQUESTS,
-                kind: "rate_limit_error",
-                code: "rate_limit_exceeded",
-                retry: RETRY_WHEN_FULL,
-            },
+            EngineError::QueueFull { .. } | EngineError::TooManyTokensWaiting { .. } => rate_limited(RETRY_WHEN_FULL),
             EngineError::Stopped => unavailable(),
         },
     }
@@ -341,14 +364,19 @@ impl ResponseError for ApiError {
             Retry::AtOnce => {
                 response.insert_header((SHOULD_RETRY, "true"));
             }
-            Retry::AfterSeconds(seconds) => {
+            Retry::After(wait) => {
+                // Never too early.
+                let millis = wait.as_nanos().div_ceil(1_000_000);
                 response.insert_header((SHOULD_RETRY, "true"));
-                response.insert_header((header::RETRY_AFTER, seconds));
-                response.insert_header(("retry-after-ms", seconds * 1000));
+                response.insert_header((header::RETRY_AFTER, millis.div_ceil(1000).to_string()));
+                response.insert_header(("retry-after-ms", millis.to_string()));
             }
         }
         if let Self::MethodNotAllowed { allowed, .. } = self {
             response.insert_header((header::ALLOW, allowed.as_str()));
+        }
+        if matches!(self, Self::InvalidKey) {
+            response.insert_header((header::WWW_AUTHENTICATE, "Bearer"));
         }
         response.json(json!({ "error": self.body() }))
     }
@@ -359,6 +387,7 @@ mod tests {
     use super::*;
     use actix_web::body::to_bytes;
     use futures::FutureExt;
+    use std::num::NonZeroU32;
 
     fn describe(error: impl Into<ApiError>) -> String {
         let response = error.into().error_response();
@@ -389,6 +418,12 @@ mod tests {
             describe(chat(EngineError::Stopped)),
             describe(Failure::Model),
             describe(Failure::Shutdown),
+            describe(ApiError::InvalidKey),
+            describe(ApiError::RateLimited {
+                key: "ci".to_owned(),
+                limit: Limit::Requests(NonZeroU32::new(60).unwrap()),
+                wait: Duration::from_micros(1_200_100),
+            }),
             describe(ApiError::UnknownUrl { method: Method::GET, path: "/v1/nope".to_owned() }),
             describe(ApiError::MethodNotAllowed { method: Method::PUT, allowed: "POST".to_owned() }),
             describe(ApiError::NotJson),
@@ -400,6 +435,40 @@ mod tests {
             describe(ApiError::BodyTimeout { seconds: 8 }),
             describe(ApiError::Draining),
             describe(ApiError::Panicked),
+        ];
+        insta::assert_snapshot!(errors.concat(), @r#"
+        400 false - {"error":{"message":"bad","type":"invalid_request_error","param":"top_p","code":"invalid_type"}}
+        404 false - {"error":{"message":"the model `gpt` is not served here; served: tiny","type":"invalid_request_error","param":"model","code":"model_not_found"}}
+        503 true 5 {"error":{"message":"the model `tiny` is being loaded and 8 requests wait for it already, which is the limit; try again later","type":"service_unavailable","param":"model","code":"model_loading"}}
+        503 true 3 {"error":{"message":"the model `tiny` could not be loaded and the log says why; try again in 3 seconds","type":"service_unavailable","param":"model","code":"model_load_failed"}}
+        400 false - {"error":{"message":"the model's chat template rejected the messages: no","type":"invalid_request_error","param":"input","code":"invalid_value"}}
+        400 false - {"error":{"message":"the prompt has 9 bytes, more than the 8 that can fit the model's context; shorten the input","type":"invalid_request_error","param":"input","code":"context_length_exceeded"}}
+        400 false - {"error":{"message":"the prompt has 9 tokens and the model's context holds 8, the reply included; shorten the input","type":"invalid_request_error","param":"input","code":"context_length_exceeded"}}
+        400 false - {"error":{"message":"token 9 is not in the model's vocabulary of 8 tokens","type":"invalid_request_error","param":"logit_bias","code":"invalid_value"}}
+        429 true 1 {"error":{"message":"8 requests are waiting already, which is the limit; try again later","type":"rate_limit_error","param":null,"code":"rate_limit_exceeded"}}
+        429 true 1 {"error":{"message":"prompts of 4096 tokens are waiting already, which is the limit; try again later","type":"rate_limit_error","param":null,"code":"rate_limit_exceeded"}}
+        503 true 5 {"error":{"message":"the engine has stopped; try again later","type":"service_unavailable","param":null,"code":"service_unavailable"}}
+        500 true - {"error":{"message":"the model failed while it wrote this reply; send the request again","type":"server_error","param":null,"code":"server_error"}}
+        503 true 5 {"error":{"message":"the server is shutting down; send the request again","type":"service_unavailable","param":null,"code":"service_unavailable"}}
+        401 false - {"error":{"message":"a valid API key is needed; send it as `Authorization: Bearer KEY`","type":"authentication_error","param":null,"code":"invalid_api_key"}}
+        429 true 2 {"error":{"message":"the API key `ci` has reached its limit `requests_per_minute = 60`; try again in 1.201s","type":"rate_limit_error","param":null,"code":"rate_limit_exceeded"}}
+        404 false - {"error":{"message":"unknown request URL: GET /v1/nope; see GET /v1/models and POST /v1/responses","type":"invalid_request_error","param":null,"code":"unknown_url"}}
+        405 false - {"error":{"message":"PUT is not allowed here; allowed: POST","type":"invalid_request_error","param":null,"code":"method_not_allowed"}}
+        415 false - {"error":{"message":"the body must be sent with `Content-Type: application/json`","type":"invalid_request_error","param":null,"code":"unsupported_content_type"}}
+        415 false - {"error":{"message":"the body must be sent without a `Content-Encoding`","type":"invalid_request_error","param":null,"code":"unsupported_content_encoding"}}
+        400 false - {"error":{"message":"the body is empty, and it must be a JSON object","type":"invalid_request_error","param":null,"code":"invalid_json"}}
+        400 false - {"error":{"message":"the body is not valid JSON: invalid type: map, expected unit at line 1 column 0","type":"invalid_request_error","param":null,"code":"invalid_json"}}
+        400 false - {"error":{"message":"the body could not be read to its end","type":"invalid_request_error","param":null,"code":"incomplete_body"}}
+        413 false - {"error":{"message":"the body is larger than 8 bytes, which is the limit","type":"invalid_request_error","param":null,"code":"request_too_large"}}
+        408 - - {"error":{"message":"the body did not arrive within 8 seconds, which is the limit","type":"invalid_request_error","param":null,"code":"request_timeout"}}
+        503 true 5 {"error":{"message":"the server is shutting down; send the request again","type":"service_unavailable","param":null,"code":"service_unavailable"}}
+        500 - - {"error":{"message":"the server failed to answer this request; its log says why","type":"server_error","param":null,"code":"server_error"}}
+        "#);
+    }
+
+    #[test]
+    fn so_has_each_of_what_is_kept_and_of_websockets() {
+        let errors = [
             describe(ResponsesError::NotFound { kind: Kind::Response, id: "resp_1".to_owned() }),
             describe(ResponsesError::NotFound { kind: Kind::Item, id: "msg_1".to_owned() }),
             describe(ResponsesError::NotFound { kind: Kind::Conversation, id: "conv_1".to_owned() }),
@@ -419,30 +488,6 @@ mod tests {
             describe(ApiError::InvalidLane { max_chars: 8 }),
         ];
         insta::assert_snapshot!(errors.concat(), @r#"
-        400 false - {"error":{"message":"bad","type":"invalid_request_error","param":"top_p","code":"invalid_type"}}
-        404 false - {"error":{"message":"the model `gpt` is not served here; served: tiny","type":"invalid_request_error","param":"model","code":"model_not_found"}}
-        503 true 5 {"error":{"message":"the model `tiny` is being loaded and 8 requests wait for it already, which is the limit; try again later","type":"service_unavailable","param":"model","code":"model_loading"}}
-        503 true 3 {"error":{"message":"the model `tiny` could not be loaded and the log says why; try again in 3 seconds","type":"service_unavailable","param":"model","code":"model_load_failed"}}
-        400 false - {"error":{"message":"the model's chat template rejected the messages: no","type":"invalid_request_error","param":"input","code":"invalid_value"}}
-        400 false - {"error":{"message":"the prompt has 9 bytes, more than the 8 that can fit the model's context; shorten the input","type":"invalid_request_error","param":"input","code":"context_length_exceeded"}}
-        400 false - {"error":{"message":"the prompt has 9 tokens and the model's context holds 8, the reply included; shorten the input","type":"invalid_request_error","param":"input","code":"context_length_exceeded"}}
-        400 false - {"error":{"message":"token 9 is not in the model's vocabulary of 8 tokens","type":"invalid_request_error","param":"logit_bias","code":"invalid_value"}}
-        429 true 1 {"error":{"message":"8 requests are waiting already, which is the limit; try again later","type":"rate_limit_error","param":null,"code":"rate_limit_exceeded"}}
-        429 true 1 {"error":{"message":"prompts of 4096 tokens are waiting already, which is the limit; try again later","type":"rate_limit_error","param":null,"code":"rate_limit_exceeded"}}
-        503 true 5 {"error":{"message":"the engine has stopped; try again later","type":"service_unavailable","param":null,"code":"service_unavailable"}}
-        500 true - {"error":{"message":"the model failed while it wrote this reply; send the request again","type":"server_error","param":null,"code":"server_error"}}
-        503 true 5 {"error":{"message":"the server is shutting down; send the request again","type":"service_unavailable","param":null,"code":"service_unavailable"}}
-        404 false - {"error":{"message":"unknown request URL: GET /v1/nope; see GET /v1/models and POST /v1/responses","type":"invalid_request_error","param":null,"code":"unknown_url"}}
-        405 false - {"error":{"message":"PUT is not allowed here; allowed: POST","type":"invalid_request_error","param":null,"code":"method_not_allowed"}}
-        415 false - {"error":{"message":"the body must be sent with `Content-Type: application/json`","type":"invalid_request_error","param":null,"code":"unsupported_content_type"}}
-        415 false - {"error":{"message":"the body must be sent without a `Content-Encoding`","type":"invalid_request_error","param":null,"code":"unsupported_content_encoding"}}
-        400 false - {"error":{"message":"the body is empty, and it must be a JSON object","type":"invalid_request_error","param":null,"code":"invalid_json"}}
-        400 false - {"error":{"message":"the body is not valid JSON: invalid type: map, expected unit at line 1 column 0","type":"invalid_request_error","param":null,"code":"invalid_json"}}
-        400 false - {"error":{"message":"the body could not be read to its end","type":"invalid_request_error","param":null,"code":"incomplete_body"}}
-        413 false - {"error":{"message":"the body is larger than 8 bytes, which is the limit","type":"invalid_request_error","param":null,"code":"request_too_large"}}
-        408 - - {"error":{"message":"the body did not arrive within 8 seconds, which is the limit","type":"invalid_request_error","param":null,"code":"request_timeout"}}
-        503 true 5 {"error":{"message":"the server is shutting down; send the request again","type":"service_unavailable","param":null,"code":"service_unavailable"}}
-        500 - - {"error":{"message":"the server failed to answer this request; its log says why","type":"server_error","param":null,"code":"server_error"}}
         404 false - {"error":{"message":"Response with id 'resp_1' not found.","type":"invalid_request_error","param":null,"code":"response_not_found"}}
         404 false - {"error":{"message":"Item with id 'msg_1' not found.","type":"invalid_request_error","param":null,"code":"item_not_found"}}
         404 false - {"error":{"message":"Conversation with id 'conv_1' not found.","type":"invalid_request_error","param":null,"code":"conversation_not_found"}}

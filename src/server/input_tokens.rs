@@ -14,7 +14,7 @@ pub(super) async fn count(
 ) -> Result<HttpResponse, ApiError> {
     app.refuse_while_draining()?;
     let body = read_json(&request, payload, &app.config).await?;
-    let Prepared { lease, response, request, .. } = app.responder.prepare(&app.caller(&request), body).await?;
+    let Prepared { lease, response, request, .. } = app.responder.prepare(&app.owner(&request), body).await?;
     generation.set_model(response.model());
     let input_tokens = lease.count_tokens(request).await?;
     Ok(HttpResponse::Ok().json(json!({ "object": "response.input_tokens", "input_tokens": input_tokens })))

@@ -17,8 +17,8 @@ pub enum BindError {
     },
     /// Whoever reaches the port may use the model.
     #[error(
-        "`server.host` is `{host}`, which others can reach: ortolan has no API keys in this version, bind a loopback \
-         address or put an authenticating proxy before it"
+        "`server.host` is `{host}`, which others can reach, and there are no API keys; run `ortolan key NAME` and add the \
+         entry that it prints to the configuration"
     )]
     NotLoopback {
         /// `server.host`
@@ -55,16 +55,25 @@ pub enum BindError {
 /// # Errors
 /// See [`BindError`].
 pub fn bind(config: &ServerConfig) -> Result<TcpListener, BindError> {
+    TcpListener::bind(&*resolve(config)?).map_err(|source| explain(config, source))
+}
+
+/// The addresses to listen on.
+///
+/// # Errors
+/// [`BindError::UnknownHost`], or [`BindError::NotLoopback`] where the configuration does not allow them.
+pub fn resolve(config: &ServerConfig) -> Result<Vec<SocketAddr>, BindError> {
     let ServerConfig { host, port, .. } = config;
     let resolved = (host.as_str(), *port).to_socket_addrs();
     let addresses: Vec<SocketAddr> = resolved.map(Iterator::collect).unwrap_or_default();
     if addresses.is_empty() {
         return Err(BindError::UnknownHost { host: host.clone() });
     }
-    if !addresses.iter().all(|address| address.ip().is_loopback()) {
+    let may_be_reached = !config.api_keys.is_empty() || config.insecure_no_auth;
+    if !may_be_reached && !addresses.iter().all(|address| address.ip().is_loopback()) {
         return Err(BindError::NotLoopback { host: host.clone() });
     }
-    TcpListener::bind(&*addresses).map_err(|source| explain(config, source))
+    Ok(addresses)
 }
 
 fn explain(config: &ServerConfig, source: io::Error) -> BindError {
@@ -100,9 +109,15 @@ mod tests {
     }
 
     #[test]
-    fn only_loopback_is_served() {
+    fn others_are_let_in_only_with_keys() {
         assert!(matches!(bind_on("0.0.0.0", 0), Err(BindError::NotLoopback { .. })));
         assert!(matches!(bind_on("::", 0), Err(BindError::NotLoopback { .. })));
+        let hash = "0".repeat(64);
+        let key = format!("api_keys = [{{ name = \"ci\", sha256 = \"{hash}\" }}]");
+        for setting in [key.as_str(), "insecure_no_auth = true"] {
+            let config = parse(&format!("[server]\nhost = \"0.0.0.0\"\nport = 0\n{setting}")).unwrap();
+            bind(&config).unwrap();
+        }
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Around every request: its id, the headers that each answer has, one line in the log, and a 500 where a handler
 //! panics. The line comes when the last byte is sent or the client has left. It never holds contents.
 
-use super::ApiError;
+use super::{ApiError, auth::Caller};
 use crate::responses::Response;
 use actix_web::{
     Error, HttpMessage, HttpResponse,
@@ -67,6 +67,8 @@ struct RequestLog {
     method: Method,
     /// The path until its pattern is known.
     route: String,
+    /// Its name.
+    key: Option<String>,
     status: Option<StatusCode>,
     is_sent: bool,
     generation: Generation,
@@ -79,6 +81,7 @@ impl RequestLog {
             started: Instant::now(),
             method: request.method().clone(),
             route: request.path().chars().take(MAX_PATH_CHARS).collect(),
+            key: None,
             status: None,
             is_sent: false,
             generation: Generation::default(),
@@ -106,6 +109,7 @@ impl Drop for RequestLog {
             route = self.route,
             status = self.status.map(|status| status.as_u16()),
             request_id = self.request_id,
+            key = self.key,
             duration_ms = self.duration_ms(),
             model = outcome.model,
             input_tokens = outcome.input_tokens,
@@ -135,6 +139,7 @@ pub(super) async fn observe(
     if let Some(pattern) = response.request().match_pattern() {
         log.route = pattern;
     }
+    log.key = response.request().extensions().get().and_then(Caller::name).map(str::to_owned);
     Ok(response.map_body(|_, body| LoggedBody::new(body.boxed(), log)))
 }
 

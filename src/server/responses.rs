@@ -1,6 +1,6 @@
 //! `/v1/responses` and what stands below it: made, read, followed, cancelled, deleted.
 
-use super::{ApiError, AppState, body::read_json, request_log::Generation, sse};
+use super::{ApiError, AppState, auth::caller, body::read_json, limits::Estimate, request_log::Generation, sse};
 use crate::responses::{self, Query, Turn};
 use actix_web::{HttpRequest, HttpResponse, web};
 use futures::StreamExt;
@@ -14,12 +14,14 @@ pub(super) async fn create(
 ) -> Result<HttpResponse, ApiError> {
     app.refuse_while_draining()?;
     let body = read_json(&request, payload, &app.config).await?;
-    let caller = app.caller(&request);
+    let mut admission = caller(&request).admit(Estimate::new(&body))?;
+    let owner = app.owner(&request);
     let keep_alive = app.config.keep_alive_interval();
-    match app.responder.start(&caller, body, None).await? {
+    match app.responder.start(&owner, body, None).await? {
         Turn::Reply { model, events, is_streamed, .. } => {
             generation.set_model(&model);
             let events = events.inspect(move |event| {
+                admission.follow(event);
                 if let Some(response) = event.final_response() {
                     generation.set_outcome(response);
                 }
@@ -35,8 +37,9 @@ pub(super) async fn create(
         }
         Turn::Background { model, response, is_streamed } => {
             generation.set_model(&model);
+            admission.charge_estimate();
             if is_streamed {
-                return Ok(sse::reply(app.responder.follow(&caller, response.id(), None).await?, keep_alive));
+                return Ok(sse::reply(app.responder.follow(&owner, response.id(), None).await?, keep_alive));
             }
             Ok(HttpResponse::Ok().json(response))
         }
@@ -49,12 +52,12 @@ pub(super) async fn retrieve(
     request: HttpRequest,
     id: web::Path<String>,
 ) -> Result<HttpResponse, ApiError> {
-    let (caller, query) = (app.caller(&request), query(&request)?);
+    let (owner, query) = (app.owner(&request), query(&request)?);
     if query.stream {
-        let events = app.responder.follow(&caller, &id, query.starting_after).await?;
+        let events = app.responder.follow(&owner, &id, query.starting_after).await?;
         return Ok(sse::reply(events, app.config.keep_alive_interval()));
     }
-    Ok(HttpResponse::Ok().json(app.responder.retrieve(&caller, &id, &query).await?))
+    Ok(HttpResponse::Ok().json(app.responder.retrieve(&owner, &id, &query).await?))
 }
 
 /// `DELETE /v1/responses/{id}`
@@ -63,7 +66,7 @@ pub(super) async fn delete(
     request: HttpRequest,
     id: web::Path<String>,
 ) -> Result<HttpResponse, ApiError> {
-    Ok(HttpResponse::Ok().json(app.responder.delete(&app.caller(&request), &id).await?))
+    Ok(HttpResponse::Ok().json(app.responder.delete(&app.owner(&request), &id).await?))
 }
 
 /// `POST /v1/responses/{id}/cancel`, whose body says nothing.
@@ -72,7 +75,7 @@ pub(super) async fn cancel(
     request: HttpRequest,
     id: web::Path<String>,
 ) -> Result<HttpResponse, ApiError> {
-    Ok(HttpResponse::Ok().json(app.responder.cancel(&app.caller(&request), &id).await?))
+    Ok(HttpResponse::Ok().json(app.responder.cancel(&app.owner(&request), &id).await?))
 }
 
 /// `GET /v1/responses/{id}/input_items`
@@ -81,7 +84,7 @@ pub(super) async fn input_items(
     request: HttpRequest,
     id: web::Path<String>,
 ) -> Result<HttpResponse, ApiError> {
-    let items = app.responder.input_items(&app.caller(&request), &id, &query(&request)?).await?;
+    let items = app.responder.input_items(&app.owner(&request), &id, &query(&request)?).await?;
     Ok(HttpResponse::Ok().json(items))
 }
 

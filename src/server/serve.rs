@@ -29,6 +29,11 @@ pub async fn serve(listener: TcpListener, state: AppState, signals: impl Stream<
     let mut signals = pin!(signals);
     let mut server = start(listener, state.clone())?;
     tracing::info!("listening on http://{address}");
+    if state.keys.is_empty() && !address.ip().is_loopback() {
+        tracing::warn!(
+            "`server.insecure_no_auth` is set and there are no API keys: whoever reaches {address} is let in"
+        );
+    }
 
     tokio::select! {
         stopped = &mut server => return stopped,

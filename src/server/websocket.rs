@@ -1,8 +1,12 @@
 //! `GET /v1/responses` as a WebSocket: the same requests and events as over HTTP, one JSON text in each message, one reply
 //! after the other. The connection remembers its last response, so the next request can go on from it though nothing is kept.
 
-use super::{ApiError, AppState};
-use crate::responses::{Caller, Memory, ResponseEvent, Turn, WireEvent};
+use super::{
+    ApiError, AppState,
+    auth::{Caller, caller},
+    limits::{Admission, Estimate},
+};
+use crate::responses::{Memory, Owner, ResponseEvent, Turn, WireEvent};
 use actix_web::{HttpRequest, HttpResponse, ResponseError, http::header, rt, web};
 use actix_ws::{AggregatedMessage, AggregatedMessageStream, CloseCode, CloseReason, ProtocolError, Session};
 use futures::{
@@ -32,6 +36,7 @@ const MAX_LANE_CHARS: usize = 256;
 struct Connection {
     app: web::Data<AppState>,
     caller: Caller,
+    owner: Owner,
     session: Session,
     waiting: VecDeque<Request>,
     turn: Option<RunningTurn>,
@@ -52,6 +57,8 @@ struct RunningTurn {
     lane: Option<String>,
     /// What it goes on from.
     previous_id: Option<String>,
+    /// Held until it ends.
+    admission: Option<Admission>,
     /// What was said before the reply.
     said: (Vec<Value>, Arc<[Value]>),
     steps: LocalBoxStream<'static, Step>,
@@ -80,7 +87,8 @@ pub(super) async fn upgrade(
     let messages = messages.max_frame_size(max_bytes).aggregate_continuations().max_continuation_size(max_bytes);
     let now = Instant::now();
     let connection = Connection {
-        caller: app.caller(&request),
+        caller: caller(&request),
+        owner: app.owner(&request),
         app,
         session,
         waiting: VecDeque::new(),
@@ -157,9 +165,17 @@ impl Connection {
         }
         let Some(Request { lane, body }) = self.waiting.pop_front() else { return };
         let previous_id = body["previous_response_id"].as_str().map(str::to_owned);
-        let (app, caller, memory) = (self.app.clone(), self.caller.clone(), self.memory.clone());
+        let (app, owner, memory) = (self.app.clone(), self.owner.clone(), self.memory.clone());
+        let (admission, refusal) = match self.caller.admit(Estimate::new(&body)) {
+            Ok(admission) => (Some(admission), None),
+            Err(error) => (None, Some(error)),
+        };
         let steps = async move {
-            match start(&app, &caller, body, memory.as_ref()).await {
+            let started = match refusal {
+                None => start(&app, &owner, body, memory.as_ref()).await,
+                Some(error) => Err(error),
+            };
+            match started {
                 Ok((begun, events)) => {
                     let events = events.map(|event| Step::Event(Box::new(event)));
                     stream::iter([begun]).chain(events).boxed_local()
@@ -168,7 +184,7 @@ impl Connection {
             }
         };
         let steps = steps.flatten_stream().boxed_local();
-        self.turn = Some(RunningTurn { lane, previous_id, said: Default::default(), steps });
+        self.turn = Some(RunningTurn { lane, previous_id, admission, said: Default::default(), steps });
     }
 
     async fn on_step(&mut self, step: Option<Step>) -> ControlFlow<Option<CloseReason>> {
@@ -180,6 +196,7 @@ impl Connection {
                 ControlFlow::Continue(())
             }
             Some(Step::Event(event)) => {
+                turn.admission.iter_mut().for_each(|admission| admission.follow(&event));
                 if let Some(response) = event.final_response() {
                     let ((history, input), previous_id) = (std::mem::take(&mut turn.said), turn.previous_id.take());
                     tracing::info!(id = response.id(), finish = response.status().name(), "WebSocket reply");
@@ -289,12 +306,12 @@ impl Connection {
 
 async fn start(
     app: &AppState,
-    caller: &Caller,
+    owner: &Owner,
     body: Value,
     memory: Option<&Memory>,
 ) -> Result<(Step, LocalBoxStream<'static, ResponseEvent>), ApiError> {
     app.refuse_while_draining()?;
-    match app.responder.start(caller, body, memory).await? {
+    match app.responder.start(owner, body, memory).await? {
         Turn::Reply { events, history, input, .. } => Ok((Step::Begun { history, input }, events)),
         Turn::Background { .. } => unreachable!("such a request was refused"),
     }

@@ -4,6 +4,7 @@ use crate::{
     stream_validator::events,
     tiny_model::{fixture, fixtures},
 };
+use ortolan::server::KeyHash;
 use serde_json::{Value, json};
 use std::{
     fs,
@@ -132,7 +133,65 @@ fn a_model_that_was_not_fetched_is_one_sentence() {
 #[test]
 fn an_address_that_others_can_reach_is_refused() {
     let refused = refusal(&mut serve(&["server.host=0.0.0.0"]));
-    assert!(refused.contains("no API keys"), "{refused}");
+    insta::assert_snapshot!(refused, @"`server.host` is `0.0.0.0`, which others can reach, and there are no API keys; run `ortolan key NAME` and add the entry that it prints to the configuration");
+}
+
+/// The key that `ortolan key` shows, and the entry that it prints.
+fn new_key(name: &str) -> (String, String) {
+    let output = ortolan().args(["key", name]).output().unwrap();
+    assert!(output.status.success());
+    let shown = String::from_utf8(output.stderr).unwrap();
+    let key = shown.trim_end().strip_prefix("the key, which is shown only now: ").unwrap();
+    (key.to_owned(), String::from_utf8(output.stdout).unwrap())
+}
+
+#[test]
+fn a_new_key_fits_its_entry() {
+    let (key, entry) = new_key("ci \"1\"");
+    assert!(!entry.contains(&key));
+    assert_ne!(new_key("ci").0, key);
+    let random = key.strip_prefix("ork_").unwrap();
+    assert!(random.len() == 43 && random.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte)));
+    let hash = KeyHash::of(key.as_bytes());
+    assert_eq!(entry, format!("[[server.api_keys]]\nname = \"ci \\\"1\\\"\"\nsha256 = \"{hash}\"\n"));
+
+    let file = tempfile::NamedTempFile::new().unwrap();
+    fs::write(file.path(), &entry).unwrap();
+    let output = ortolan().arg("config").arg("--config").arg(file.path()).output().unwrap();
+    let listed = String::from_utf8(output.stdout).unwrap();
+    assert!(listed.contains(&hash.to_string()) && !listed.contains(&key), "{listed}");
+
+    let mut hash = ortolan();
+    hash.args(["key", "ci \"1\"", "--hash"]).stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut hash = hash.spawn().unwrap();
+    writeln!(hash.stdin.take().unwrap(), "{key}").unwrap();
+    assert_eq!(String::from_utf8(hash.wait_with_output().unwrap().stdout).unwrap(), entry);
+}
+
+#[test]
+fn the_log_names_a_key_and_does_not_hold_it() {
+    let (key, entry) = new_key("ci");
+    let file = tempfile::NamedTempFile::new().unwrap();
+    fs::write(file.path(), entry).unwrap();
+    let mut command =
+        serve(&[&model(&fixture("tiny-gqa")), "log.format=json", "log.filter=trace", "server.host=0.0.0.0"]);
+    let mut server = Server::start(command.arg("--config").arg(file.path()));
+    for key in [&key, "wrong-secret"] {
+        let mut connection = TcpStream::connect(server.address.replace("0.0.0.0", "127.0.0.1")).unwrap();
+        write!(
+            connection,
+            "GET /v1/models HTTP/1.1\r\nhost: box.example\r\nconnection: close\r\nauthorization: Bearer {key}\r\n\r\n"
+        )
+        .unwrap();
+        let status = BufReader::new(connection).lines().next().unwrap().unwrap();
+        assert_eq!(status.contains(" 200 "), key != "wrong-secret", "{status}");
+    }
+    server.signal();
+    let (_, log) = server.end();
+    let requests: Vec<&str> = log.lines().filter(|line| line.contains("\"route\"")).collect();
+    assert_eq!(requests.len(), 2, "{log}");
+    assert!(requests[0].contains("\"key\":\"ci\"") && !requests[1].contains("\"key\""), "{requests:?}");
+    assert!(!log.contains(&key) && !log.contains("wrong-secret"), "{log}");
 }
 
 /// The real server, and what it logs.

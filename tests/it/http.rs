@@ -240,7 +240,7 @@ impl Running {
         ))
     }
 
-    fn send_raw(&self, request: &str) -> BufReader<TcpStream> {
+    pub(crate) fn send_raw(&self, request: &str) -> BufReader<TcpStream> {
         let mut stream = TcpStream::connect(self.address).unwrap();
         stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
         stream.write_all(request.as_bytes()).unwrap();

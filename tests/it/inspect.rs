@@ -76,9 +76,26 @@ fn the_doctor_names_what_to_mend_and_goes_on() {
     insta::assert_snapshot!(findings.split_once('\n').unwrap().1, @"
     ok       provider cpu       can be had
     look at  provider tensorrt  the execution provider `tensorrt` cannot be loaded: this build of ONNX Runtime does not have it; run scripts/serve --gpu for the CUDA build and install the CUDA 13 and TensorRT libraries, or set `engine.fallback = true` to run on the CPU
+    ok       api keys           none, and 127.0.0.1 needs none: only this machine can reach it
     FAILED   model gone         the model folder /nowhere does not exist; set `path` of the model to a folder with config.json and onnx/model.onnx
     ok       model tiny         fp32 in DIR, weights 622.4 KiB, 8 slots of 512.0 KiB
     ");
+}
+
+#[test]
+fn the_doctor_tells_whether_the_address_needs_keys() {
+    let key = format!("server.api_keys=[{{ name = \"ci\", sha256 = \"{}\" }}]", "0".repeat(64));
+    let finding = |settings: &[&str]| {
+        let arguments = settings.iter().flat_map(|setting| ["--set", setting]);
+        let output = run(&["doctor"].into_iter().chain(arguments).collect::<Vec<_>>());
+        let text = String::from_utf8(output.stdout).unwrap();
+        text.lines().find(|line| line.contains(" api keys ")).unwrap().to_owned()
+    };
+    let open = "server.host=0.0.0.0";
+    insta::assert_snapshot!(finding(&[open]), @"FAILED   api keys           `server.host` is `0.0.0.0`, which others can reach, and there are no API keys; run `ortolan key NAME` and add the entry that it prints to the configuration");
+    insta::assert_snapshot!(finding(&[open, "server.insecure_no_auth=true"]), @"look at  api keys           none, and others can reach 0.0.0.0: `server.insecure_no_auth` lets everybody in");
+    insta::assert_snapshot!(finding(&[open, &key]), @"ok       api keys           1, and others can reach 0.0.0.0");
+    insta::assert_snapshot!(finding(&[&key]), @"ok       api keys           1, though only this machine can reach 127.0.0.1");
 }
 
 #[test]

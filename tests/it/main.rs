@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "helpers outside #[test] functions may panic too")]
 
 mod adversarial;
+mod auth;
 mod cli;
 mod compaction;
 mod constraint;

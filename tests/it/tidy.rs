@@ -24,6 +24,7 @@ const MAX_TEST_LINES: usize = 600;
 /// Crates that only one layer may name.
 const OWNERS: &[(&str, &str)] = &[
     ("actix_web", "server"),
+    ("subtle", "server"),
     ("ort::", "engine"),
     ("tokenizers::", "text"),
     ("llguidance", "text"),
