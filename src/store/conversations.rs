@@ -41,6 +41,13 @@ const INSERT_ITEM: &str = "INSERT INTO conversation_items (tenant, conversation_
                            CAST($4 AS TEXT) FROM conversations WHERE tenant = $5 AND id = $6";
 const SELECT_ITEM: &str = "SELECT id, item, checksum FROM conversation_items \
                            WHERE tenant = $1 AND conversation_id = $2 AND id = $3";
+const SHRINK: &str = "UPDATE conversations SET bytes = bytes - ( \
+                        SELECT octet_length(item) FROM conversation_items i \
+                        WHERE i.tenant = $1 AND i.conversation_id = $2 AND i.id = $3 \
+                      ) WHERE tenant = $1 AND id = $2 AND EXISTS ( \
+                        SELECT 1 FROM conversation_items i \
+                        WHERE i.tenant = $1 AND i.conversation_id = $2 AND i.id = $3 \
+                      ) RETURNING id";
 const DELETE_ITEM: &str = "DELETE FROM conversation_items WHERE tenant = $1 AND conversation_id = $2 AND id = $3 \
                            RETURNING id";
 /// `after` is a position, `$3`, or null to begin at the beginning.
@@ -139,8 +146,8 @@ impl Store {
     /// # Errors
     /// When the database fails.
     pub async fn delete_item(&self, conversation: Key<'_>, id: &str) -> Result<bool, StoreError> {
-        let delete = Statement::new(DELETE_ITEM, [conversation.tenant.into(), conversation.id.into(), id.into()]);
-        Ok(!self.write_all(vec![delete]).await?.remove(0).is_empty())
+        let of = |sql| Statement::guard(sql, [conversation.tenant.into(), conversation.id.into(), id.into()]);
+        Ok(self.write(vec![of(SHRINK), of(DELETE_ITEM)]).await?.is_some())
     }
 
     /// At most `limit` items in the order in which they were added, or the other way round, behind one of them or from the
@@ -171,7 +178,7 @@ impl Store {
         Ok(Some(rows.into_iter().map(read).collect::<Result<_, _>>()?))
     }
 
-    /// Bytes of all items that were added, as far as known before they are read. None where it is not there.
+    /// Bytes of all items, known before they are read. None where it is not there.
     ///
     /// # Errors
     /// When the database fails.

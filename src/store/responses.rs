@@ -73,15 +73,15 @@ pub struct StoredResponse {
 }
 
 const INSERT: &str = "INSERT INTO responses (tenant, id, created_at, used_at, model, status, previous_id, input, body, \
-                      checksum, bytes, background, attempt) \
-                      VALUES ($1, $2, $3, unixepoch(), $4, $5, $6, $7, $8, $9, $10, 0, 0)";
+                      checksum, bytes, event_bytes, background, attempt, run) \
+                      VALUES ($1, $2, $3, unixepoch(), $4, $5, $6, $7, $8, $9, $10, 0, 0, 0, 0)";
 /// Without a lease it is anybody's to take.
 const INSERT_JOB: &str = "INSERT INTO responses (tenant, id, created_at, used_at, model, status, previous_id, input, body, \
-                          checksum, bytes, background, request, lease_until, attempt) \
+                          checksum, bytes, event_bytes, background, request, request_checksum, lease_until, attempt, run) \
                           SELECT CAST($1 AS TEXT), CAST($2 AS TEXT), CAST($3 AS BIGINT), unixepoch(), CAST($4 AS TEXT), \
                           CAST($5 AS TEXT), CAST($6 AS TEXT), CAST($7 AS TEXT), CAST($8 AS TEXT), CAST($9 AS TEXT), \
-                          CAST($10 AS BIGINT), 1, CAST($11 AS TEXT), 0, 0 \
-                          WHERE (SELECT count(*) FROM responses WHERE lease_until IS NOT NULL) < CAST($12 AS BIGINT) \
+                          CAST($10 AS BIGINT), 0, 1, CAST($11 AS TEXT), CAST($12 AS TEXT), 0, 0, 0 \
+                          WHERE (SELECT count(*) FROM responses WHERE lease_until IS NOT NULL) < CAST($13 AS BIGINT) \
                           RETURNING id";
 const INSERT_ITEM: &str = "INSERT INTO output_items (tenant, id, response_id) VALUES ($1, $2, $3)";
 const SELECT: &str =
@@ -118,13 +118,15 @@ const TOUCH_CHAIN: &str = "WITH RECURSIVE chain (id, depth) AS ( \
                              WHERE r.previous_id IS NOT NULL AND c.depth < $3 \
                            ) \
                            UPDATE responses SET used_at = unixepoch() \
-                           WHERE tenant = $2 AND id IN (SELECT id FROM chain)";
+                           WHERE tenant = $2 AND id IN (SELECT id FROM chain) AND used_at < unixepoch() - $4";
 const DELETE: &str = "DELETE FROM responses WHERE tenant = $1 AND id = $2 RETURNING id";
 const DELETE_ITEMS: &str = "DELETE FROM output_items WHERE tenant = $1 AND response_id = $2";
 const DELETE_EVENTS: &str = "DELETE FROM events WHERE tenant = $1 AND response_id = $2";
 
 /// Responses that one may go on from, one after the other.
 const MAX_CHAIN: u64 = 1000;
+/// Uses that come so soon after each other are one, so that not each turn writes to all that went before it.
+pub(super) const USE_SECONDS: u64 = 60;
 /// Bytes of what a request may go on from: some hundred times what fits a model's context.
 pub(super) const MAX_HISTORY_BYTES: u64 = 64 * 1024 * 1024;
 
@@ -152,7 +154,7 @@ impl FinishedResponse<'_> {
 }
 
 fn touch(tenant: &str, id: &str) -> Statement {
-    Statement::new(TOUCH_CHAIN, [id.into(), tenant.into(), MAX_CHAIN.into()])
+    Statement::new(TOUCH_CHAIN, [id.into(), tenant.into(), MAX_CHAIN.into(), USE_SECONDS.into()])
 }
 
 impl Store {
@@ -211,6 +213,7 @@ impl Store {
                 job.response.checksum().into(),
                 (job.response.bytes() + job.request.len()).into(),
                 job.request.into(),
+                checksum(key, &[job.request]).into(),
                 job.max_unfinished.into(),
             ],
         );
@@ -248,7 +251,7 @@ impl Store {
     pub async fn chain(&self, key: Key<'_>) -> Result<Option<Vec<StoredResponse>>, StoreError> {
         let query = Statement::new(SELECT_CHAIN_BYTES, [key.id.into(), key.tenant.into(), MAX_CHAIN.into()]);
         let size = &self.read(query).await?[0];
-        let is_too_long = MAX_CHAIN <= u64::try_from(size.int(1)).unwrap_or(0);
+        let is_too_long = MAX_CHAIN < u64::try_from(size.int(1)).unwrap_or(0);
         if is_too_long || MAX_HISTORY_BYTES < u64::try_from(size.int(0)).unwrap_or(0) {
             return Err(StoreError::TooLong);
         }

@@ -54,7 +54,7 @@ enum Write {
 
 #[derive(Debug)]
 struct Readers {
-    permits: Semaphore,
+    permits: Arc<Semaphore>,
     idle: Mutex<Vec<Connection>>,
 }
 
@@ -81,7 +81,7 @@ impl Sqlite {
         let (writes, waiting) = mpsc::channel(MAX_WAITING_WRITES);
         let spawned = thread::Builder::new().name("store".to_owned()).spawn(move || write_all(writer, waiting));
         spawned.map_err(|source| StoreError::Folder { path: folder.clone(), source })?;
-        let readers = Arc::new(Readers { permits: Semaphore::new(READERS), idle: Mutex::new(idle) });
+        let readers = Arc::new(Readers { permits: Arc::new(Semaphore::new(READERS)), idle: Mutex::new(idle) });
         Ok(Self { writes, readers, folder: folder.into(), was_alone, _lock: Arc::new(lock) })
     }
 
@@ -104,14 +104,16 @@ impl Sqlite {
     }
 
     pub(super) async fn read(&self, query: Statement) -> Result<Vec<Row>, StoreError> {
+        let permit = Arc::clone(&self.readers.permits).acquire_owned().await.expect("the semaphore is never closed");
         let readers = Arc::clone(&self.readers);
         let read = move || {
             let connection = readers.lock().pop().expect("there is one for each permit");
             let rows = run(&connection, &query);
             readers.lock().push(connection);
+            // Not before: a query goes on where nobody waits for it any more.
+            drop(permit);
             rows
         };
-        let _permit = self.readers.permits.acquire().await.expect("the semaphore is never closed");
         tokio::task::spawn_blocking(read).await.map_err(|_| StoreError::Stopped)?
     }
 }
@@ -251,11 +253,11 @@ fn run(connection: &Connection, statement: &Statement) -> Result<Vec<Row>, Store
 
 fn cell(value: ValueRef<'_>) -> Cell {
     match value {
-        ValueRef::Null => Cell::Null,
+        // Strict tables have neither numbers with a point nor bytes, but damaged files may.
+        ValueRef::Null | ValueRef::Real(_) | ValueRef::Blob(_) => Cell::Null,
         ValueRef::Integer(int) => Cell::Int(int),
         // What is no longer UTF-8 has the wrong checksum in any case.
         ValueRef::Text(text) => Cell::Text(String::from_utf8_lossy(text).into_owned()),
-        ValueRef::Real(_) | ValueRef::Blob(_) => unreachable!("the tables are strict and have no such column"),
     }
 }
 
@@ -271,7 +273,15 @@ impl ToSql for Cell {
 
 /// Nothing depends on it, so a failure is only told.
 fn vacuum(writer: &Connection) {
-    if let Err(error) = writer.execute_batch(&format!("PRAGMA incremental_vacuum({VACUUM_PAGES})")) {
+    if let Err(error) = give_back_pages(writer) {
         tracing::warn!(%error, "the store could not be made smaller");
     }
+}
+
+fn give_back_pages(writer: &Connection) -> rusqlite::Result<()> {
+    let mut pragma = writer.prepare_cached(&format!("PRAGMA incremental_vacuum({VACUUM_PAGES})"))?;
+    let mut pages = pragma.raw_query();
+    // Each step gives back one.
+    while pages.next()?.is_some() {}
+    Ok(())
 }

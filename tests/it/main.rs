@@ -19,6 +19,7 @@ mod models;
 mod response_formats;
 mod served_formats;
 mod simulation;
+mod store;
 mod stream_validator;
 mod tidy;
 mod tiny_model;
