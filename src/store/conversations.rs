@@ -138,7 +138,12 @@ impl Store {
     pub async fn item(&self, conversation: Key<'_>, id: &str) -> Result<Option<StoredItem>, StoreError> {
         let query = Statement::new(SELECT_ITEM, [conversation.tenant.into(), conversation.id.into(), id.into()]);
         let found = self.read(query).await?.pop();
-        found.map(|row| self.stored_item(conversation, row)).transpose()
+        let found = found.map(|row| self.stored_item(conversation, row)).transpose()?;
+        if found.as_ref().is_some_and(|found| found.id != id) {
+            // A damaged index leads to the row of another item.
+            return Err(self.corrupt(id));
+        }
+        Ok(found)
     }
 
     /// Whether there was one.

@@ -4,7 +4,7 @@
 use super::{
     Append, FinishedResponse, Key, POLL_INTERVAL, Store, StoreError,
     checksum::checksum,
-    conversations,
+    conversations, responses,
     statement::{Cell, Row, Statement},
 };
 use std::sync::Arc;
@@ -32,6 +32,7 @@ pub struct Job {
     pub input: String,
     /// Of all the times that work on it has begun. Unlike the attempt it is no other's.
     run: u64,
+    previous_id: Option<String>,
 }
 
 /// What a follower finds.
@@ -52,7 +53,8 @@ const CLAIM: &str = "UPDATE responses SET owner = $1, lease_until = unixepoch() 
                        SELECT tenant, id FROM responses WHERE model = $3 AND lease_until < unixepoch() \
                        ORDER BY created_at LIMIT 1 \
                      ) \
-                     RETURNING tenant, id, created_at, attempt, request, input, run, body, checksum, request_checksum";
+                     RETURNING tenant, id, created_at, attempt, request, input, run, previous_id, body, checksum, \
+                     request_checksum";
 const IS_WAITING: &str = "SELECT attempt FROM responses WHERE model = $1 AND lease_until < unixepoch() LIMIT 1";
 const CLEAR_EVENTS: &str = "DELETE FROM events WHERE tenant = $1 AND response_id = $2 AND run < $3";
 /// What was damaged while it waited cannot be worked on.
@@ -86,6 +88,11 @@ impl Job {
     fn key(&self) -> Key<'_> {
         Key { tenant: &self.tenant, id: &self.id }
     }
+
+    /// Of its response with this body.
+    fn checksum(&self, body: &str) -> String {
+        responses::checksum_of(self.key(), self.previous_id.as_deref(), &self.input, body)
+    }
 }
 
 impl Store {
@@ -111,10 +118,10 @@ impl Store {
             request: row.text(4),
             input: row.text(5),
             run: count(row.int(6)),
+            previous_id: row.optional_text(7),
         };
         let key = job.key();
-        let is_whole =
-            checksum(key, &[&job.input, &row.text(7)]) == row.text(8) && checksum(key, &[&job.request]) == row.text(9);
+        let is_whole = job.checksum(&row.text(8)) == row.text(9) && checksum(key, &[&job.request]) == row.text(10);
         if !is_whole {
             let fail = [key.tenant.into(), key.id.into(), owner.into(), job.run.into()];
             self.write_all(vec![Statement::new(FAIL, fail)]).await?;
@@ -164,7 +171,7 @@ impl Store {
             [
                 response.status.into(),
                 response.body.into(),
-                checksum(key, &[&job.input, response.body]).into(),
+                job.checksum(response.body).into(),
                 (job.input.len() + response.body.len()).into(),
                 num_bytes(events).into(),
                 key.tenant.into(),

@@ -85,8 +85,9 @@ const INSERT_JOB: &str = "INSERT INTO responses (tenant, id, created_at, used_at
                           RETURNING id";
 const INSERT_ITEM: &str = "INSERT INTO output_items (tenant, id, response_id) VALUES ($1, $2, $3)";
 const SELECT: &str =
-    "SELECT id, status, background, input, body, checksum FROM responses WHERE tenant = $1 AND id = $2";
-const SELECT_BY_ITEM: &str = "SELECT r.id, r.status, r.background, r.input, r.body, r.checksum FROM output_items i \
+    "SELECT id, status, background, input, body, checksum, previous_id FROM responses WHERE tenant = $1 AND id = $2";
+const SELECT_BY_ITEM: &str = "SELECT r.id, r.status, r.background, r.input, r.body, r.checksum, r.previous_id \
+                              FROM output_items i \
                               JOIN responses r ON r.tenant = i.tenant AND r.id = i.response_id \
                               WHERE i.tenant = $1 AND i.id = $2";
 /// A parent whose row is gone ends the walk, and what is missing shows in `previous_id` of the row above.
@@ -98,7 +99,7 @@ const SELECT_CHAIN: &str = "WITH RECURSIVE chain (tenant, id, depth) AS ( \
                               WHERE r.previous_id IS NOT NULL AND c.depth < $3 \
                             ) \
                             SELECT r.id, r.status, r.background, r.input, r.body, r.checksum, r.previous_id FROM chain c \
-                            JOIN responses r ON r.tenant = c.tenant AND r.id = c.id ORDER BY c.depth DESC";
+                            JOIN responses r ON r.tenant = c.tenant AND r.id = c.id ORDER BY c.depth";
 /// Looked at before rows are read that might not fit in memory.
 const SELECT_CHAIN_BYTES: &str = "WITH RECURSIVE chain (id, depth) AS ( \
                                     SELECT CAST($1 AS TEXT), CAST(0 AS BIGINT) \
@@ -132,7 +133,7 @@ pub(super) const MAX_HISTORY_BYTES: u64 = 64 * 1024 * 1024;
 
 impl FinishedResponse<'_> {
     fn checksum(&self) -> String {
-        checksum(self.key, &[self.input, self.body])
+        checksum_of(self.key, self.previous_id, self.input, self.body)
     }
 
     pub(super) fn bytes(&self) -> usize {
@@ -151,6 +152,10 @@ impl FinishedResponse<'_> {
     pub(super) fn touch(&self) -> Option<Statement> {
         touch(self.key.tenant, self.previous_id?).into()
     }
+}
+
+pub(super) fn checksum_of(key: Key<'_>, previous_id: Option<&str>, input: &str, body: &str) -> String {
+    checksum(key, &[previous_id.unwrap_or_default(), input, body])
 }
 
 fn touch(tenant: &str, id: &str) -> Statement {
@@ -228,7 +233,8 @@ impl Store {
     /// # Errors
     /// When the database fails, or what it gives is not what was stored.
     pub async fn response(&self, key: Key<'_>) -> Result<Option<StoredResponse>, StoreError> {
-        self.one(Statement::new(SELECT, [key.tenant.into(), key.id.into()]), key.tenant).await
+        let found = self.read(Statement::new(SELECT, [key.tenant.into(), key.id.into()])).await?.pop();
+        found.map(|row| Ok(self.stored_response(key, row)?.0)).transpose()
     }
 
     /// The response whose output has an item of that id.
@@ -236,12 +242,11 @@ impl Store {
     /// # Errors
     /// As for [`response`](Self::response).
     pub async fn response_with_item(&self, item: Key<'_>) -> Result<Option<StoredResponse>, StoreError> {
-        self.one(Statement::new(SELECT_BY_ITEM, [item.tenant.into(), item.id.into()]), item.tenant).await
-    }
-
-    async fn one(&self, query: Statement, tenant: &str) -> Result<Option<StoredResponse>, StoreError> {
-        let found = self.read(query).await?.pop();
-        found.map(|row| self.stored_response(tenant, row)).transpose()
+        let Key { tenant, id } = item;
+        let found = self.read(Statement::new(SELECT_BY_ITEM, [tenant.into(), id.into()])).await?.pop();
+        let Some(mut row) = found else { return Ok(None) };
+        let id = row.text(0);
+        Ok(Some(self.stored_response(Key { tenant, id: &id }, row)?.0))
     }
 
     /// A response and all that it goes on from, the first one first. None where any of them is not there, or another's.
@@ -256,13 +261,17 @@ impl Store {
             return Err(StoreError::TooLong);
         }
         let query = Statement::new(SELECT_CHAIN, [key.tenant.into(), key.id.into(), MAX_CHAIN.into()]);
-        let mut rows = self.read(query).await?;
-        let is_whole = rows.first_mut().is_some_and(|first| first.optional_text(6).is_none());
-        if !is_whole {
-            return Ok(None);
+        let mut chain = Vec::new();
+        let mut next_id = Some(key.id.to_owned());
+        for row in self.read(query).await? {
+            // The database ends the walk where these do.
+            let Some(id) = next_id else { return Err(self.corrupt(key.id)) };
+            let (response, previous_id) = self.stored_response(Key { tenant: key.tenant, id: &id }, row)?;
+            chain.push(response);
+            next_id = previous_id;
         }
-        let read = |row| self.stored_response(key.tenant, row);
-        Ok(Some(rows.into_iter().map(read).collect::<Result<_, _>>()?))
+        chain.reverse();
+        Ok(next_id.is_none().then_some(chain))
     }
 
     /// Whether there was one.
@@ -275,17 +284,19 @@ impl Store {
         Ok(deleted)
     }
 
-    fn stored_response(&self, tenant: &str, mut row: Row) -> Result<StoredResponse, StoreError> {
+    /// What a row holds, and which response it goes on from. A damaged index may have led to the row of another response,
+    /// so the checksum is that of the one which was looked for.
+    fn stored_response(&self, key: Key<'_>, mut row: Row) -> Result<(StoredResponse, Option<String>), StoreError> {
         let stored = StoredResponse {
-            id: row.text(0),
+            id: key.id.to_owned(),
             status: row.text(1),
             is_background: row.int(2) != 0,
             input: row.text(3),
             body: row.text(4),
         };
-        let key = Key { tenant, id: &stored.id };
-        if checksum(key, &[&stored.input, &stored.body]) == row.text(5) {
-            Ok(stored)
+        let previous_id = row.optional_text(6);
+        if checksum_of(key, previous_id.as_deref(), &stored.input, &stored.body) == row.text(5) {
+            Ok((stored, previous_id))
         } else {
             Err(self.corrupt(&stored.id))
         }

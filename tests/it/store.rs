@@ -5,6 +5,7 @@ mod damage;
 mod database;
 mod jobs;
 mod opening;
+mod random;
 mod responses;
 mod retention;
 mod sqlite;

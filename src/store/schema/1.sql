@@ -14,7 +14,7 @@ CREATE TABLE responses (
     input TEXT NOT NULL,
     -- The response object.
     body TEXT NOT NULL,
-    -- Of input and body.
+    -- Of tenant, id, previous_id, input and body.
     checksum TEXT NOT NULL,
     bytes BIGINT NOT NULL,
     event_bytes BIGINT NOT NULL,

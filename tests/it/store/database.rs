@@ -117,7 +117,7 @@ impl Database {
         client
     }
 
-    async fn remove(self) {
+    pub(crate) async fn remove(self) {
         if let Self::Postgres { server, name } = self {
             connect(&server).await.batch_execute(&format!("DROP DATABASE {name} WITH (FORCE)")).await.unwrap();
         }

@@ -237,3 +237,31 @@ async fn a_reader_that_is_given_up_leaves_its_connection() {
     })
     .await;
 }
+
+#[tokio::test]
+async fn a_writer_that_is_given_up_leaves_all_or_nothing() {
+    on_each_database(async |database: &Database| {
+        let store = database.open().await;
+        create(&store, "ann", "c", &[]).await;
+        for patience in 0..60 {
+            let (id, item) = (format!("r {patience}"), items(&[&format!("i {patience}")]));
+            let (response, append) = (finished("ann", &id), to("ann", "c", &item));
+            let mut write = Box::pin(store.put(Some(&response), Some(&append)));
+            for _ in 0..patience {
+                if futures::poll!(&mut write).is_ready() {
+                    break;
+                }
+                tokio::task::yield_now().await;
+            }
+        }
+        // The connections are fit for use, and whatever went on has ended before.
+        let after = Vec::from_iter((0..20).map(|index| format!("after {index}")));
+        join_all(after.iter().map(|id| put(&store, finished("ann", id)))).await;
+        let halves = "SELECT count(*) FROM responses r LEFT JOIN conversation_items i ON i.id = 'i' || substr(r.id, 2) \
+                      WHERE r.id LIKE 'r %' AND i.id IS NULL";
+        assert_eq!(database.number(halves).await, 0);
+        let stored = database.number("SELECT count(*) FROM responses WHERE id LIKE 'r %'").await;
+        assert_eq!(database.number("SELECT count(*) FROM conversation_items").await, stored);
+    })
+    .await;
+}

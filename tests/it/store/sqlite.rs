@@ -1,15 +1,14 @@
 //! The embedded database by itself: its settings, its files, how it writes, and what it does on a full disk.
 
-use super::database::{Database, finished, following, key, put, raw};
-use futures::future::{join_all, try_join_all};
+use super::database::{Database, finished, key, put, raw};
+use futures::future::join_all;
 use ortolan::store::{FinishedResponse, StoreError};
 use std::{
     fs::{self, File},
     io::Write,
-    os::unix::fs::{MetadataExt, PermissionsExt},
+    os::unix::fs::PermissionsExt,
     path::Path,
     process::Command,
-    time::Instant,
 };
 
 #[tokio::test]
@@ -133,7 +132,7 @@ async fn a_full_disk_is_told_and_survived() {
     let folder = database.folder().unwrap();
     fs::create_dir(&folder).unwrap();
     let Some(_disk) = SmallDisk::mount(&folder, "16m") else {
-        println!("the test of a full disk is skipped: this user may not mount a file system");
+        eprintln!("the test of a full disk is skipped: this user may not mount a file system");
         return;
     };
     let store = database.open_with(|config| config.min_free_bytes = RESERVE).await.unwrap();
@@ -198,39 +197,4 @@ async fn after_a_failure_room_is_promised_only_when_a_write_succeeds() {
     }
     store.check_room().await.unwrap();
     put(&store, finished("ann", "s")).await;
-}
-
-/// How fast it is, for the log.
-#[tokio::test]
-async fn many_writers_are_faster_than_one() {
-    let database = Database::sqlite();
-    let store = database.open().await;
-    let body = "x".repeat(16 << 10);
-    let folder = database.folder().unwrap();
-    let device = folder.metadata().unwrap().dev();
-    let mut rates = Vec::new();
-    for (num_writers, num_puts) in [(1, 200), (32, 50)] {
-        let began = Instant::now();
-        let writer = |writer: usize| {
-            let (store, body) = (&store, &body);
-            async move {
-                for index in 0..num_puts {
-                    let id = format!("{num_writers} {writer} {index}");
-                    store.put(Some(&FinishedResponse { body, ..finished("ann", &id) }), None).await?;
-                }
-                Ok::<_, StoreError>(())
-            }
-        };
-        try_join_all((0..num_writers).map(writer)).await.unwrap();
-        rates.push((num_writers * num_puts) as f64 / began.elapsed().as_secs_f64());
-    }
-    put(&store, finished("ann", "0")).await;
-    for index in 1..100 {
-        let (id, previous_id) = (index.to_string(), (index - 1).to_string());
-        put(&store, FinishedResponse { body: &body, ..following("ann", &id, &previous_id) }).await;
-    }
-    let began = Instant::now();
-    assert_eq!(store.chain(key("ann", "99")).await.unwrap().unwrap().len(), 100);
-    let chain = began.elapsed();
-    println!("device {device}: 1 writer {:.0}/s, 32 writers {:.0}/s, a chain of 100 in {chain:?}", rates[0], rates[1]);
 }
