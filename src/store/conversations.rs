@@ -42,6 +42,13 @@ const INSERT_ITEM: &str = "INSERT INTO conversation_items (tenant, conversation_
                            CAST($4 AS TEXT) FROM conversations WHERE tenant = $5 AND id = $6";
 const SELECT_ITEM: &str = "SELECT id, item, checksum FROM conversation_items \
                            WHERE tenant = $1 AND conversation_id = $2 AND id = $3";
+const SHRINK: &str = "UPDATE conversations SET bytes = bytes - ( \
+                        SELECT octet_length(item) FROM conversation_items i \
+                        WHERE i.tenant = $1 AND i.conversation_id = $2 AND i.id = $3 \
+                      ) WHERE tenant = $1 AND id = $2 AND EXISTS ( \
+                        SELECT 1 FROM conversation_items i \
+                        WHERE i.tenant = $1 AND i.conversation_id = $2 AND i.id = $3 \
+                      ) RETURNING id";
 const DELETE_ITEM: &str = "DELETE FROM conversation_items WHERE tenant = $1 AND conversation_id = $2 AND id = $3 \
                            RETURNING id";
 /// `after` is a position, `$3`, or null to begin at the beginning.
@@ -131,7 +138,12 @@ impl Store {
     pub async fn item(&self, conversation: Key<'_>, id: &str) -> Result<Option<StoredItem>, StoreError> {
         let query = Statement::new(SELECT_ITEM, [conversation.tenant.into(), conversation.id.into(), id.into()]);
         let found = self.read(query).await?.pop();
-        found.map(|row| self.stored_item(conversation, row)).transpose()
+        let found = found.map(|row| self.stored_item(conversation, row)).transpose()?;
+        if found.as_ref().is_some_and(|found| found.id != id) {
+            // A damaged index leads to the row of another item.
+            return Err(self.corrupt(id));
+        }
+        Ok(found)
     }
 
     /// Whether there was one.
@@ -139,8 +151,8 @@ impl Store {
     /// # Errors
     /// When the database fails.
     pub async fn delete_item(&self, conversation: Key<'_>, id: &str) -> Result<bool, StoreError> {
-        let delete = Statement::new(DELETE_ITEM, [conversation.tenant.into(), conversation.id.into(), id.into()]);
-        Ok(!self.write_all(vec![delete]).await?.remove(0).is_empty())
+        let of = |sql| Statement::guard(sql, [conversation.tenant.into(), conversation.id.into(), id.into()]);
+        Ok(self.write(vec![of(SHRINK), of(DELETE_ITEM)]).await?.is_some())
     }
 
     /// At most `limit` items in the order in which they were added, or the other way round, behind one of them or from the

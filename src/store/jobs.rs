@@ -4,7 +4,7 @@
 use super::{
     Append, FinishedResponse, Key, POLL_INTERVAL, Store, StoreError,
     checksum::checksum,
-    conversations,
+    conversations, responses,
     statement::{Cell, Row, Statement},
 };
 use std::sync::Arc;
@@ -24,12 +24,15 @@ pub struct Job {
     pub id: String,
     /// When it was asked for.
     pub created_at: u64,
-    /// How often work on it has begun, this time included.
+    /// How often work on it has begun and was not given back, this time included.
     pub attempt: u64,
     /// What is asked, in JSON.
     pub request: String,
     /// Its own input: a JSON array of items.
     pub input: String,
+    /// Of all the times that work on it has begun. Unlike the attempt it is no other's.
+    run: u64,
+    previous_id: Option<String>,
 }
 
 /// What a follower finds.
@@ -44,35 +47,51 @@ pub struct Progress {
 }
 
 /// Also where another process took it over, which shows in the attempt.
-const CLAIM: &str = "UPDATE responses SET owner = $1, lease_until = unixepoch() + $2, attempt = attempt + 1, \
-                     status = 'in_progress' \
+const CLAIM: &str = "UPDATE responses SET owner = $1, lease_until = unixepoch() + $2, attempt = attempt + 1, run = run + 1, \
+                     status = 'in_progress', event_bytes = 0 \
                      WHERE lease_until < unixepoch() AND (tenant, id) IN ( \
                        SELECT tenant, id FROM responses WHERE model = $3 AND lease_until < unixepoch() \
                        ORDER BY created_at LIMIT 1 \
                      ) \
-                     RETURNING tenant, id, created_at, attempt, request, input";
+                     RETURNING tenant, id, created_at, attempt, request, input, run, previous_id, body, checksum, \
+                     request_checksum";
 const IS_WAITING: &str = "SELECT attempt FROM responses WHERE model = $1 AND lease_until < unixepoch() LIMIT 1";
-const CLEAR_EVENTS: &str = "DELETE FROM events WHERE tenant = $1 AND response_id = $2";
-const RENEW: &str = "UPDATE responses SET lease_until = unixepoch() + $1 \
-                     WHERE tenant = $2 AND id = $3 AND owner = $4 AND lease_until IS NOT NULL RETURNING id";
-const INSERT_EVENT: &str = "INSERT INTO events (tenant, response_id, sequence_number, event) VALUES ($1, $2, $3, $4)";
-const FINISH: &str = "UPDATE responses SET status = $1, body = $2, checksum = $3, bytes = bytes + $4, request = NULL, \
-                      owner = NULL, lease_until = NULL \
-                      WHERE tenant = $5 AND id = $6 AND owner = $7 AND lease_until IS NOT NULL RETURNING id";
+const CLEAR_EVENTS: &str = "DELETE FROM events WHERE tenant = $1 AND response_id = $2 AND run < $3";
+/// What was damaged while it waited cannot be worked on.
+const FAIL: &str = "UPDATE responses SET status = 'failed', request = NULL, request_checksum = NULL, owner = NULL, \
+                    lease_until = NULL \
+                    WHERE tenant = $1 AND id = $2 AND owner = $3 AND run = $4 AND lease_until IS NOT NULL";
+const RENEW: &str = "UPDATE responses SET lease_until = unixepoch() + $1, event_bytes = event_bytes + $2 \
+                     WHERE tenant = $3 AND id = $4 AND owner = $5 AND run = $6 AND lease_until IS NOT NULL \
+                     RETURNING id";
+const INSERT_EVENT: &str = "INSERT INTO events (tenant, response_id, run, sequence_number, event) \
+                            VALUES ($1, $2, $3, $4, $5)";
+const FINISH: &str = "UPDATE responses SET status = $1, body = $2, checksum = $3, bytes = $4, \
+                      event_bytes = event_bytes + $5, request = NULL, request_checksum = NULL, owner = NULL, \
+                      lease_until = NULL \
+                      WHERE tenant = $6 AND id = $7 AND owner = $8 AND run = $9 AND lease_until IS NOT NULL \
+                      RETURNING id";
 const RELEASE: &str = "UPDATE responses SET owner = NULL, lease_until = 0, attempt = attempt - 1 \
-                       WHERE tenant = $1 AND id = $2 AND owner = $3 AND lease_until IS NOT NULL";
+                       WHERE tenant = $1 AND id = $2 AND owner = $3 AND run = $4 AND lease_until IS NOT NULL";
 const RECLAIM: &str = "UPDATE responses SET owner = NULL, lease_until = 0 WHERE lease_until IS NOT NULL";
-const CANCEL: &str = "UPDATE responses SET status = 'cancelled', request = NULL, owner = NULL, lease_until = NULL \
+const CANCEL: &str = "UPDATE responses SET status = 'cancelled', request = NULL, request_checksum = NULL, owner = NULL, \
+                      lease_until = NULL \
                       WHERE tenant = $1 AND id = $2 AND lease_until IS NOT NULL RETURNING id";
-const PROGRESS: &str = "SELECT lease_until, attempt FROM responses WHERE tenant = $1 AND id = $2";
-const EVENTS: &str = "SELECT sequence_number, event FROM events \
-                      WHERE tenant = $1 AND response_id = $2 AND sequence_number > $3 \
-                      ORDER BY sequence_number LIMIT $4";
+/// In one look, so that no events are taken for those of another run, and what has ended has all of them.
+const PROGRESS: &str = "SELECT r.lease_until, r.run, e.sequence_number, e.event FROM responses r \
+                        LEFT JOIN events e ON e.tenant = r.tenant AND e.response_id = r.id AND e.run = r.run \
+                        AND e.sequence_number > $3 \
+                        WHERE r.tenant = $1 AND r.id = $2 ORDER BY e.sequence_number LIMIT $4";
 const COUNT: &str = "SELECT count(*) FROM responses WHERE lease_until IS NOT NULL";
 
 impl Job {
     fn key(&self) -> Key<'_> {
         Key { tenant: &self.tenant, id: &self.id }
+    }
+
+    /// Of its response with this body.
+    fn checksum(&self, body: &str) -> String {
+        responses::checksum_of(self.key(), self.previous_id.as_deref(), &self.input, body)
     }
 }
 
@@ -80,7 +99,7 @@ impl Store {
     /// The oldest work for this model that no process is at.
     ///
     /// # Errors
-    /// When the database fails.
+    /// When the database fails, or what it gives is not what was stored: that work has failed then.
     pub async fn claim(&self, model: &str) -> Result<Option<Job>, StoreError> {
         // Writers need not stand aside for nothing.
         if self.read(Statement::new(IS_WAITING, [model.into()])).await?.is_empty() {
@@ -98,10 +117,20 @@ impl Store {
             attempt: count(row.int(3)),
             request: row.text(4),
             input: row.text(5),
+            run: count(row.int(6)),
+            previous_id: row.optional_text(7),
         };
         let key = job.key();
-        if 1 < job.attempt {
-            self.write(vec![Statement::new(CLEAR_EVENTS, [key.tenant.into(), key.id.into()])]).await?;
+        let is_whole = job.checksum(&row.text(8)) == row.text(9) && checksum(key, &[&job.request]) == row.text(10);
+        if !is_whole {
+            let fail = [key.tenant.into(), key.id.into(), owner.into(), job.run.into()];
+            self.write_all(vec![Statement::new(FAIL, fail)]).await?;
+            self.tell_changed(key.id);
+            return Err(self.corrupt(key.id));
+        }
+        if 1 < job.run {
+            let clear = [key.tenant.into(), key.id.into(), job.run.into()];
+            self.write_all(vec![Statement::new(CLEAR_EVENTS, clear)]).await?;
         }
         Ok(Some(job))
     }
@@ -114,8 +143,11 @@ impl Store {
     pub async fn record(&self, job: &Job, events: &[(u64, String)]) -> Result<bool, StoreError> {
         let Key { tenant, id } = job.key();
         let owner = self.shared.owner.as_str();
-        let renew = Statement::guard(RENEW, [LEASE_SECONDS.into(), tenant.into(), id.into(), owner.into()]);
-        let statements = [renew].into_iter().chain(insert_events(job.key(), events)).collect();
+        let renew = Statement::guard(
+            RENEW,
+            [LEASE_SECONDS.into(), num_bytes(events).into(), tenant.into(), id.into(), owner.into(), job.run.into()],
+        );
+        let statements = [renew].into_iter().chain(insert_events(job, events)).collect();
         let is_ours = self.write(statements).await?.is_some();
         self.tell_changed(id);
         Ok(is_ours)
@@ -139,15 +171,17 @@ impl Store {
             [
                 response.status.into(),
                 response.body.into(),
-                checksum(key, &[response.input, response.body]).into(),
-                response.body.len().into(),
+                job.checksum(response.body).into(),
+                (job.input.len() + response.body.len()).into(),
+                num_bytes(events).into(),
                 key.tenant.into(),
                 key.id.into(),
                 self.shared.owner.as_str().into(),
+                job.run.into(),
             ],
         );
         let mut statements = vec![finish];
-        statements.extend(insert_events(key, events));
+        statements.extend(insert_events(job, events));
         statements.extend(response.index());
         statements.extend(append.into_iter().flat_map(conversations::append));
         let is_ours = self.write(statements).await?.is_some();
@@ -161,7 +195,8 @@ impl Store {
     /// When the database fails.
     pub async fn release(&self, job: &Job) -> Result<(), StoreError> {
         let Key { tenant, id } = job.key();
-        let release = Statement::new(RELEASE, [tenant.into(), id.into(), self.shared.owner.as_str().into()]);
+        let owner = self.shared.owner.as_str();
+        let release = Statement::new(RELEASE, [tenant.into(), id.into(), owner.into(), job.run.into()]);
         self.write_all(vec![release]).await.map(drop)
     }
 
@@ -181,14 +216,14 @@ impl Store {
     /// # Errors
     /// When the database fails.
     pub async fn progress(&self, key: Key<'_>, after: Option<u64>) -> Result<Option<Progress>, StoreError> {
-        // Before the events: what has ended by then has all of them.
-        let query = Statement::new(PROGRESS, [key.tenant.into(), key.id.into()]);
-        let Some(row) = self.read(query).await?.pop() else { return Ok(None) };
-        let (has_ended, attempt) = (row.0[0] == Cell::Null, count(row.int(1)));
         let after = after.map_or(-1, |after| i64::try_from(after).unwrap_or(i64::MAX));
-        let query = Statement::new(EVENTS, [key.tenant.into(), key.id.into(), after.into(), MAX_EVENTS.into()]);
-        let event = |mut row: Row| (count(row.int(0)), row.text(1));
-        let events: Vec<_> = self.read(query).await?.into_iter().map(event).collect();
+        let query = Statement::new(PROGRESS, [key.tenant.into(), key.id.into(), after.into(), MAX_EVENTS.into()]);
+        let rows = self.read(query).await?;
+        let Some(first) = rows.first() else { return Ok(None) };
+        let (has_ended, attempt) = (first.0[0] == Cell::Null, count(first.int(1)));
+        // Where there are no events, the response stands alone.
+        let event = |mut row: Row| Some((count(row.int(2)), row.optional_text(3)?));
+        let events: Vec<_> = rows.into_iter().filter_map(event).collect();
         let has_more = events.len() as u64 == MAX_EVENTS;
         Ok(Some(Progress { events, has_ended: has_ended && !has_more, attempt }))
     }
@@ -251,8 +286,14 @@ fn count(int: i64) -> u64 {
     u64::try_from(int).unwrap_or(0)
 }
 
-fn insert_events(key: Key<'_>, events: &[(u64, String)]) -> impl Iterator<Item = Statement> {
+fn num_bytes(events: &[(u64, String)]) -> usize {
+    events.iter().map(|(_, event)| event.len()).sum()
+}
+
+fn insert_events(job: &Job, events: &[(u64, String)]) -> impl Iterator<Item = Statement> {
+    let Key { tenant, id } = job.key();
     events.iter().map(move |(number, event)| {
-        Statement::new(INSERT_EVENT, [key.tenant.into(), key.id.into(), (*number).into(), event.as_str().into()])
+        let event = [tenant.into(), id.into(), job.run.into(), (*number).into(), event.as_str().into()];
+        Statement::new(INSERT_EVENT, event)
     })
 }

@@ -13,6 +13,7 @@ use rustls::{ClientConfig, RootCertStore};
 use std::{error::Error, sync::Arc, time::Duration};
 use tokio_postgres::{
     Config,
+    error::SqlState,
     types::{IsNull, ToSql, Type, to_sql_checked},
 };
 use tokio_postgres_rustls::MakeRustlsConnect;
@@ -20,6 +21,8 @@ use tokio_postgres_rustls::MakeRustlsConnect;
 const CONNECTIONS: usize = 8;
 /// For a connection, be it new or one of the pool.
 const TIMEOUT: Duration = Duration::from_secs(5);
+/// Of a transaction.
+const MAX_TRIES: u32 = 5;
 /// Its own, so that its names meet no other program's.
 const SCHEMA: &str = "ortolan";
 /// Of processes that start at once, one makes the tables. A number that no other program uses.
@@ -86,10 +89,21 @@ impl Postgres {
     }
 
     pub(super) async fn write(&self, statements: Vec<Statement>) -> Result<Outcome, StoreError> {
+        for _ in 1..MAX_TRIES {
+            match self.try_write(&statements).await {
+                // Of transactions that wait for each other the database ends one, which has done nothing then.
+                Err(StoreError::Postgres(error)) if error.code() == Some(&SqlState::T_R_DEADLOCK_DETECTED) => {}
+                outcome => return outcome,
+            }
+        }
+        self.try_write(&statements).await
+    }
+
+    async fn try_write(&self, statements: &[Statement]) -> Result<Outcome, StoreError> {
         let mut client = self.client().await?;
         let transaction = client.transaction().await?;
         let mut outcome = Vec::with_capacity(statements.len());
-        for statement in &statements {
+        for statement in statements {
             let rows = run(&transaction, statement).await?;
             if statement.is_guard && rows.is_empty() {
                 transaction.rollback().await?;

@@ -73,20 +73,21 @@ pub struct StoredResponse {
 }
 
 const INSERT: &str = "INSERT INTO responses (tenant, id, created_at, used_at, model, status, previous_id, input, body, \
-                      checksum, bytes, background, attempt) \
-                      VALUES ($1, $2, $3, unixepoch(), $4, $5, $6, $7, $8, $9, $10, 0, 0)";
+                      checksum, bytes, event_bytes, background, attempt, run) \
+                      VALUES ($1, $2, $3, unixepoch(), $4, $5, $6, $7, $8, $9, $10, 0, 0, 0, 0)";
 /// Without a lease it is anybody's to take.
 const INSERT_JOB: &str = "INSERT INTO responses (tenant, id, created_at, used_at, model, status, previous_id, input, body, \
-                          checksum, bytes, background, request, lease_until, attempt) \
+                          checksum, bytes, event_bytes, background, request, request_checksum, lease_until, attempt, run) \
                           SELECT CAST($1 AS TEXT), CAST($2 AS TEXT), CAST($3 AS BIGINT), unixepoch(), CAST($4 AS TEXT), \
                           CAST($5 AS TEXT), CAST($6 AS TEXT), CAST($7 AS TEXT), CAST($8 AS TEXT), CAST($9 AS TEXT), \
-                          CAST($10 AS BIGINT), 1, CAST($11 AS TEXT), 0, 0 \
-                          WHERE (SELECT count(*) FROM responses WHERE lease_until IS NOT NULL) < CAST($12 AS BIGINT) \
+                          CAST($10 AS BIGINT), 0, 1, CAST($11 AS TEXT), CAST($12 AS TEXT), 0, 0, 0 \
+                          WHERE (SELECT count(*) FROM responses WHERE lease_until IS NOT NULL) < CAST($13 AS BIGINT) \
                           RETURNING id";
 const INSERT_ITEM: &str = "INSERT INTO output_items (tenant, id, response_id) VALUES ($1, $2, $3)";
 const SELECT: &str =
-    "SELECT id, status, background, input, body, checksum FROM responses WHERE tenant = $1 AND id = $2";
-const SELECT_BY_ITEM: &str = "SELECT r.id, r.status, r.background, r.input, r.body, r.checksum FROM output_items i \
+    "SELECT id, status, background, input, body, checksum, previous_id FROM responses WHERE tenant = $1 AND id = $2";
+const SELECT_BY_ITEM: &str = "SELECT r.id, r.status, r.background, r.input, r.body, r.checksum, r.previous_id \
+                              FROM output_items i \
                               JOIN responses r ON r.tenant = i.tenant AND r.id = i.response_id \
                               WHERE i.tenant = $1 AND i.id = $2";
 /// A parent whose row is gone ends the walk, and what is missing shows in `previous_id` of the row above.
@@ -98,7 +99,7 @@ const SELECT_CHAIN: &str = "WITH RECURSIVE chain (tenant, id, depth) AS ( \
                               WHERE r.previous_id IS NOT NULL AND c.depth < $3 \
                             ) \
                             SELECT r.id, r.status, r.background, r.input, r.body, r.checksum, r.previous_id FROM chain c \
-                            JOIN responses r ON r.tenant = c.tenant AND r.id = c.id ORDER BY c.depth DESC";
+                            JOIN responses r ON r.tenant = c.tenant AND r.id = c.id ORDER BY c.depth";
 /// Looked at before rows are read that might not fit in memory.
 const SELECT_CHAIN_BYTES: &str = "WITH RECURSIVE chain (id, depth) AS ( \
                                     SELECT CAST($1 AS TEXT), CAST(0 AS BIGINT) \
@@ -118,19 +119,21 @@ const TOUCH_CHAIN: &str = "WITH RECURSIVE chain (id, depth) AS ( \
                              WHERE r.previous_id IS NOT NULL AND c.depth < $3 \
                            ) \
                            UPDATE responses SET used_at = unixepoch() \
-                           WHERE tenant = $2 AND id IN (SELECT id FROM chain)";
+                           WHERE tenant = $2 AND id IN (SELECT id FROM chain) AND used_at < unixepoch() - $4";
 const DELETE: &str = "DELETE FROM responses WHERE tenant = $1 AND id = $2 RETURNING id";
 const DELETE_ITEMS: &str = "DELETE FROM output_items WHERE tenant = $1 AND response_id = $2";
 const DELETE_EVENTS: &str = "DELETE FROM events WHERE tenant = $1 AND response_id = $2";
 
 /// Responses that one may go on from, one after the other.
 const MAX_CHAIN: u64 = 1000;
+/// Uses that come so soon after each other are one, so that not each turn writes to all that went before it.
+pub(super) const USE_SECONDS: u64 = 60;
 /// Bytes of what a request may go on from: some hundred times what fits a model's context.
 pub(super) const MAX_HISTORY_BYTES: u64 = 64 * 1024 * 1024;
 
 impl FinishedResponse<'_> {
     fn checksum(&self) -> String {
-        checksum(self.key, &[self.input, self.body])
+        checksum_of(self.key, self.previous_id, self.input, self.body)
     }
 
     pub(super) fn bytes(&self) -> usize {
@@ -151,8 +154,12 @@ impl FinishedResponse<'_> {
     }
 }
 
+pub(super) fn checksum_of(key: Key<'_>, previous_id: Option<&str>, input: &str, body: &str) -> String {
+    checksum(key, &[previous_id.unwrap_or_default(), input, body])
+}
+
 fn touch(tenant: &str, id: &str) -> Statement {
-    Statement::new(TOUCH_CHAIN, [id.into(), tenant.into(), MAX_CHAIN.into()])
+    Statement::new(TOUCH_CHAIN, [id.into(), tenant.into(), MAX_CHAIN.into(), USE_SECONDS.into()])
 }
 
 impl Store {
@@ -211,6 +218,7 @@ impl Store {
                 job.response.checksum().into(),
                 (job.response.bytes() + job.request.len()).into(),
                 job.request.into(),
+                checksum(key, &[job.request]).into(),
                 job.max_unfinished.into(),
             ],
         );
@@ -225,7 +233,8 @@ impl Store {
     /// # Errors
     /// When the database fails, or what it gives is not what was stored.
     pub async fn response(&self, key: Key<'_>) -> Result<Option<StoredResponse>, StoreError> {
-        self.one(Statement::new(SELECT, [key.tenant.into(), key.id.into()]), key.tenant).await
+        let found = self.read(Statement::new(SELECT, [key.tenant.into(), key.id.into()])).await?.pop();
+        found.map(|row| Ok(self.stored_response(key, row)?.0)).transpose()
     }
 
     /// The response whose output has an item of that id.
@@ -233,12 +242,11 @@ impl Store {
     /// # Errors
     /// As for [`response`](Self::response).
     pub async fn response_with_item(&self, item: Key<'_>) -> Result<Option<StoredResponse>, StoreError> {
-        self.one(Statement::new(SELECT_BY_ITEM, [item.tenant.into(), item.id.into()]), item.tenant).await
-    }
-
-    async fn one(&self, query: Statement, tenant: &str) -> Result<Option<StoredResponse>, StoreError> {
-        let found = self.read(query).await?.pop();
-        found.map(|row| self.stored_response(tenant, row)).transpose()
+        let Key { tenant, id } = item;
+        let found = self.read(Statement::new(SELECT_BY_ITEM, [tenant.into(), id.into()])).await?.pop();
+        let Some(mut row) = found else { return Ok(None) };
+        let id = row.text(0);
+        Ok(Some(self.stored_response(Key { tenant, id: &id }, row)?.0))
     }
 
     /// A response and all that it goes on from, the first one first. None where any of them is not there, or another's.
@@ -248,18 +256,22 @@ impl Store {
     pub async fn chain(&self, key: Key<'_>) -> Result<Option<Vec<StoredResponse>>, StoreError> {
         let query = Statement::new(SELECT_CHAIN_BYTES, [key.id.into(), key.tenant.into(), MAX_CHAIN.into()]);
         let size = &self.read(query).await?[0];
-        let is_too_long = MAX_CHAIN <= u64::try_from(size.int(1)).unwrap_or(0);
+        let is_too_long = MAX_CHAIN < u64::try_from(size.int(1)).unwrap_or(0);
         if is_too_long || MAX_HISTORY_BYTES < u64::try_from(size.int(0)).unwrap_or(0) {
             return Err(StoreError::TooLong);
         }
         let query = Statement::new(SELECT_CHAIN, [key.tenant.into(), key.id.into(), MAX_CHAIN.into()]);
-        let mut rows = self.read(query).await?;
-        let is_whole = rows.first_mut().is_some_and(|first| first.optional_text(6).is_none());
-        if !is_whole {
-            return Ok(None);
+        let mut chain = Vec::new();
+        let mut next_id = Some(key.id.to_owned());
+        for row in self.read(query).await? {
+            // The database ends the walk where these do.
+            let Some(id) = next_id else { return Err(self.corrupt(key.id)) };
+            let (response, previous_id) = self.stored_response(Key { tenant: key.tenant, id: &id }, row)?;
+            chain.push(response);
+            next_id = previous_id;
         }
-        let read = |row| self.stored_response(key.tenant, row);
-        Ok(Some(rows.into_iter().map(read).collect::<Result<_, _>>()?))
+        chain.reverse();
+        Ok(next_id.is_none().then_some(chain))
     }
 
     /// Whether there was one.
@@ -272,17 +284,19 @@ impl Store {
         Ok(deleted)
     }
 
-    fn stored_response(&self, tenant: &str, mut row: Row) -> Result<StoredResponse, StoreError> {
+    /// What a row holds, and which response it goes on from. A damaged index may have led to the row of another response,
+    /// so the checksum is that of the one which was looked for.
+    fn stored_response(&self, key: Key<'_>, mut row: Row) -> Result<(StoredResponse, Option<String>), StoreError> {
         let stored = StoredResponse {
-            id: row.text(0),
+            id: key.id.to_owned(),
             status: row.text(1),
             is_background: row.int(2) != 0,
             input: row.text(3),
             body: row.text(4),
         };
-        let key = Key { tenant, id: &stored.id };
-        if checksum(key, &[&stored.input, &stored.body]) == row.text(5) {
-            Ok(stored)
+        let previous_id = row.optional_text(6);
+        if checksum_of(key, previous_id.as_deref(), &stored.input, &stored.body) == row.text(5) {
+            Ok((stored, previous_id))
         } else {
             Err(self.corrupt(&stored.id))
         }

@@ -1,13 +1,14 @@
 //! What nobody uses is deleted: by age, and the least recently used first where there is too much.
 
 use super::{
-    Database, Key, Store, StoreError, conversations, responses,
+    Database, Key, Store, StoreError, conversations,
+    responses::{self, USE_SECONDS},
     statement::{Cell, Statement},
 };
 use std::time::Duration;
 use tokio::time::{MissedTickBehavior, interval};
 
-/// Rows deleted in one transaction, so that others are not kept waiting.
+/// Rows looked for at once. Each is deleted in a transaction of its own, so that others are not kept waiting.
 const MAX_ROWS: u64 = 64;
 const SWEEP_INTERVAL: Duration = Duration::from_secs(30);
 
@@ -24,10 +25,11 @@ const OLD_RESPONSES: &str = "SELECT tenant, id FROM responses WHERE used_at < un
 const OLD_CONVERSATIONS: &str = "SELECT tenant, id FROM conversations WHERE used_at < unixepoch() - $1 \
                                  ORDER BY used_at LIMIT $2";
 const LARGEST_TENANT: &str = "SELECT tenant, CAST(sum(bytes) AS BIGINT) FROM ( \
-                                SELECT tenant, bytes FROM responses UNION ALL SELECT tenant, bytes FROM conversations \
+                                SELECT tenant, bytes + event_bytes AS bytes FROM responses \
+                                UNION ALL SELECT tenant, bytes FROM conversations \
                               ) AS kept GROUP BY tenant ORDER BY 2 DESC";
 const OLDEST_OF_TENANT: &str = "SELECT kind, id, bytes FROM ( \
-                                  SELECT CAST(0 AS BIGINT) AS kind, id, bytes, used_at FROM responses \
+                                  SELECT CAST(0 AS BIGINT) AS kind, id, bytes + event_bytes AS bytes, used_at FROM responses \
                                   WHERE tenant = $1 AND lease_until IS NULL \
                                   UNION ALL \
                                   SELECT CAST(1 AS BIGINT) AS kind, id, bytes, used_at FROM conversations \
@@ -72,8 +74,10 @@ impl Store {
 
     async fn delete_old(&self, sql: &'static str, kind: Kind) -> Result<usize, StoreError> {
         let mut deleted = 0;
+        // The last use may not have been written down.
+        let age = self.shared.max_age.saturating_add(USE_SECONDS);
         loop {
-            let query = Statement::new(sql, [self.shared.max_age.into(), MAX_ROWS.into()]);
+            let query = Statement::new(sql, [age.into(), MAX_ROWS.into()]);
             let rows = self.read(query).await?;
             let num_rows = rows.len();
             for mut row in rows {

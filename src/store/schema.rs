@@ -4,7 +4,7 @@
 pub(super) const MIGRATIONS: &[&str] = &[include_str!("schema/1.sql")];
 
 /// PostgreSQL knows no `unixepoch()`; all processes that share a database go by its clock.
-pub(super) const POSTGRES_CLOCK: &str = "CREATE OR REPLACE FUNCTION unixepoch() RETURNS BIGINT LANGUAGE SQL AS 'SELECT CAST(extract(epoch FROM clock_timestamp()) AS BIGINT)'";
+pub(super) const POSTGRES_CLOCK: &str = "CREATE OR REPLACE FUNCTION unixepoch() RETURNS BIGINT LANGUAGE SQL STABLE AS 'SELECT CAST(floor(extract(epoch FROM statement_timestamp())) AS BIGINT)'";
 
 /// A step as SQLite has it: strict tables, whose integers are all of 64 bits.
 pub(super) fn for_sqlite(migration: &str) -> String {

@@ -54,7 +54,7 @@ enum Write {
 
 #[derive(Debug)]
 struct Readers {
-    permits: Semaphore,
+    permits: Arc<Semaphore>,
     idle: Mutex<Vec<Connection>>,
 }
 
@@ -72,16 +72,13 @@ impl Sqlite {
         private().write(true).open(&path).map_err(|source| StoreError::Folder { path: folder.clone(), source })?;
         let mut writer = connect(&path, OpenFlags::SQLITE_OPEN_READ_WRITE).map_err(failed)?;
         prepare(&writer).map_err(failed)?;
-        migrate(&mut writer).map_err(|error| match error {
-            StoreError::Sqlite(source) => failed(source),
-            other => other,
-        })?;
+        migrate(&mut writer).map_err(failed)??;
         let reader = |_| connect(&path, OpenFlags::SQLITE_OPEN_READ_ONLY).map_err(failed);
         let idle = (0..READERS).map(reader).collect::<Result<_, _>>()?;
         let (writes, waiting) = mpsc::channel(MAX_WAITING_WRITES);
         let spawned = thread::Builder::new().name("store".to_owned()).spawn(move || write_all(writer, waiting));
         spawned.map_err(|source| StoreError::Folder { path: folder.clone(), source })?;
-        let readers = Arc::new(Readers { permits: Semaphore::new(READERS), idle: Mutex::new(idle) });
+        let readers = Arc::new(Readers { permits: Arc::new(Semaphore::new(READERS)), idle: Mutex::new(idle) });
         Ok(Self { writes, readers, folder: folder.into(), was_alone, _lock: Arc::new(lock) })
     }
 
@@ -104,15 +101,17 @@ impl Sqlite {
     }
 
     pub(super) async fn read(&self, query: Statement) -> Result<Vec<Row>, StoreError> {
+        let permit = Arc::clone(&self.readers.permits).acquire_owned().await.expect("the semaphore is never closed");
         let readers = Arc::clone(&self.readers);
         let read = move || {
             let connection = readers.lock().pop().expect("there is one for each permit");
             let rows = run(&connection, &query);
             readers.lock().push(connection);
+            // Not before: a query goes on where nobody waits for it any more.
+            drop(permit);
             rows
         };
-        let _permit = self.readers.permits.acquire().await.expect("the semaphore is never closed");
-        tokio::task::spawn_blocking(read).await.map_err(|_| StoreError::Stopped)?
+        Ok(tokio::task::spawn_blocking(read).await.map_err(|_| StoreError::Stopped)??)
     }
 }
 
@@ -156,16 +155,18 @@ fn prepare(writer: &Connection) -> rusqlite::Result<()> {
     )
 }
 
-fn migrate(writer: &mut Connection) -> Result<(), StoreError> {
+/// The inner error is for a database that is whole, but newer.
+fn migrate(writer: &mut Connection) -> rusqlite::Result<Result<(), StoreError>> {
     let transaction = writer.transaction_with_behavior(TransactionBehavior::Immediate)?;
     let found: i64 = transaction.query_row("PRAGMA user_version", (), |row| row.get(0))?;
     let known = i64::try_from(MIGRATIONS.len()).expect("there are few");
     let missing = usize::try_from(found).ok().and_then(|found| MIGRATIONS.get(found..));
-    for migration in missing.ok_or(StoreError::Newer { found, known })? {
+    let Some(missing) = missing else { return Ok(Err(StoreError::Newer { found, known })) };
+    for migration in missing {
         transaction.execute_batch(&for_sqlite(migration))?;
     }
     transaction.pragma_update(None, "user_version", known)?;
-    Ok(transaction.commit()?)
+    transaction.commit().map(Ok)
 }
 
 /// Until nobody is left who could send. Whoever waits hears of success only after the commit.
@@ -219,10 +220,7 @@ fn commit<'s>(
 fn run_all(connection: &Connection, statements: &[Statement]) -> rusqlite::Result<Outcome> {
     let mut outcome = Vec::with_capacity(statements.len());
     for statement in statements {
-        let rows = run(connection, statement).map_err(|error| match error {
-            StoreError::Sqlite(error) => error,
-            other => unreachable!("only SQLite can fail here: {other}"),
-        })?;
+        let rows = run(connection, statement)?;
         if statement.is_guard && rows.is_empty() {
             return Ok(None);
         }
@@ -231,7 +229,7 @@ fn run_all(connection: &Connection, statements: &[Statement]) -> rusqlite::Resul
     Ok(Some(outcome))
 }
 
-fn run(connection: &Connection, statement: &Statement) -> Result<Vec<Row>, StoreError> {
+fn run(connection: &Connection, statement: &Statement) -> rusqlite::Result<Vec<Row>> {
     let mut prepared = connection.prepare_cached(statement.sql)?;
     for (index, cell) in statement.parameters.iter().enumerate() {
         // SQLite numbers `$1`, `$2` … by where they first stand.
@@ -251,11 +249,11 @@ fn run(connection: &Connection, statement: &Statement) -> Result<Vec<Row>, Store
 
 fn cell(value: ValueRef<'_>) -> Cell {
     match value {
-        ValueRef::Null => Cell::Null,
+        // Strict tables have neither numbers with a point nor bytes, but damaged files may.
+        ValueRef::Null | ValueRef::Real(_) | ValueRef::Blob(_) => Cell::Null,
         ValueRef::Integer(int) => Cell::Int(int),
         // What is no longer UTF-8 has the wrong checksum in any case.
         ValueRef::Text(text) => Cell::Text(String::from_utf8_lossy(text).into_owned()),
-        ValueRef::Real(_) | ValueRef::Blob(_) => unreachable!("the tables are strict and have no such column"),
     }
 }
 
@@ -271,7 +269,34 @@ impl ToSql for Cell {
 
 /// Nothing depends on it, so a failure is only told.
 fn vacuum(writer: &Connection) {
-    if let Err(error) = writer.execute_batch(&format!("PRAGMA incremental_vacuum({VACUUM_PAGES})")) {
+    if let Err(error) = give_back_pages(writer) {
         tracing::warn!(%error, "the store could not be made smaller");
+    }
+}
+
+fn give_back_pages(writer: &Connection) -> rusqlite::Result<()> {
+    let mut pragma = writer.prepare_cached(&format!("PRAGMA incremental_vacuum({VACUUM_PAGES})"))?;
+    let mut pages = pragma.raw_query();
+    // Each step gives back one.
+    while pages.next()?.is_some() {}
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Those that the file does not keep; the others are tested from without.
+    #[test]
+    fn the_writer_waits_for_the_disk_and_maps_no_memory() {
+        let folder = tempfile::tempdir().unwrap();
+        let writer = Connection::open(folder.path().join(FILE_NAME)).unwrap();
+        prepare(&writer).unwrap();
+        let setting = |name: &str| writer.pragma_query_value(None, name, |row| row.get::<_, i64>(0)).unwrap();
+        let full = 2;
+        assert_eq!(setting("synchronous"), full);
+        assert_eq!(setting("mmap_size"), 0);
+        assert_eq!(setting("wal_autocheckpoint"), 1000);
+        assert_eq!(setting("journal_size_limit"), 64 << 20);
     }
 }

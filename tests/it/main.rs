@@ -21,6 +21,7 @@ mod response_formats;
 mod served_formats;
 mod simulation;
 mod state;
+mod store;
 mod stream_validator;
 mod tidy;
 mod tiny_model;

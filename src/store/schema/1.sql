@@ -4,7 +4,7 @@ CREATE TABLE responses (
     tenant TEXT NOT NULL,
     id TEXT NOT NULL,
     created_at BIGINT NOT NULL,
-    -- When it was made, read or gone on from: what nobody uses is deleted.
+    -- When it was made or gone on from: what nobody uses is deleted.
     used_at BIGINT NOT NULL,
     model TEXT NOT NULL,
     -- As the protocol has it. Holds where `body` says something else.
@@ -14,20 +14,24 @@ CREATE TABLE responses (
     input TEXT NOT NULL,
     -- The response object.
     body TEXT NOT NULL,
-    -- Of input and body.
+    -- Of tenant, id, previous_id, input and body.
     checksum TEXT NOT NULL,
     bytes BIGINT NOT NULL,
+    event_bytes BIGINT NOT NULL,
     background BIGINT NOT NULL,
     -- The request, while it has not been answered.
     request TEXT,
+    request_checksum TEXT,
     -- Until when its process has the right to work on it; null once it has ended.
     lease_until BIGINT,
     owner TEXT,
-    -- How often work on it has begun.
+    -- How often work on it has begun, but for what was given back.
     attempt BIGINT NOT NULL,
+    -- How often work on it has begun. Whoever holds the lease knows it, so nobody writes who has lost it.
+    run BIGINT NOT NULL,
     PRIMARY KEY (tenant, id)
 );
-CREATE INDEX responses_by_use ON responses (used_at, tenant, bytes);
+CREATE INDEX responses_by_use ON responses (used_at, tenant, bytes, event_bytes);
 CREATE INDEX unfinished_responses ON responses (model, created_at) WHERE lease_until IS NOT NULL;
 
 -- Where the items of outputs are, by which later requests may name them.
@@ -39,13 +43,14 @@ CREATE TABLE output_items (
 );
 CREATE INDEX output_items_by_response ON output_items (tenant, response_id);
 
--- What a background response has said so far.
+-- What a background response has said so far, in each run.
 CREATE TABLE events (
     tenant TEXT NOT NULL,
     response_id TEXT NOT NULL,
+    run BIGINT NOT NULL,
     sequence_number BIGINT NOT NULL,
     event TEXT NOT NULL,
-    PRIMARY KEY (tenant, response_id, sequence_number)
+    PRIMARY KEY (tenant, response_id, run, sequence_number)
 );
 
 CREATE TABLE conversations (
