@@ -20,7 +20,7 @@ use serde_json::{Value, json};
 use std::{sync::Arc, time::Duration};
 use tokio::{
     sync::Semaphore,
-    time::{sleep, timeout},
+    time::{Instant, sleep, timeout},
 };
 
 /// Work that was begun so often is what stops the process, perhaps.
@@ -31,6 +31,11 @@ const MAX_EVENTS: usize = 256;
 const RENEW_INTERVAL: Duration = Duration::from_secs(1);
 /// Between tries to read what is to be done while the store fails, and to begin while the engine is full.
 const RETRY_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Work for a model that no process has served for so long fails.
+const UNSERVED_SECONDS: u64 = 3600;
+/// How often such work is looked for.
+const UNSERVED_INTERVAL: Duration = Duration::from_secs(60);
 
 /// How an attempt ended.
 enum Outcome {
@@ -50,6 +55,7 @@ impl Responder {
         let num_jobs = self.dialect.background_jobs();
         let permits = Arc::new(Semaphore::new(num_jobs));
         let mut changes = store.changes();
+        let mut last_look = None;
         while !self.is_stopping() {
             let permit = Arc::clone(&permits).acquire_owned().await.expect("the semaphore is never closed");
             match self.claim(&store).await {
@@ -59,6 +65,11 @@ impl Responder {
                         responder.run(&store, &job).await;
                         drop(permit);
                     });
+                }
+                Ok(None) if last_look.is_none_or(|last: Instant| UNSERVED_INTERVAL <= last.elapsed()) => {
+                    last_look = Some(Instant::now());
+                    // A failure is in the log, and this is tried again.
+                    let _ = self.fail_unserved(&store).await;
                 }
                 Ok(None) => changes.any().await,
                 // The log says why.
@@ -76,6 +87,15 @@ impl Responder {
             }
         }
         Ok(None)
+    }
+
+    async fn fail_unserved(&self, store: &Store) -> Result<(), StoreError> {
+        let served: Vec<&str> = self.models.iter().map(|model| model.name()).collect();
+        while let Some(job) = store.claim_abandoned(&served, UNSERVED_SECONDS).await? {
+            let message = "no server that serves the model of this response has come to it for an hour".to_owned();
+            self.refuse(store, &job, Failure::Refused { message }).await?;
+        }
+        Ok(())
     }
 
     async fn run(&self, store: &Store, job: &Job) {
@@ -194,7 +214,8 @@ impl Responder {
         let request =
             told(&body).or_else(|_| told(&bare)).or_else(|_| told(&json!({ "input": "-", "background": true })));
         let request = request.expect("a body with an input is a request");
-        let model = self.models.get(request.model()).map_or("", |model| model.name()).to_owned();
+        let known = self.models.get(request.model()).map(|model| model.name());
+        let model = known.unwrap_or_else(|_| request.model().unwrap_or_default()).to_owned();
         let (response, _) = request.begin(&model, &SamplingParams::default());
         Response { id: job.id.clone(), created_at: job.created_at, store: true, status: Status::Queued, ..response }
     }

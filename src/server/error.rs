@@ -301,6 +301,7 @@ fn describe_store(error: &StoreError) -> Description {
         | StoreError::Sqlite(_)
         | StoreError::Postgres(_)
         | StoreError::Unreachable(_)
+        | StoreError::TimedOut
         | StoreError::Stopped
         // At start only.
         | StoreError::NoPath

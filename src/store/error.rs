@@ -51,14 +51,17 @@ pub enum StoreError {
         id: String,
     },
     /// SQLite refused a statement.
-    #[error("the store failed")]
+    #[error("the store failed; try again later, or send `store: false`")]
     Sqlite(#[from] rusqlite::Error),
     /// PostgreSQL refused a statement.
-    #[error("the store failed")]
+    #[error("the store failed; try again later, or send `store: false`")]
     Postgres(#[from] tokio_postgres::Error),
     /// No connection to PostgreSQL could be had.
-    #[error("the store cannot be reached")]
+    #[error("the store cannot be reached; try again later, or send `store: false`")]
     Unreachable(#[source] deadpool_postgres::PoolError),
+    /// It took too long.
+    #[error("the store did not answer in time; try again later, or send `store: false`")]
+    TimedOut,
     /// The thread that writes has ended.
     #[error("the store has stopped")]
     Stopped,

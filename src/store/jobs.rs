@@ -51,11 +51,13 @@ const CLAIM: &str = "UPDATE responses SET owner = $1, lease_until = unixepoch() 
                      status = 'in_progress', event_bytes = 0 \
                      WHERE lease_until < unixepoch() AND (tenant, id) IN ( \
                        SELECT tenant, id FROM responses WHERE model = $3 AND lease_until < unixepoch() \
-                       ORDER BY created_at LIMIT 1 \
+                       AND created_at <= unixepoch() - $4 ORDER BY created_at LIMIT 1 \
                      ) \
                      RETURNING tenant, id, created_at, attempt, request, input, run, previous_id, body, checksum, \
                      request_checksum";
 const IS_WAITING: &str = "SELECT attempt FROM responses WHERE model = $1 AND lease_until < unixepoch() LIMIT 1";
+const WAITING_MODELS: &str = "SELECT DISTINCT model FROM responses \
+                              WHERE lease_until < unixepoch() AND created_at <= unixepoch() - $1";
 const CLEAR_EVENTS: &str = "DELETE FROM events WHERE tenant = $1 AND response_id = $2 AND run < $3";
 /// What was damaged while it waited cannot be worked on.
 const FAIL: &str = "UPDATE responses SET status = 'failed', request = NULL, request_checksum = NULL, owner = NULL, \
@@ -105,8 +107,28 @@ impl Store {
         if self.read(Statement::new(IS_WAITING, [model.into()])).await?.is_empty() {
             return Ok(None);
         }
+        self.claim_older(model, 0).await
+    }
+
+    /// Work that has waited for so many seconds, for a model that is none of these: no process serves it, or has the time
+    /// for it.
+    ///
+    /// # Errors
+    /// As for [`claim`](Self::claim).
+    pub async fn claim_abandoned(&self, served: &[&str], seconds: u64) -> Result<Option<Job>, StoreError> {
+        let rows = self.read(Statement::new(WAITING_MODELS, [seconds.into()])).await?;
+        let waiting = rows.into_iter().map(|mut row| row.text(0));
+        for model in waiting.filter(|model| !served.contains(&model.as_str())) {
+            if let Some(job) = self.claim_older(&model, seconds).await? {
+                return Ok(Some(job));
+            }
+        }
+        Ok(None)
+    }
+
+    async fn claim_older(&self, model: &str, seconds: u64) -> Result<Option<Job>, StoreError> {
         let owner = self.shared.owner.as_str();
-        let claim = Statement::guard(CLAIM, [owner.into(), LEASE_SECONDS.into(), model.into()]);
+        let claim = Statement::guard(CLAIM, [owner.into(), LEASE_SECONDS.into(), model.into(), seconds.into()]);
         let Some(mut row) = self.write(vec![claim]).await?.and_then(|mut rows| rows.remove(0).pop()) else {
             return Ok(None);
         };

@@ -32,11 +32,14 @@ use std::{
     },
     time::Duration,
 };
-use tokio::sync::broadcast;
+use tokio::{sync::broadcast, time::timeout};
 use uuid::Uuid;
 
 /// Changes that a follower may be behind before it has to look by itself.
 const MAX_UNSEEN_CHANGES: usize = 256;
+/// For one statement or transaction, the time in which it waits for others included. A database that is stuck must not hold
+/// up a reply.
+const TIMEOUT: Duration = Duration::from_secs(20);
 /// How often followers and workers look at what other processes may have changed.
 pub(crate) const POLL_INTERVAL: Duration = Duration::from_millis(250);
 
@@ -187,10 +190,13 @@ impl Store {
     /// One transaction; durable when this returns rows.
     async fn write(&self, statements: Vec<Statement>) -> Result<Outcome, StoreError> {
         let began = std::time::Instant::now();
-        let outcome = match &self.database {
-            Database::Sqlite(sqlite) => sqlite.write(statements).await,
-            Database::Postgres(postgres) => postgres.write(statements).await,
+        let write = async {
+            match &self.database {
+                Database::Sqlite(sqlite) => sqlite.write(statements).await,
+                Database::Postgres(postgres) => postgres.write(statements).await,
+            }
         };
+        let outcome = timeout(TIMEOUT, write).await.unwrap_or(Err(StoreError::TimedOut));
         self.shared.has_failed.store(outcome.is_err(), Ordering::Relaxed);
         let Counters { commits, commit_nanos, errors, .. } = &self.shared.counters;
         match &outcome {
@@ -213,10 +219,13 @@ impl Store {
     }
 
     async fn read(&self, query: Statement) -> Result<Vec<Row>, StoreError> {
-        let rows = match &self.database {
-            Database::Sqlite(sqlite) => sqlite.read(query).await,
-            Database::Postgres(postgres) => postgres.read(query).await,
+        let read = async {
+            match &self.database {
+                Database::Sqlite(sqlite) => sqlite.read(query).await,
+                Database::Postgres(postgres) => postgres.read(query).await,
+            }
         };
+        let rows = timeout(TIMEOUT, read).await.unwrap_or(Err(StoreError::TimedOut));
         rows.inspect_err(|error| {
             self.shared.counters.errors.fetch_add(1, Ordering::Relaxed);
             tracing::error!(error = error as &dyn std::error::Error, "the store could not be read");

@@ -90,36 +90,35 @@ const SELECT_BY_ITEM: &str = "SELECT r.id, r.status, r.background, r.input, r.bo
                               FROM output_items i \
                               JOIN responses r ON r.tenant = i.tenant AND r.id = i.response_id \
                               WHERE i.tenant = $1 AND i.id = $2";
-/// A parent whose row is gone ends the walk, and what is missing shows in `previous_id` of the row above.
-const SELECT_CHAIN: &str = "WITH RECURSIVE chain (tenant, id, depth) AS ( \
-                              SELECT tenant, id, CAST(0 AS BIGINT) FROM responses WHERE tenant = $1 AND id = $2 \
-                              UNION ALL \
-                              SELECT r.tenant, r.previous_id, c.depth + 1 FROM chain c \
-                              JOIN responses r ON r.tenant = c.tenant AND r.id = c.id \
-                              WHERE r.previous_id IS NOT NULL AND c.depth < $3 \
-                            ) \
-                            SELECT r.id, r.status, r.background, r.input, r.body, r.checksum, r.previous_id FROM chain c \
-                            JOIN responses r ON r.tenant = c.tenant AND r.id = c.id ORDER BY c.depth";
+/// A query over a response, `$1` of the owner `$2`, and all that it goes on from, at most `$3` of them. A parent whose row is
+/// gone ends the walk, and what is missing shows in `previous_id` of the row above.
+macro_rules! over_chain {
+    ($query:literal) => {
+        concat!(
+            "WITH RECURSIVE chain (id, depth) AS ( \
+               SELECT CAST($1 AS TEXT), CAST(0 AS BIGINT) \
+               UNION ALL \
+               SELECT r.previous_id, c.depth + 1 FROM chain c JOIN responses r ON r.tenant = $2 AND r.id = c.id \
+               WHERE r.previous_id IS NOT NULL AND c.depth < $3 \
+             ) ",
+            $query
+        )
+    };
+}
+const SELECT_CHAIN: &str = over_chain!(
+    "SELECT r.id, r.status, r.background, r.input, r.body, r.checksum, r.previous_id \
+     FROM chain c JOIN responses r ON r.tenant = $2 AND r.id = c.id ORDER BY c.depth"
+);
 /// Looked at before rows are read that might not fit in memory.
-const SELECT_CHAIN_BYTES: &str = "WITH RECURSIVE chain (id, depth) AS ( \
-                                    SELECT CAST($1 AS TEXT), CAST(0 AS BIGINT) \
-                                    UNION ALL \
-                                    SELECT r.previous_id, c.depth + 1 FROM chain c \
-                                    JOIN responses r ON r.tenant = $2 AND r.id = c.id \
-                                    WHERE r.previous_id IS NOT NULL AND c.depth < $3 \
-                                  ) \
-                                  SELECT CAST(coalesce(sum(r.bytes), 0) AS BIGINT), count(*) FROM chain c \
-                                  JOIN responses r ON r.tenant = $2 AND r.id = c.id";
+const SELECT_CHAIN_BYTES: &str = over_chain!(
+    "SELECT CAST(coalesce(sum(r.bytes), 0) AS BIGINT), count(*) \
+     FROM chain c JOIN responses r ON r.tenant = $2 AND r.id = c.id"
+);
 /// What is gone on from is in use, and so is all that it goes on from: so no chain loses its beginning before its end.
-const TOUCH_CHAIN: &str = "WITH RECURSIVE chain (id, depth) AS ( \
-                             SELECT CAST($1 AS TEXT), CAST(0 AS BIGINT) \
-                             UNION ALL \
-                             SELECT r.previous_id, c.depth + 1 FROM chain c \
-                             JOIN responses r ON r.tenant = $2 AND r.id = c.id \
-                             WHERE r.previous_id IS NOT NULL AND c.depth < $3 \
-                           ) \
-                           UPDATE responses SET used_at = unixepoch() \
-                           WHERE tenant = $2 AND id IN (SELECT id FROM chain) AND used_at < unixepoch() - $4";
+const TOUCH_CHAIN: &str = over_chain!(
+    "UPDATE responses SET used_at = unixepoch() \
+     WHERE tenant = $2 AND id IN (SELECT id FROM chain) AND used_at < unixepoch() - $4"
+);
 const DELETE: &str = "DELETE FROM responses WHERE tenant = $1 AND id = $2 RETURNING id";
 const DELETE_ITEMS: &str = "DELETE FROM output_items WHERE tenant = $1 AND response_id = $2";
 const DELETE_EVENTS: &str = "DELETE FROM events WHERE tenant = $1 AND response_id = $2";
@@ -260,7 +259,7 @@ impl Store {
         if is_too_long || MAX_HISTORY_BYTES < u64::try_from(size.int(0)).unwrap_or(0) {
             return Err(StoreError::TooLong);
         }
-        let query = Statement::new(SELECT_CHAIN, [key.tenant.into(), key.id.into(), MAX_CHAIN.into()]);
+        let query = Statement::new(SELECT_CHAIN, [key.id.into(), key.tenant.into(), MAX_CHAIN.into()]);
         let mut chain = Vec::new();
         let mut next_id = Some(key.id.to_owned());
         for row in self.read(query).await? {

@@ -23,6 +23,7 @@ mod simulation;
 mod state;
 mod store;
 mod stream_validator;
+mod tenants;
 mod tidy;
 mod tiny_model;
 mod tokenizers;

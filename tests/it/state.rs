@@ -50,7 +50,7 @@ impl Fixture {
     }
 }
 
-async fn open(folder: &TempDir) -> Store {
+pub(crate) async fn open(folder: &TempDir) -> Store {
     let toml = include_str!("../../config/default.toml");
     let source = ::config::File::from_str(toml, ::config::FileFormat::Toml);
     let built = ::config::Config::builder().add_source(source);

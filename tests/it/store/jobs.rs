@@ -335,3 +335,20 @@ async fn changes_are_told_at_once_here_and_soon_elsewhere() {
     })
     .await;
 }
+
+#[tokio::test]
+async fn work_for_models_that_nobody_serves_is_found_when_it_is_old() {
+    on_each_database(async |database: &Database| {
+        let store = database.open().await;
+        enqueue(&store, "r", 5, 9).await;
+        let unserved = async |served: &[&str], seconds: u64| {
+            let found = store.claim_abandoned(served, seconds).await.unwrap();
+            found.map(|job| job.id)
+        };
+        assert_eq!(unserved(&["fake", "other"], 60).await, None, "it is served");
+        assert_eq!(unserved(&["other"], u64::MAX).await, None, "it has not waited long");
+        assert_eq!(unserved(&["other"], 60).await.as_deref(), Some("r"));
+        assert_eq!(unserved(&["other"], 60).await, None, "it is being worked on");
+    })
+    .await;
+}
