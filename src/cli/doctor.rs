@@ -8,7 +8,9 @@ use crate::{
     engine::{LoadError, Runtime},
     model_dir::variant,
     server::{self, ServerConfig},
+    store::{Store, StoreConfig},
 };
+use std::env;
 
 /// Checks everything that can be checked without loading a model; tells each finding on a line of its own.
 pub(super) fn run(config: &Config) -> anyhow::Result<u8> {
@@ -28,10 +30,29 @@ pub(super) fn run(config: &Config) -> anyhow::Result<u8> {
         None => report.doubtful("memory", "the system does not tell how much is free")?,
     }
     check_keys(&config.server, &mut report)?;
+    check_store(&config.store, &mut report)?;
     for model in &config.models {
         check_model(config, model.clone(), &mut report)?;
     }
     report.finish()
+}
+
+/// Where it is. The embedded one is not opened: it would belong to whoever asks.
+fn check_store(config: &StoreConfig, report: &mut Report) -> anyhow::Result<()> {
+    let part = "store";
+    if !config.enabled {
+        return report.good(part, "nothing is stored (`store.enabled` is false)");
+    }
+    if config.url.is_empty() {
+        return match config.folder(|name| env::var_os(name)) {
+            Ok(folder) => report.good(part, format_args!("in {}", folder.display())),
+            Err(error) => report.bad(part, error),
+        };
+    }
+    match actix_rt::System::new().block_on(Store::open(config, |name| env::var_os(name))) {
+        Ok(_) => report.good(part, "in PostgreSQL, which answers"),
+        Err(error) => report.bad(part, format_args!("{:#}", anyhow::Error::from(error))),
+    }
 }
 
 /// How many there are, and whether the address to listen on needs any.

@@ -27,7 +27,7 @@ impl StoreConfig {
     ///
     /// # Errors
     /// `NoPath` when neither the configuration nor the environment names one.
-    pub(super) fn folder(&self, variable: impl Fn(&str) -> Option<OsString>) -> Result<PathBuf, StoreError> {
+    pub fn folder(&self, variable: impl Fn(&str) -> Option<OsString>) -> Result<PathBuf, StoreError> {
         let set = |name: &str| variable(name).filter(|value| !value.is_empty()).map(PathBuf::from);
         let configured = Some(self.path.clone()).filter(|path| !path.as_os_str().is_empty());
         let of_user = || set("XDG_STATE_HOME").or_else(|| Some(set("HOME")?.join(".local/state")));

@@ -68,7 +68,9 @@ fn the_doctor_names_what_to_mend_and_goes_on() {
          engine = {{ providers = [\"tensorrt\"], fallback = true }} }}]",
         dir.display().to_string()
     );
-    let output = run(&["doctor", "--set", &models, "--set", "runtime.library=.runtime/libonnxruntime.so"]);
+    let settings =
+        ["--set", &models, "--set", "runtime.library=.runtime/libonnxruntime.so", "--set", "store.path=/srv/store"];
+    let output = run(&[&["doctor"], &settings[..]].concat());
     assert_eq!(output.status.code(), Some(1));
     let findings = printed(&output, &dir);
     let runtime = findings.lines().next().unwrap();
@@ -77,6 +79,7 @@ fn the_doctor_names_what_to_mend_and_goes_on() {
     ok       provider cpu       can be had
     look at  provider tensorrt  the execution provider `tensorrt` cannot be loaded: this build of ONNX Runtime does not have it; run scripts/serve --gpu for the CUDA build and install the CUDA 13 and TensorRT libraries, or set `engine.fallback = true` to run on the CPU
     ok       api keys           none, and 127.0.0.1 needs none: only this machine can reach it
+    ok       store              in /srv/store
     FAILED   model gone         the model folder /nowhere does not exist; set `path` of the model to a folder with config.json and onnx/model.onnx
     ok       model tiny         fp32 in DIR, weights 622.4 KiB, 8 slots of 512.0 KiB
     ");
