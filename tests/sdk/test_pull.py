@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import BINARY, REPOSITORY
+from server import BINARY, REPOSITORY
 from hub_server import Fault, Hub, Repo, git_blob
 
 ID = "acme/tiny-ONNX"
