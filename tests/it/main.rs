@@ -16,6 +16,7 @@ mod hostile_folder;
 mod hostile_format;
 mod http;
 mod inspect;
+mod metrics;
 mod models;
 mod response_formats;
 mod served_formats;
