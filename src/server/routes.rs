@@ -4,6 +4,7 @@
 use super::{
     ApiError, auth, compact, completions, conversations, health, input_tokens, metrics, models, responses, websocket,
 };
+use crate::completions::{ChatCompletion, TextCompletion};
 use actix_web::{HttpRequest, HttpResponse, ResponseError, guard, middleware::from_fn, web};
 
 /// Who is let in.
@@ -76,8 +77,8 @@ pub const ROUTES: &[Route] = &[
     route(Methods::Post, "/v1/conversations/{id}/items", Access::Key, || web::to(conversations::add_items)),
     route(Methods::Get, "/v1/conversations/{id}/items/{item}", Access::Key, || web::to(conversations::retrieve_item)),
     route(Methods::Delete, "/v1/conversations/{id}/items/{item}", Access::Key, || web::to(conversations::delete_item)),
-    route(Methods::Post, "/v1/chat/completions", Access::Key, || web::to(completions::create_chat)),
-    route(Methods::Post, "/v1/completions", Access::Key, || web::to(completions::create_text)),
+    route(Methods::Post, "/v1/chat/completions", Access::Key, || web::to(completions::create::<ChatCompletion>)),
+    route(Methods::Post, "/v1/completions", Access::Key, || web::to(completions::create::<TextCompletion>)),
     route(Methods::Get, "/v1/models", Access::Key, || web::to(models::list)),
     route(Methods::Get, "/v1/models/{id:.+}", Access::Key, || web::to(models::retrieve)),
     route(Methods::Get, "/metrics", Access::Metrics, || web::to(metrics::scrape)),
