@@ -1,6 +1,8 @@
 //! The right to talk to a loaded model.
 
-use super::{Chat, ChatError, ChatEvent, ChatRequest, Finished, ServedModel, event::whole_answer};
+use super::{
+    Chat, ChatError, ChatEvent, ChatRequest, Finished, ServedModel, event::whole_answer, request_stats::Timing,
+};
 use crate::engine::SamplingParams;
 use futures::{Stream, StreamExt};
 use std::sync::Arc;
@@ -44,9 +46,12 @@ impl Lease {
     /// # Errors
     /// Before the first byte of the reply is sent.
     pub async fn start(self, request: ChatRequest) -> Result<impl Stream<Item = ChatEvent> + Unpin + use<>, ChatError> {
-        let events = self.chat.start(request).await?;
-        Ok(events.inspect(move |_| {
+        let mut timing = Timing::begin(Arc::clone(self.model.request_stats()));
+        let started = self.chat.start(request).await;
+        let events = started.inspect_err(|_| timing.forget())?;
+        Ok(events.inspect(move |event| {
             let _held_while_it_talks = &self;
+            timing.on_event(event);
         }))
     }
 }

@@ -5,6 +5,7 @@ mod capabilities;
 mod error;
 mod event;
 mod grammar;
+mod histogram;
 mod jinja;
 mod lease;
 mod loader;
@@ -14,6 +15,7 @@ mod python_json;
 mod python_methods;
 mod python_text;
 mod request;
+mod request_stats;
 mod response_format;
 mod served_model;
 mod template;
@@ -23,17 +25,19 @@ pub use crate::text::{Logprob, TokenLogprob};
 pub use capabilities::{CallForm, Capabilities};
 pub use error::ChatError;
 pub use event::{ChatEvent, Delta, Finished, Usage, whole_answer};
+pub use histogram::{Histogram, HistogramCounts};
 pub use lease::Lease;
 pub use loader::{LoadFailure, LoadTime, Loader, ModelEntry};
 pub use markup::Prompt;
 pub use models::Models;
 pub use request::{CallMode, Calls, ChatRequest, Message, OutputFormat, Role, Tool, ToolCall};
+pub use request_stats::RequestStats;
 pub use response_format::{FormatCalls, FormatError, ReplyParser, ResponseFormat};
 pub use served_model::{ModelState, ServedModel};
 pub use template::{ChatTemplate, TemplateError, TemplateSources};
 
 use crate::{
-    engine::{Constraint, EngineHandle, FinishReason, Request, SamplingParams, TokenId},
+    engine::{Constraint, EngineHandle, FinishReason, Load, Request, SamplingParams, Stats, TokenId},
     text::{self, AddedToken, Detokenizer, GrammarCompiler, GrammarError, Piece, StopStrings, TextEvent, Tokenizer},
 };
 use futures::{Stream, StreamExt, stream};
@@ -97,6 +101,11 @@ impl Chat {
     /// Whether the engine takes requests.
     pub fn is_running(&self) -> bool {
         self.engine.is_running()
+    }
+
+    /// What the engine has done so far, and what it has to do.
+    pub fn engine_stats(&self) -> (Stats, Load) {
+        (self.engine.stats(), self.engine.load())
     }
 
     /// Ends all replies and refuses new ones.

@@ -1,7 +1,7 @@
 //! One served model: in memory or not, and the way there and back.
 
-use super::{Chat, ChatError, Lease, LoadFailure, LoadTime, ModelEntry};
-use crate::engine::EngineError;
+use super::{Chat, ChatError, Lease, LoadFailure, LoadTime, ModelEntry, RequestStats};
+use crate::engine::{EngineError, Load, Stats};
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, Mutex, MutexGuard},
@@ -25,6 +25,7 @@ pub struct ServedModel {
     changed: watch::Sender<()>,
     /// A permit for each request that may wait for a load.
     waiting: Semaphore,
+    request_stats: Arc<RequestStats>,
     /// Held by the one load of all models that is going on.
     turn: Arc<Mutex<()>>,
 }
@@ -78,7 +79,14 @@ impl ServedModel {
     pub(super) fn new(entry: ModelEntry, turn: Arc<Mutex<()>>) -> Self {
         let current = Current { stage: Stage::Unloaded, since: Instant::now(), was_ready: false, is_closed: false };
         let waiting = Semaphore::new(entry.max_waiting);
-        Self { entry, current: Mutex::new(current), changed: watch::Sender::new(()), waiting, turn }
+        Self {
+            entry,
+            current: Mutex::new(current),
+            changed: watch::Sender::new(()),
+            waiting,
+            request_stats: Arc::default(),
+            turn,
+        }
     }
 
     /// As clients call it.
@@ -96,6 +104,19 @@ impl ServedModel {
         match &self.lock().stage {
             Stage::Ready { chat, .. } => chat.context_tokens(),
             Stage::Unloaded | Stage::Loading | Stage::Failed(_) => self.entry.context_tokens,
+        }
+    }
+
+    /// What has become of its requests.
+    pub fn request_stats(&self) -> &Arc<RequestStats> {
+        &self.request_stats
+    }
+
+    /// What its engine has done since it was loaded, and has to do; none where it is not loaded.
+    pub fn engine_stats(&self) -> Option<(Stats, Load)> {
+        match &self.lock().stage {
+            Stage::Ready { chat, .. } => Some(chat.engine_stats()),
+            Stage::Unloaded | Stage::Loading | Stage::Failed(_) => None,
         }
     }
 

@@ -1,6 +1,6 @@
 //! The body of `POST /v1/chat/completions`: read, checked, and turned into what chats are asked.
 
-use super::messages::parse_messages;
+use super::{CompletionRequest, messages::parse_messages};
 use crate::{
     chat::{CallMode, Calls, ChatRequest, Message, OutputFormat, Tool},
     engine::{SamplingParams, ServiceClass},
@@ -55,10 +55,8 @@ pub struct Envelope {
     pub(super) echo: String,
 }
 
-impl ChatCompletion {
-    /// # Errors
-    /// Names the first field that is wrong or that this version does not support.
-    pub fn parse(body: &Value, unknown_fields: UnknownFields) -> Result<Self, InvalidRequest> {
+impl CompletionRequest for ChatCompletion {
+    fn parse(body: &Value, unknown_fields: UnknownFields) -> Result<Self, InvalidRequest> {
         let body = Field::root(body).object()?;
         refuse_unsupported(&body)?;
         Labels::parse(&body)?;
@@ -93,23 +91,15 @@ impl ChatCompletion {
         Ok(request)
     }
 
-    /// None means the server's first one.
-    pub fn model(&self) -> Option<&str> {
+    fn model(&self) -> Option<&str> {
         self.model.as_deref()
     }
 
-    /// Server-sent events, or one object.
-    pub fn is_streamed(&self) -> bool {
+    fn is_streamed(&self) -> bool {
         self.delivery.is_streamed
     }
 
-    /// Most tokens that all choices may have together; none leaves it to the context.
-    pub fn max_output_tokens(&self) -> Option<NonZeroU32> {
-        self.max_tokens?.checked_mul(NonZeroU32::new(self.num_choices)?)
-    }
-
-    /// How it is told, and what each choice is. `model` is the served name, `defaults` its own settings.
-    pub fn begin(self, model: &str, defaults: &SamplingParams, cache_salt: u64) -> (Envelope, Vec<ChatRequest>) {
+    fn begin(self, model: &str, defaults: &SamplingParams, cache_salt: u64) -> (Envelope, Vec<ChatRequest>) {
         let envelope = Envelope::new("chatcmpl", model, self.service_class, self.delivery);
         let request = ChatRequest {
             messages: self.messages,

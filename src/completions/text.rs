@@ -1,6 +1,9 @@
 //! The body of `POST /v1/completions`: texts that are gone on from as they stand, without a chat template.
 
-use super::request::{Delivery, Envelope, choices, parse_num_choices};
+use super::{
+    CompletionRequest,
+    request::{Delivery, Envelope, choices, parse_num_choices},
+};
 use crate::{
     chat::ChatRequest,
     engine::{SamplingParams, ServiceClass},
@@ -31,10 +34,8 @@ pub struct TextCompletion {
     service_class: ServiceClass,
 }
 
-impl TextCompletion {
-    /// # Errors
-    /// Names the first field that is wrong or that this version does not support.
-    pub fn parse(body: &Value, unknown_fields: UnknownFields) -> Result<Self, InvalidRequest> {
+impl CompletionRequest for TextCompletion {
+    fn parse(body: &Value, unknown_fields: UnknownFields) -> Result<Self, InvalidRequest> {
         let body = Field::root(body).object()?;
         Labels::parse(&body)?;
         let prompts = parse_prompts(&body.require("prompt")?)?;
@@ -64,24 +65,15 @@ impl TextCompletion {
         Ok(request)
     }
 
-    /// None means the server's first one.
-    pub fn model(&self) -> Option<&str> {
+    fn model(&self) -> Option<&str> {
         self.model.as_deref()
     }
 
-    /// Server-sent events, or one object.
-    pub fn is_streamed(&self) -> bool {
+    fn is_streamed(&self) -> bool {
         self.delivery.is_streamed
     }
 
-    /// Most tokens that all texts may have together.
-    pub fn max_output_tokens(&self) -> Option<NonZeroU32> {
-        let num_texts = u32::try_from(self.prompts.len()).ok()?.checked_mul(self.num_choices)?;
-        self.max_tokens.checked_mul(NonZeroU32::new(num_texts)?)
-    }
-
-    /// How it is told, and what each text goes on from. `model` is the served name, `defaults` its own settings.
-    pub fn begin(self, model: &str, defaults: &SamplingParams, cache_salt: u64) -> (Envelope, Vec<ChatRequest>) {
+    fn begin(self, model: &str, defaults: &SamplingParams, cache_salt: u64) -> (Envelope, Vec<ChatRequest>) {
         let mut envelope = Envelope::new("cmpl", model, self.service_class, self.delivery);
         envelope.is_chat = false;
         if self.echoes {

@@ -1,6 +1,8 @@
 //! The `Send + Clone` side of the engine.
 
-use super::{EngineConfig, EngineError, ModelLimits, Request, Stats, TokenEvent, request::Submission, stats::Counters};
+use super::{
+    EngineConfig, EngineError, Load, ModelLimits, Request, Stats, TokenEvent, request::Submission, stats::Counters,
+};
 use std::{
     num::NonZeroU32,
     sync::{
@@ -25,6 +27,7 @@ pub struct EngineHandle {
     /// One for each request that runs or waits.
     permits: Arc<Semaphore>,
     max_waiting: usize,
+    slots: usize,
     /// One for each token of the prompts that wait.
     token_permits: Arc<Semaphore>,
     max_waiting_tokens: u32,
@@ -55,6 +58,7 @@ impl EngineHandle {
             commands,
             permits,
             max_waiting,
+            slots: config.max_batch_size.get() as usize,
             token_permits: Arc::new(Semaphore::new(config.max_waiting_tokens.get() as usize)),
             max_waiting_tokens: config.max_waiting_tokens.get(),
             max_draft_tokens: config.max_draft_tokens,
@@ -73,6 +77,14 @@ impl EngineHandle {
     /// What the engine has done so far.
     pub fn stats(&self) -> Stats {
         self.counters.read()
+    }
+
+    /// What it has to do.
+    pub fn load(&self) -> Load {
+        let running = self.counters.running();
+        let waiting_tokens = self.max_waiting_tokens as usize - self.token_permits.available_permits();
+        let requests = self.slots + self.max_waiting - self.permits.available_permits();
+        Load { running, waiting: requests.saturating_sub(running), waiting_tokens, slots: self.slots }
     }
 
     /// Whether the engine still takes requests.

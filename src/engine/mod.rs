@@ -32,7 +32,7 @@ pub use request::{FinishReason, Request, ServiceClass, TokenEvent, TokenId};
 pub use sampler::{Picked, SampleError, Sampler, SamplingParams};
 pub use scheduler::Scheduler;
 pub use sequence::Sequence;
-pub use stats::Stats;
+pub use stats::{Load, Stats};
 
 use handle::Command;
 use sampling_threads::SamplingThreads;
@@ -97,6 +97,7 @@ impl<M: Model> Engine<M> {
         let (began, ran_before) = (Instant::now(), self.model.time_in_runs());
         self.scheduler.retire_cancelled(&mut self.kv_cache);
         self.scheduler.schedule(&mut self.kv_cache, &mut self.model, &self.counters, &mut self.batch);
+        self.counters.set_running(self.scheduler.num_running());
         if self.batch.rows().is_empty() {
             return;
         }
@@ -112,6 +113,7 @@ impl<M: Model> Engine<M> {
             }
         };
         self.scheduler.retire_finished(&mut self.kv_cache);
+        self.counters.set_running(self.scheduler.num_running());
         self.counters.count_step(began.elapsed(), self.model.time_in_runs() - ran_before, num_generated);
     }
 

@@ -32,6 +32,11 @@ impl Scheduler {
         self.waiting.is_empty() && self.running.is_empty()
     }
 
+    /// Sequences that have a slot.
+    pub fn num_running(&self) -> usize {
+        self.running.len()
+    }
+
     /// Queues a request: behind those of its class, and ahead of later ones of a lower class until their patience ends.
     pub(super) fn add(&mut self, submission: Submission) {
         let turn = submission.turn(self.num_arrived);

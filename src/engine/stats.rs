@@ -1,7 +1,7 @@
 //! What an engine has done since it started.
 
 use std::{
-    sync::atomic::{AtomicU64, Ordering},
+    sync::atomic::{AtomicU64, AtomicUsize, Ordering},
     time::Duration,
 };
 
@@ -16,6 +16,20 @@ pub(super) struct Counters {
     generated_tokens: AtomicU64,
     guessed_tokens: AtomicU64,
     accepted_tokens: AtomicU64,
+    running: AtomicUsize,
+}
+
+/// What an engine has to do at one moment.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Load {
+    /// Requests that have a slot.
+    pub running: usize,
+    /// Requests that have none yet.
+    pub waiting: usize,
+    /// Tokens of the prompts of those.
+    pub waiting_tokens: usize,
+    /// Slots, each with the memory for a whole context.
+    pub slots: usize,
 }
 
 /// The counters at one moment.
@@ -46,6 +60,14 @@ impl Counters {
         self.busy_nanos.fetch_add(nanos(busy), Ordering::Relaxed);
         self.run_nanos.fetch_add(nanos(running), Ordering::Relaxed);
         self.generated_tokens.fetch_add(generated_tokens, Ordering::Relaxed);
+    }
+
+    pub(super) fn set_running(&self, requests: usize) {
+        self.running.store(requests, Ordering::Relaxed);
+    }
+
+    pub(super) fn running(&self) -> usize {
+        self.running.load(Ordering::Relaxed)
     }
 
     pub(super) fn count_admission(&self, prompt_tokens: usize, cached_tokens: usize) {

@@ -11,8 +11,10 @@ use std::sync::Arc;
 pub(super) struct Keeping {
     pub(super) store: Store,
     pub(super) tenant: Arc<str>,
-    /// The request's own items.
+    /// The request's own items. Where what it goes on from was not stored, those of that stand before them, so that others can
+    /// go on from the reply.
     pub(super) input: Arc<[Value]>,
+    pub(super) has_stored_parent: bool,
     /// Whether the response itself is kept.
     pub(super) is_stored: bool,
 }
@@ -36,7 +38,9 @@ impl Keeping {
     /// Whether the response is kept. The log says why not.
     async fn put(&self, response: &Response) -> bool {
         let record = Record::new(&self.tenant, response, &self.input);
-        let finished = self.is_stored.then(|| record.finished());
+        let whole = record.finished();
+        let previous_id = whole.previous_id.filter(|_| self.has_stored_parent);
+        let finished = self.is_stored.then_some(FinishedResponse { previous_id, ..whole });
         let append = record.append();
         if finished.is_none() && append.is_none() {
             return false;

@@ -66,6 +66,7 @@ pub struct Owner {
 pub struct Memory {
     id: String,
     items: Vec<Value>,
+    is_stored: bool,
 }
 
 impl Memory {
@@ -76,7 +77,7 @@ impl Memory {
         said.extend(output_items(response));
         let items = history::from_last_compaction(said);
         let num_bytes: usize = items.iter().map(|item| item.to_string().len()).sum();
-        (num_bytes <= MAX_MEMORY_BYTES).then(|| Self { id: response.id.clone(), items })
+        (num_bytes <= MAX_MEMORY_BYTES).then(|| Self { id: response.id.clone(), items, is_stored: response.store })
     }
 
     /// Of the response.
@@ -181,11 +182,14 @@ impl Responder {
             return self.enqueue(owner, draft, &request).await;
         }
         let is_streamed = draft.body.stream();
+        let is_known = |memory: &&Memory| !memory.is_stored && draft.origin.previous_id() == Some(&memory.id);
+        let unstored = memory.filter(is_known).map(|memory| memory.items.as_slice());
         let keeping = self.store.as_ref().filter(|_| is_kept).map(|store| Keeping {
             store: store.clone(),
             tenant: Arc::clone(&owner.tenant),
-            input: Arc::clone(&draft.input),
+            input: unstored.map_or_else(|| Arc::clone(&draft.input), |said| [said, &draft.input].concat().into()),
             is_stored,
+            has_stored_parent: unstored.is_none(),
         });
         let (history, input) = (std::mem::take(&mut draft.history), Arc::clone(&draft.input));
         let mut prepared = self.prepare_draft(owner, draft).await?;

@@ -122,6 +122,18 @@ pub(super) async fn check<B: MessageBody + 'static>(
     Ok(response)
 }
 
+/// The middleware of the metrics.
+pub(super) async fn check_unless_open<B: MessageBody + 'static>(
+    request: ServiceRequest,
+    next: Next<B>,
+) -> Result<ServiceResponse<B>, Error> {
+    let app = request.app_data::<web::Data<AppState>>().expect("every app has its state");
+    if app.config.open_metrics {
+        return next.call(request).await;
+    }
+    check(request, next).await
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

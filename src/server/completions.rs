@@ -1,24 +1,13 @@
 //! `POST /v1/chat/completions` and `POST /v1/completions`
 
-use super::{
-    ApiError, AppState,
-    auth::caller,
-    body::read_json,
-    limits::{Admission, Estimate},
-    request_log::Generation,
-    sse,
-};
-use crate::{
-    chat::ChatRequest,
-    completions::{self, ChatCompletion, CompletionEvent, Envelope, TextCompletion},
-    engine::SamplingParams,
-};
+use super::{ApiError, AppState, auth::caller, body::read_json, limits::Estimate, request_log::Generation, sse};
+use crate::completions::{self, CompletionEvent, CompletionRequest};
 use actix_web::{HttpRequest, HttpResponse, web};
 use futures::StreamExt;
 use serde_json::json;
 
-/// A chat.
-pub(super) async fn create_chat(
+/// A chat, or a text that is gone on from.
+pub(super) async fn create<C: CompletionRequest>(
     app: web::Data<AppState>,
     request: HttpRequest,
     payload: web::Payload,
@@ -26,49 +15,14 @@ pub(super) async fn create_chat(
 ) -> Result<HttpResponse, ApiError> {
     app.refuse_while_draining()?;
     let body = read_json(&request, payload, &app.config).await?;
-    let completion = ChatCompletion::parse(&body, app.config.unknown_fields())?;
-    let admission = caller(&request).admit(Estimate::new(&body))?;
-    let (model, is_streamed) = (completion.model().map(str::to_owned), completion.is_streamed());
-    let begin = |name: &str, defaults: &SamplingParams, salt| completion.begin(name, defaults, salt);
-    answer(&app, &request, &generation, Asked { model, is_streamed, admission }, begin).await
-}
-
-/// A text that is gone on from.
-pub(super) async fn create_text(
-    app: web::Data<AppState>,
-    request: HttpRequest,
-    payload: web::Payload,
-    generation: web::ReqData<Generation>,
-) -> Result<HttpResponse, ApiError> {
-    app.refuse_while_draining()?;
-    let body = read_json(&request, payload, &app.config).await?;
-    let completion = TextCompletion::parse(&body, app.config.unknown_fields())?;
-    let admission = caller(&request).admit(Estimate::new(&body))?;
-    let (model, is_streamed) = (completion.model().map(str::to_owned), completion.is_streamed());
-    let begin = |name: &str, defaults: &SamplingParams, salt| completion.begin(name, defaults, salt);
-    answer(&app, &request, &generation, Asked { model, is_streamed, admission }, begin).await
-}
-
-/// What both have in common.
-struct Asked {
-    model: Option<String>,
-    is_streamed: bool,
-    admission: Admission,
-}
-
-async fn answer(
-    app: &AppState,
-    request: &HttpRequest,
-    generation: &Generation,
-    Asked { model, is_streamed, mut admission }: Asked,
-    begin: impl FnOnce(&str, &SamplingParams, u64) -> (Envelope, Vec<ChatRequest>),
-) -> Result<HttpResponse, ApiError> {
-    let model = app.models.get(model.as_deref())?;
+    let completion = C::parse(&body, app.config.unknown_fields())?;
+    let mut admission = caller(&request).admit(Estimate::new(&body))?;
+    let is_streamed = completion.is_streamed();
+    let model = app.models.get(completion.model())?;
     generation.set_model(model.name());
     let defaults = model.lease().await?.default_sampling().clone();
-    let (envelope, requests) = begin(model.name(), &defaults, app.owner(request).cache_salt);
+    let (envelope, requests) = completion.begin(model.name(), &defaults, app.owner(&request).cache_salt);
     let choices = completions::start(model, envelope, requests).await?;
-    let generation = generation.clone();
     if !is_streamed {
         let (completion, usage) = completions::last_completion(choices).await?;
         admission.charge(usage.completion_tokens());

@@ -1,6 +1,6 @@
 //! `[server]`
 
-use super::api_key::KeyConfig;
+use super::{MetricsCompat, api_key::KeyConfig};
 use crate::responses::UnknownFields;
 use serde::Deserialize;
 use std::{
@@ -45,6 +45,10 @@ pub struct ServerConfig {
     pub keep_alive_interval: NonZeroU64,
     /// Seconds that running replies get to finish after a signal; 0 ends them at once.
     pub drain_timeout: u64,
+    /// Whose names metrics have beside our own.
+    pub metrics_compat: Vec<MetricsCompat>,
+    /// Whether `/metrics` is told without a key.
+    pub open_metrics: bool,
     /// Whether an unknown request field is refused.
     pub strict: bool,
 }

@@ -231,6 +231,11 @@ impl ApiError {
         }
     }
 
+    /// What clients know it by.
+    pub(super) fn code(&self) -> &'static str {
+        self.describe().code
+    }
+
     /// The object with the four keys.
     pub(super) fn body(&self) -> Value {
         let Description { kind, code, .. } = self.describe();

@@ -8,12 +8,15 @@ mod completions;
 mod config;
 mod conversations;
 mod error;
+mod exposition;
 mod health;
 mod host;
 mod input_tokens;
 mod limits;
 mod listener;
+mod metrics;
 mod models;
+mod process;
 mod request_log;
 mod responses;
 mod routes;
@@ -26,10 +29,11 @@ pub use config::ServerConfig;
 pub use error::ApiError;
 pub use limits::Limit;
 pub use listener::{BindError, bind, resolve};
+pub use metrics::MetricsCompat;
 pub use routes::{Access, Methods, ROUTES, Route};
 pub use serve::{serve, signals};
 
-use self::auth::ApiKeys;
+use self::{auth::ApiKeys, metrics::Metrics};
 use crate::{
     chat::Models,
     responses::{Dialect, Owner, Responder},
@@ -77,6 +81,7 @@ pub struct AppState {
     config: Arc<ServerConfig>,
     keys: ApiKeys,
     draining: Arc<AtomicBool>,
+    metrics: Metrics,
     /// A permit for each WebSocket that may be open.
     websockets: Arc<Semaphore>,
 }
@@ -87,7 +92,15 @@ impl AppState {
         let responder = Responder::new(models.clone(), dialect, store, config.unknown_fields());
         let keys = ApiKeys::new(&config.api_keys);
         let websockets = Arc::new(Semaphore::new(config.max_websockets.get()));
-        Self { models, responder, config: Arc::new(config), keys, draining: Arc::default(), websockets }
+        Self {
+            models,
+            responder,
+            config: Arc::new(config),
+            keys,
+            draining: Arc::default(),
+            metrics: Metrics::default(),
+            websockets,
+        }
     }
 
     /// What answers the requests.

@@ -1,7 +1,7 @@
 //! Around every request: its id, the headers that each answer has, one line in the log, and a 500 where a handler
 //! panics. The line comes when the last byte is sent or the client has left. It never holds contents.
 
-use super::{ApiError, auth::Caller};
+use super::{ApiError, AppState, auth::Caller, metrics::Metrics};
 use crate::responses::Response;
 use actix_web::{
     Error, HttpMessage, HttpResponse,
@@ -13,6 +13,7 @@ use actix_web::{
         header::{HeaderMap, HeaderName, HeaderValue},
     },
     middleware::Next,
+    web,
 };
 use bytes::Bytes;
 use futures::FutureExt;
@@ -72,10 +73,16 @@ struct RequestLog {
     status: Option<StatusCode>,
     is_sent: bool,
     generation: Generation,
+    metrics: Metrics,
+    /// The pattern that the path matched.
+    pattern: Option<String>,
 }
 
 impl RequestLog {
     fn begin(request: &ServiceRequest) -> Self {
+        let app = request.app_data::<web::Data<AppState>>().expect("every app has its state");
+        let metrics = app.metrics.clone();
+        metrics.in_flight().inc();
         Self {
             request_id: format!("req_{}", Uuid::new_v4().simple()),
             started: Instant::now(),
@@ -85,6 +92,8 @@ impl RequestLog {
             status: None,
             is_sent: false,
             generation: Generation::default(),
+            metrics,
+            pattern: None,
         }
     }
 
@@ -102,6 +111,10 @@ impl RequestLog {
 
 impl Drop for RequestLog {
     fn drop(&mut self) {
+        self.metrics.in_flight().dec();
+        // 499 as other servers count a client that left before there was an answer.
+        let status = self.status.map_or(499, |status| status.as_u16());
+        self.metrics.count_request(self.pattern.as_deref(), status);
         let outcome = self.generation.0.borrow();
         let finish = if self.is_sent { outcome.finish } else { Some("client_closed") };
         tracing::info!(
@@ -132,12 +145,19 @@ pub(super) async fn observe(
     let mut response = match answer {
         Ok(Ok(response)) => response,
         Ok(Err(error)) => return Err(log.answer_error(error)),
-        Err(_panic) => return Err(log.answer_error(ApiError::Panicked.into())),
+        Err(_panic) => {
+            log.metrics.count_panic();
+            return Err(log.answer_error(ApiError::Panicked.into()));
+        }
     };
     log.add_headers(response.headers_mut());
     log.status = Some(response.status());
+    if let Some(refusal) = response.response().error().and_then(|error| error.as_error::<ApiError>()) {
+        log.metrics.count_rejection(refusal.code());
+    }
     if let Some(pattern) = response.request().match_pattern() {
-        log.route = pattern;
+        log.route.clone_from(&pattern);
+        log.pattern = Some(pattern);
     }
     log.key = response.request().extensions().get().and_then(Caller::name).map(str::to_owned);
     Ok(response.map_body(|_, body| LoggedBody::new(body.boxed(), log)))
@@ -146,6 +166,9 @@ pub(super) async fn observe(
 impl RequestLog {
     /// Without a request there is no response to give back, but an error can carry one.
     fn answer_error(mut self, error: Error) -> Error {
+        if let Some(refusal) = error.as_error::<ApiError>() {
+            self.metrics.count_rejection(refusal.code());
+        }
         let mut response: HttpResponse = error.error_response();
         self.add_headers(response.headers_mut());
         self.status = Some(response.status());

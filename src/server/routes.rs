@@ -1,7 +1,10 @@
 //! Every route, as data: where it is, what it answers to, and whether it asks for a key. A request that no route answers is
 //! asked for its key first, too.
 
-use super::{ApiError, auth, compact, completions, conversations, health, input_tokens, models, responses, websocket};
+use super::{
+    ApiError, auth, compact, completions, conversations, health, input_tokens, metrics, models, responses, websocket,
+};
+use crate::completions::{ChatCompletion, TextCompletion};
 use actix_web::{HttpRequest, HttpResponse, ResponseError, guard, middleware::from_fn, web};
 
 /// Who is let in.
@@ -9,6 +12,8 @@ use actix_web::{HttpRequest, HttpResponse, ResponseError, guard, middleware::fro
 pub enum Access {
     /// Whoever has a key, where there are keys.
     Key,
+    /// Whoever has a key, unless `server.open_metrics` lets in everybody.
+    Metrics,
     /// Everybody: whoever probes the process has no key.
     Open,
 }
@@ -72,10 +77,11 @@ pub const ROUTES: &[Route] = &[
     route(Methods::Post, "/v1/conversations/{id}/items", Access::Key, || web::to(conversations::add_items)),
     route(Methods::Get, "/v1/conversations/{id}/items/{item}", Access::Key, || web::to(conversations::retrieve_item)),
     route(Methods::Delete, "/v1/conversations/{id}/items/{item}", Access::Key, || web::to(conversations::delete_item)),
-    route(Methods::Post, "/v1/chat/completions", Access::Key, || web::to(completions::create_chat)),
-    route(Methods::Post, "/v1/completions", Access::Key, || web::to(completions::create_text)),
+    route(Methods::Post, "/v1/chat/completions", Access::Key, || web::to(completions::create::<ChatCompletion>)),
+    route(Methods::Post, "/v1/completions", Access::Key, || web::to(completions::create::<TextCompletion>)),
     route(Methods::Get, "/v1/models", Access::Key, || web::to(models::list)),
     route(Methods::Get, "/v1/models/{id:.+}", Access::Key, || web::to(models::retrieve)),
+    route(Methods::Get, "/metrics", Access::Metrics, || web::to(metrics::scrape)),
     route(Methods::Get, "/health", Access::Open, || web::to(health::health)),
     route(Methods::Get, "/ready", Access::Open, || web::to(health::ready)),
 ];
@@ -92,6 +98,7 @@ pub(super) fn register(service: &mut web::ServiceConfig) {
         assert!(routes.iter().all(|route| route.access == first.access), "a path has one lock");
         match first.access {
             Access::Key => service.service(resource.wrap(from_fn(auth::check))),
+            Access::Metrics => service.service(resource.wrap(from_fn(auth::check_unless_open))),
             Access::Open => service.service(resource),
         };
     }

@@ -86,6 +86,7 @@ pub(super) async fn upgrade(
     let max_bytes = app.config.max_body_bytes.get();
     let messages = messages.max_frame_size(max_bytes).aggregate_continuations().max_continuation_size(max_bytes);
     let now = Instant::now();
+    app.metrics.websockets().inc();
     let connection = Connection {
         caller: caller(&request),
         owner: app.owner(&request),
@@ -133,6 +134,7 @@ impl Connection {
         };
         // Cancelled before the farewell, which a client that is gone would hold up.
         self.turn = None;
+        self.app.metrics.websockets().dec();
         let _gone = timeout(SEND_TIMEOUT, self.session.close(reason)).await;
     }
 

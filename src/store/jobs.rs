@@ -268,11 +268,6 @@ impl Store {
         // Nobody may be listening.
         let _ = self.shared.changes.send(Arc::from(id));
     }
-
-    /// Whatever is unfinished was left by a process that is no more.
-    pub(super) async fn reclaim_all(&self) -> Result<(), StoreError> {
-        self.write_all(vec![Statement::new(RECLAIM, [])]).await.map(drop)
-    }
 }
 
 /// What this process has changed since.
@@ -301,6 +296,11 @@ impl Changes {
         // What has come together is one change.
         while self.received.try_recv().is_ok() {}
     }
+}
+
+/// Whatever is unfinished was left by a process that is no more.
+pub(super) fn reclaim() -> Statement {
+    Statement::new(RECLAIM, [])
 }
 
 /// Counts are never negative.

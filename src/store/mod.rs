@@ -115,7 +115,7 @@ impl Store {
             return Ok(None);
         }
         let database = if config.url.is_empty() {
-            Database::Sqlite(Sqlite::open(config.folder(variable)?)?)
+            Database::Sqlite(Sqlite::open(config.folder(variable)?, &jobs::reclaim())?)
         } else {
             Database::Postgres(Postgres::open(&config.url).await?)
         };
@@ -128,11 +128,7 @@ impl Store {
             max_age: config.max_age,
             max_bytes: config.max_bytes,
         };
-        let store = Self { database, shared: Arc::new(shared) };
-        if matches!(&store.database, Database::Sqlite(sqlite) if sqlite.was_alone) {
-            store.reclaim_all().await?;
-        }
-        Ok(Some(store))
+        Ok(Some(Self { database, shared: Arc::new(shared) }))
     }
 
     /// Whether something can be stored, asked before work is done whose result is to be stored.

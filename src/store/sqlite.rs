@@ -40,8 +40,6 @@ pub(super) struct Sqlite {
     writes: mpsc::Sender<Write>,
     readers: Arc<Readers>,
     folder: Arc<Path>,
-    /// Whether no other process used the database when this one opened it.
-    pub(super) was_alone: bool,
     /// Held until the process ends.
     _lock: Arc<File>,
 }
@@ -59,27 +57,32 @@ struct Readers {
 }
 
 impl Sqlite {
-    /// Makes folder, file and tables where they are missing. What is stored is the user's alone.
+    /// Makes folder, file and tables where they are missing. What is stored is the user's alone. `when_alone` is done before
+    /// anything else where no other process uses the database.
     ///
     /// # Errors
     /// `Folder`, `Open` or `Newer`.
-    pub(super) fn open(folder: PathBuf) -> Result<Self, StoreError> {
-        let (lock, was_alone) =
-            take_lock(&folder).map_err(|source| StoreError::Folder { path: folder.clone(), source })?;
+    pub(super) fn open(folder: PathBuf, when_alone: &Statement) -> Result<Self, StoreError> {
+        let unusable = |source| StoreError::Folder { path: folder.clone(), source };
+        let (lock, is_alone) = take_lock(&folder).map_err(unusable)?;
         let path = folder.join(FILE_NAME);
         let failed = |source| StoreError::Open { path: path.clone(), source };
         // SQLite itself would make it readable for everybody.
-        private().write(true).open(&path).map_err(|source| StoreError::Folder { path: folder.clone(), source })?;
+        private().write(true).open(&path).map_err(unusable)?;
         let mut writer = connect(&path, OpenFlags::SQLITE_OPEN_READ_WRITE).map_err(failed)?;
         prepare(&writer).map_err(failed)?;
         migrate(&mut writer).map_err(failed)??;
+        if is_alone {
+            run(&writer, when_alone)?;
+            flock(&lock, FlockOperation::LockShared).map_err(|error| unusable(error.into()))?;
+        }
         let reader = |_| connect(&path, OpenFlags::SQLITE_OPEN_READ_ONLY).map_err(failed);
         let idle = (0..READERS).map(reader).collect::<Result<_, _>>()?;
         let (writes, waiting) = mpsc::channel(MAX_WAITING_WRITES);
         let spawned = thread::Builder::new().name("store".to_owned()).spawn(move || write_all(writer, waiting));
-        spawned.map_err(|source| StoreError::Folder { path: folder.clone(), source })?;
+        spawned.map_err(unusable)?;
         let readers = Arc::new(Readers { permits: Arc::new(Semaphore::new(READERS)), idle: Mutex::new(idle) });
-        Ok(Self { writes, readers, folder: folder.into(), was_alone, _lock: Arc::new(lock) })
+        Ok(Self { writes, readers, folder: folder.into(), _lock: Arc::new(lock) })
     }
 
     /// Free bytes of the file system, for users without privileges.
@@ -127,13 +130,16 @@ fn private() -> OpenOptions {
     options
 }
 
-/// The lock, shared; and whether nobody else had it.
+/// The lock: whole, where nobody else has it, else shared as soon as whoever has it whole shares it. So one process at a time
+/// makes a database, and none meets one that is half made.
 fn take_lock(folder: &Path) -> std::io::Result<(File, bool)> {
     fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
     let lock = private().write(true).open(folder.join(LOCK_NAME))?;
-    let was_alone = flock(&lock, FlockOperation::NonBlockingLockExclusive).is_ok();
-    flock(&lock, FlockOperation::LockShared)?;
-    Ok((lock, was_alone))
+    let is_alone = flock(&lock, FlockOperation::NonBlockingLockExclusive).is_ok();
+    if !is_alone {
+        flock(&lock, FlockOperation::LockShared)?;
+    }
+    Ok((lock, is_alone))
 }
 
 fn connect(path: &Path, mode: OpenFlags) -> rusqlite::Result<Connection> {

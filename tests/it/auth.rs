@@ -98,7 +98,7 @@ fn no_route_is_reached_without_a_key() {
         }
         status
     };
-    let closed = ROUTES.iter().filter(|route| route.access == Access::Key).map(|route| route.path);
+    let closed = ROUTES.iter().filter(|route| route.access != Access::Open).map(|route| route.path);
     let closed: BTreeSet<String> = closed.map(concrete).collect();
     for path in closed.into_iter().chain(["/".to_owned(), "/nowhere".to_owned()]) {
         for method in methods {
@@ -154,6 +154,10 @@ fn with_a_key_everything_is_answered_as_ever() {
             "{path}: {status} {body}"
         );
         assert_eq!(answer(&server, &format!("PUT {path}"), &headers).0, 405, "{path}");
+        if route.access == Access::Metrics {
+            assert_eq!(answer(&server, &format!("{method} {path}"), "host: localhost\r\n").0, 401, "{path}");
+            continue;
+        }
         let is_open = !matches!(answer(&server, &format!("{method} {path}"), "host: localhost\r\n").0, 401);
         assert_eq!(is_open, route.access == Access::Open, "{path}");
     }
@@ -297,4 +301,13 @@ async fn a_client_that_leaves_gives_its_place_back_and_pays_for_what_it_got() {
     let refused = plain(40).await;
     assert!(refused.contains("tokens_per_minute = 60"), "{refused}");
     assert!(plain(1).await.starts_with("200\n"));
+}
+
+#[test]
+fn metrics_can_be_told_to_everybody() {
+    let server = running(&[&keys(&[(KEY, "")]), "server.open_metrics=true"]);
+    assert_eq!(answer(&server, "GET /metrics", "host: localhost\r\n").0, 200);
+    assert_eq!(answer(&server, "GET /v1/models", "host: localhost\r\n").0, 401);
+    server.signal();
+    server.thread.join().unwrap();
 }

@@ -149,6 +149,9 @@ async fn nothing_of_another_tenant_can_be_told_from_nothing_at_all() {
     assert!(1000 < num_tried, "{num_tried}");
 }
 
+/// A place in a body: its name, a body with an id in it, and the status and code of the refusal.
+type Place = (&'static str, fn(&str) -> Value, u16, &'static str);
+
 #[actix_web::test]
 async fn no_body_reaches_what_is_anothers() {
     let folder = tempfile::tempdir().unwrap();
@@ -157,7 +160,7 @@ async fn no_body_reaches_what_is_anothers() {
     let app = service::init_service(server::app(state)).await;
     let ids = make(&app).await;
     let strangers = strangers();
-    let places: [(&str, fn(&str) -> Value, u16, &str); 5] = [
+    let places: [Place; 5] = [
         (
             "previous_response_id",
             |id| json!({ "input": "hi", "previous_response_id": id }),

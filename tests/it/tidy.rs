@@ -34,6 +34,7 @@ const OWNERS: &[(&str, &str)] = &[
     ("tokio_postgres", "store"),
     ("deadpool_postgres", "store"),
     ("actix_ws", "server"),
+    ("prometheus_client", "server"),
     ("regex_automata", "chat"),
     ("regex_syntax", "chat"),
     ("clap", "cli"),

@@ -41,12 +41,15 @@ def test_wrong_values_name_their_field(client, param, value):
 
 
 @pytest.mark.parametrize(
-    ("param", "value"),
-    [("background", True), ("previous_response_id", "resp_1"), ("conversation", "conv_1")],
+    ("error", "param", "value", "code"),
+    [
+        (openai.BadRequestError, "moderation", {}, "unsupported_parameter"),
+        (openai.BadRequestError, "previous_response_id", "resp_1", "previous_response_not_found"),
+        (openai.NotFoundError, "conversation", "conv_1", "conversation_not_found"),
+    ],
 )
-def test_what_is_not_supported_is_refused_by_name(client, param, value):
-    error = refusal(client, **{param: value})
-    assert (error.code, error.param) == ("unsupported_parameter", param)
+def test_what_is_not_there_is_refused_by_its_code(client, error, param, value, code):
+    assert refusal(client, error, **{param: value}).code == code
 
 
 def test_a_prompt_that_is_not_kept(client):

@@ -111,7 +111,7 @@ impl Database {
         url
     }
 
-    async fn client(&self) -> Client {
+    pub(crate) async fn client(&self) -> Client {
         let client = connect(&self.url()).await;
         client.batch_execute("SET search_path TO ortolan").await.unwrap();
         client

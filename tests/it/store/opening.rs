@@ -22,10 +22,10 @@ async fn several_may_be_opened_at_once() {
 /// Each on a thread of its own, as processes would.
 #[test]
 fn several_may_make_the_tables_at_once() {
-    for _ in 0..20 {
+    for _ in 0..50 {
         let database = Database::sqlite();
         std::thread::scope(|scope| {
-            for _ in 0..3 {
+            for _ in 0..4 {
                 scope.spawn(|| futures::executor::block_on(database.open()));
             }
         });

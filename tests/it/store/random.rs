@@ -234,6 +234,10 @@ impl Simulation {
     }
 
     async fn enqueue(&mut self, store: &Store, (tenant, id): Name) {
+        if self.jobs.iter().any(|(_, name, _)| *name == (tenant, id)) {
+            // Ids are random numbers, so that none comes twice.
+            return;
+        }
         let response =
             FinishedResponse { status: "queued", body: "queued", created_at: self.now, ..finished(tenant, id) };
         let job = NewJob { response, request: "{}", max_unfinished: MAX_UNFINISHED as u64 };

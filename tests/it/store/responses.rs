@@ -1,7 +1,7 @@
 //! Responses and their chains.
 
 use super::database::{Database, finished, following, items, key, on_each_database, put, to};
-use futures::future::join_all;
+use futures::future::{join, join_all};
 use ortolan::store::{FinishedResponse, Store, StoreError, StoredConversation};
 
 async fn chain(store: &Store, tenant: &str, id: &str) -> Option<Vec<String>> {
@@ -175,6 +175,33 @@ async fn many_go_on_from_the_same_chain_at_once() {
         assert_eq!(database.number("SELECT count(*) FROM responses WHERE 1 < used_at").await, 90);
     })
     .await;
+}
+
+/// PostgreSQL ends one of two transactions that wait for each other.
+#[tokio::test]
+async fn a_transaction_that_was_ended_for_anothers_sake_is_tried_again() {
+    let Some(database) = Database::postgres().await else { return };
+    let store = database.open().await;
+    create(&store, "ann", "c", &[]).await;
+    put(&store, finished("ann", "r")).await;
+    database.execute("UPDATE responses SET used_at = 1").await;
+    let (response, said) = (following("ann", "s", "r"), items(&["i"]));
+    let append = to("ann", "c", &said);
+    let client = database.client().await;
+    // It has the patience, so it is ours that is ended.
+    client.batch_execute("SET deadlock_timeout TO '1min'; BEGIN; UPDATE responses SET used_at = 1").await.unwrap();
+    // Adds to the conversation, then sets the chain in use.
+    let write = store.put(Some(&response), Some(&append));
+    let other = async {
+        let waiting =
+            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
+        while database.number(waiting).await == 0 {}
+        client.batch_execute("UPDATE conversations SET used_at = 1; COMMIT").await.unwrap();
+    };
+    let (stored, ()) = join(write, other).await;
+    assert!(stored.unwrap());
+    assert_eq!(store.chain(key("ann", "s")).await.unwrap().unwrap().len(), 2);
+    database.remove().await;
 }
 
 #[tokio::test]
