@@ -30,7 +30,8 @@ pub(super) async fn create_chat(
     let admission = caller(&request).admit(Estimate::new(&body))?;
     let (model, is_streamed) = (completion.model().map(str::to_owned), completion.is_streamed());
     let begin = |name: &str, defaults: &SamplingParams, salt| completion.begin(name, defaults, salt);
-    answer(&app, &request, &generation, Asked { model, is_streamed, admission }, begin).await
+    let asked = Asked { model, is_streamed, admission, input: "messages" };
+    answer(&app, &request, &generation, asked, begin).await
 }
 
 /// A text that is gone on from.
@@ -46,7 +47,8 @@ pub(super) async fn create_text(
     let admission = caller(&request).admit(Estimate::new(&body))?;
     let (model, is_streamed) = (completion.model().map(str::to_owned), completion.is_streamed());
     let begin = |name: &str, defaults: &SamplingParams, salt| completion.begin(name, defaults, salt);
-    answer(&app, &request, &generation, Asked { model, is_streamed, admission }, begin).await
+    let asked = Asked { model, is_streamed, admission, input: "prompt" };
+    answer(&app, &request, &generation, asked, begin).await
 }
 
 /// What both have in common.
@@ -54,20 +56,23 @@ struct Asked {
     model: Option<String>,
     is_streamed: bool,
     admission: Admission,
+    /// The field that is gone on from.
+    input: &'static str,
 }
 
 async fn answer(
     app: &AppState,
     request: &HttpRequest,
     generation: &Generation,
-    Asked { model, is_streamed, mut admission }: Asked,
+    Asked { model, is_streamed, mut admission, input }: Asked,
     begin: impl FnOnce(&str, &SamplingParams, u64) -> (Envelope, Vec<ChatRequest>),
 ) -> Result<HttpResponse, ApiError> {
     let model = app.models.get(model.as_deref())?;
     generation.set_model(model.name());
     let defaults = model.lease().await?.default_sampling().clone();
     let (envelope, requests) = begin(model.name(), &defaults, app.owner(request).cache_salt);
-    let choices = completions::start(model, envelope, requests).await?;
+    let choices = completions::start(model, envelope, requests).await;
+    let choices = choices.map_err(|error| ApiError::Completion { error: error.into(), input })?;
     let generation = generation.clone();
     if !is_streamed {
         let (completion, usage) = completions::last_completion(choices).await?;

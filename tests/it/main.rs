@@ -6,6 +6,7 @@ mod adversarial;
 mod auth;
 mod cli;
 mod compaction;
+mod completions;
 mod constraint;
 mod engine;
 mod equality;
