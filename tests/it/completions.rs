@@ -165,6 +165,8 @@ async fn a_prompt_is_gone_on_from_as_it_stands() {
     // No template has said anything around it.
     assert_eq!(reply["usage"]["prompt_tokens"], script("On and on").len() - 1);
 
+    let (_, indented) = post("\n  and on \n", TEXT, &json!({ "prompt": "On" })).await;
+    assert_eq!(indented["choices"][0]["text"], "\n  and on \n");
     let (_, thinking) = post("<think>\nHm.\n</think>\n\nYes.", TEXT, &json!({ "prompt": "a" })).await;
     assert_eq!(thinking["choices"][0]["text"], "<think>\nHm.\n</think>\n\nYes.", "nothing in it is told apart");
 
