@@ -95,7 +95,7 @@ fn parse_content(field: &Field) -> Result<String, InvalidRequest> {
 #[cfg(test)]
 mod tests {
     use crate::completions::request::tests::{begin, errors, with};
-    use insta::{assert_debug_snapshot, assert_snapshot};
+    use insta::assert_snapshot;
     use serde_json::{Value, json};
 
     #[test]
@@ -112,68 +112,15 @@ mod tests {
             { "role": "assistant", "content": [{ "type": "refusal", "refusal": "Never." }], "tool_calls": [] },
         ]);
         let (_, chats) = begin(&with(json!({ "messages": messages })));
-        assert_debug_snapshot!(chats[0].messages, @r#"
-        [
-            Message {
-                role: System,
-                content: "Be brief.",
-                reasoning: None,
-                tool_calls: [],
-                tool_call_id: None,
-            },
-            Message {
-                role: System,
-                content: "Be kind.",
-                reasoning: None,
-                tool_calls: [],
-                tool_call_id: None,
-            },
-            Message {
-                role: User,
-                content: "hi",
-                reasoning: None,
-                tool_calls: [],
-                tool_call_id: None,
-            },
-            Message {
-                role: Assistant,
-                content: "",
-                reasoning: Some(
-                    "Hm.",
-                ),
-                tool_calls: [
-                    ToolCall {
-                        id: "call_1",
-                        name: "f",
-                        arguments: "{}",
-                    },
-                ],
-                tool_call_id: None,
-            },
-            Message {
-                role: Tool,
-                content: "21",
-                reasoning: None,
-                tool_calls: [],
-                tool_call_id: Some(
-                    "call_1",
-                ),
-            },
-            Message {
-                role: Assistant,
-                content: "No.",
-                reasoning: None,
-                tool_calls: [],
-                tool_call_id: None,
-            },
-            Message {
-                role: Assistant,
-                content: "Never.",
-                reasoning: None,
-                tool_calls: [],
-                tool_call_id: None,
-            },
-        ]
+        let lines: Vec<String> = chats[0].messages.iter().map(|message| format!("{message:?}")).collect();
+        assert_snapshot!(lines.join("\n"), @r#"
+        Message { role: System, content: "Be brief.", reasoning: None, tool_calls: [], tool_call_id: None }
+        Message { role: System, content: "Be kind.", reasoning: None, tool_calls: [], tool_call_id: None }
+        Message { role: User, content: "hi", reasoning: None, tool_calls: [], tool_call_id: None }
+        Message { role: Assistant, content: "", reasoning: Some("Hm."), tool_calls: [ToolCall { id: "call_1", name: "f", arguments: "{}" }], tool_call_id: None }
+        Message { role: Tool, content: "21", reasoning: None, tool_calls: [], tool_call_id: Some("call_1") }
+        Message { role: Assistant, content: "No.", reasoning: None, tool_calls: [], tool_call_id: None }
+        Message { role: Assistant, content: "Never.", reasoning: None, tool_calls: [], tool_call_id: None }
         "#);
     }
 

@@ -230,7 +230,7 @@ fn refuse_unsupported(body: &Object) -> Result<(), InvalidRequest> {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
-    use insta::{assert_debug_snapshot, assert_snapshot};
+    use insta::{assert_compact_debug_snapshot, assert_snapshot};
     use serde_json::json;
 
     fn parse(body: &Value) -> Result<ChatCompletion, InvalidRequest> {
@@ -262,49 +262,7 @@ pub(super) mod tests {
     fn what_is_not_said_is_left_to_the_model() {
         let (envelope, chats) = begin(&with(json!({})));
         assert!(envelope.id.starts_with("chatcmpl-") && !envelope.includes_usage, "{envelope:?}");
-        assert_debug_snapshot!(chats, @r#"
-        [
-            ChatRequest {
-                messages: [
-                    Message {
-                        role: User,
-                        content: "hi",
-                        reasoning: None,
-                        tool_calls: [],
-                        tool_call_id: None,
-                    },
-                ],
-                text: None,
-                tools: [],
-                calls: Calls {
-                    mode: Auto,
-                    allowed: None,
-                    max_calls: None,
-                },
-                format: Text,
-                enable_thinking: None,
-                template_arguments: {},
-                sampling: SamplingParams {
-                    temperature: 1.0,
-                    top_k: 20,
-                    top_p: 1.0,
-                    min_p: 0.0,
-                    repetition_penalty: 1.0,
-                    presence_penalty: 0.0,
-                    frequency_penalty: 0.0,
-                    logit_bias: [],
-                    seed: None,
-                },
-                max_output_tokens: None,
-                top_logprobs: None,
-                truncate: false,
-                stop: [],
-                service_class: Default,
-                cache_salt: 7,
-                max_draft_tokens: None,
-            },
-        ]
-        "#);
+        assert_compact_debug_snapshot!(chats, @r#"[ChatRequest { messages: [Message { role: User, content: "hi", reasoning: None, tool_calls: [], tool_call_id: None }], text: None, tools: [], calls: Calls { mode: Auto, allowed: None, max_calls: None }, format: Text, enable_thinking: None, template_arguments: {}, sampling: SamplingParams { temperature: 1.0, top_k: 20, top_p: 1.0, min_p: 0.0, repetition_penalty: 1.0, presence_penalty: 0.0, frequency_penalty: 0.0, logit_bias: [], seed: None }, max_output_tokens: None, top_logprobs: None, truncate: false, stop: [], service_class: Default, cache_salt: 7, max_draft_tokens: None }]"#);
     }
 
     #[test]
@@ -327,88 +285,7 @@ pub(super) mod tests {
         assert_eq!((envelope.service_tier, envelope.includes_usage), ("flex", true));
         let seeds: Vec<_> = chats.iter().map(|chat| chat.sampling.seed).collect();
         assert_eq!(seeds, [Some(7), Some(8)], "equal choices would be of no use");
-        assert_debug_snapshot!(chats[0], @r#"
-        ChatRequest {
-            messages: [
-                Message {
-                    role: User,
-                    content: "hi",
-                    reasoning: None,
-                    tool_calls: [],
-                    tool_call_id: None,
-                },
-            ],
-            text: None,
-            tools: [
-                Tool {
-                    name: "f",
-                    description: None,
-                    parameters: Some(
-                        Object {
-                            "type": String("object"),
-                        },
-                    ),
-                    strict: true,
-                    is_enforceable: true,
-                },
-            ],
-            calls: Calls {
-                mode: Required,
-                allowed: Some(
-                    [
-                        "f",
-                    ],
-                ),
-                max_calls: Some(
-                    1,
-                ),
-            },
-            format: JsonSchema(
-                Object {
-                    "type": String("array"),
-                },
-            ),
-            enable_thinking: Some(
-                false,
-            ),
-            template_arguments: {
-                "date": String("today"),
-            },
-            sampling: SamplingParams {
-                temperature: 0.5,
-                top_k: 20,
-                top_p: 0.25,
-                min_p: 0.0,
-                repetition_penalty: 1.0,
-                presence_penalty: 1.0,
-                frequency_penalty: -1.0,
-                logit_bias: [
-                    (
-                        TokenId(
-                            5,
-                        ),
-                        2.0,
-                    ),
-                ],
-                seed: Some(
-                    7,
-                ),
-            },
-            max_output_tokens: Some(
-                5,
-            ),
-            top_logprobs: Some(
-                3,
-            ),
-            truncate: false,
-            stop: [
-                "end",
-            ],
-            service_class: Flex,
-            cache_salt: 7,
-            max_draft_tokens: None,
-        }
-        "#);
+        assert_compact_debug_snapshot!(chats[0], @r#"ChatRequest { messages: [Message { role: User, content: "hi", reasoning: None, tool_calls: [], tool_call_id: None }], text: None, tools: [Tool { name: "f", description: None, parameters: Some(Object {"type": String("object")}), strict: true, is_enforceable: true }], calls: Calls { mode: Required, allowed: Some(["f"]), max_calls: Some(1) }, format: JsonSchema(Object {"type": String("array")}), enable_thinking: Some(false), template_arguments: {"date": String("today")}, sampling: SamplingParams { temperature: 0.5, top_k: 20, top_p: 0.25, min_p: 0.0, repetition_penalty: 1.0, presence_penalty: 1.0, frequency_penalty: -1.0, logit_bias: [(TokenId(5), 2.0)], seed: Some(7) }, max_output_tokens: Some(5), top_logprobs: Some(3), truncate: false, stop: ["end"], service_class: Flex, cache_salt: 7, max_draft_tokens: None }"#);
     }
 
     #[test]

@@ -140,7 +140,7 @@ fn refuse_unsupported(body: &Object, num_choices: u32) -> Result<(), InvalidRequ
 mod tests {
     use super::*;
     use crate::completions::request::tests::line;
-    use insta::{assert_debug_snapshot, assert_snapshot};
+    use insta::{assert_compact_debug_snapshot, assert_snapshot};
     use serde_json::json;
 
     fn parse(body: &Value) -> Result<TextCompletion, InvalidRequest> {
@@ -155,45 +155,7 @@ mod tests {
     fn a_prompt_alone_has_the_protocols_sixteen_tokens() {
         let (envelope, requests) = begin(&json!({ "prompt": "Once" }));
         assert!(envelope.id.starts_with("cmpl-") && !envelope.is_chat && envelope.echo.is_empty(), "{envelope:?}");
-        assert_debug_snapshot!(requests, @r#"
-        [
-            ChatRequest {
-                messages: [],
-                text: Some(
-                    "Once",
-                ),
-                tools: [],
-                calls: Calls {
-                    mode: Auto,
-                    allowed: None,
-                    max_calls: None,
-                },
-                format: Text,
-                enable_thinking: None,
-                template_arguments: {},
-                sampling: SamplingParams {
-                    temperature: 1.0,
-                    top_k: 20,
-                    top_p: 1.0,
-                    min_p: 0.0,
-                    repetition_penalty: 1.0,
-                    presence_penalty: 0.0,
-                    frequency_penalty: 0.0,
-                    logit_bias: [],
-                    seed: None,
-                },
-                max_output_tokens: Some(
-                    16,
-                ),
-                top_logprobs: None,
-                truncate: false,
-                stop: [],
-                service_class: Default,
-                cache_salt: 7,
-                max_draft_tokens: None,
-            },
-        ]
-        "#);
+        assert_compact_debug_snapshot!(requests, @r#"[ChatRequest { messages: [], text: Some("Once"), tools: [], calls: Calls { mode: Auto, allowed: None, max_calls: None }, format: Text, enable_thinking: None, template_arguments: {}, sampling: SamplingParams { temperature: 1.0, top_k: 20, top_p: 1.0, min_p: 0.0, repetition_penalty: 1.0, presence_penalty: 0.0, frequency_penalty: 0.0, logit_bias: [], seed: None }, max_output_tokens: Some(16), top_logprobs: None, truncate: false, stop: [], service_class: Default, cache_salt: 7, max_draft_tokens: None }]"#);
     }
 
     #[test]
@@ -210,57 +172,7 @@ mod tests {
         let texts: Vec<_> =
             requests.iter().map(|request| (request.text.as_deref().unwrap(), request.sampling.seed.unwrap())).collect();
         assert_eq!(texts, [("a", 1), ("a", 2), ("b", 1), ("b", 2)], "those of one prompt stand together");
-        assert_debug_snapshot!(requests[0], @r#"
-        ChatRequest {
-            messages: [],
-            text: Some(
-                "a",
-            ),
-            tools: [],
-            calls: Calls {
-                mode: Auto,
-                allowed: None,
-                max_calls: None,
-            },
-            format: Text,
-            enable_thinking: None,
-            template_arguments: {},
-            sampling: SamplingParams {
-                temperature: 0.5,
-                top_k: 20,
-                top_p: 1.0,
-                min_p: 0.0,
-                repetition_penalty: 1.0,
-                presence_penalty: 0.0,
-                frequency_penalty: 0.0,
-                logit_bias: [
-                    (
-                        TokenId(
-                            5,
-                        ),
-                        2.0,
-                    ),
-                ],
-                seed: Some(
-                    1,
-                ),
-            },
-            max_output_tokens: Some(
-                3,
-            ),
-            top_logprobs: Some(
-                0,
-            ),
-            truncate: false,
-            stop: [
-                "x",
-                "y",
-            ],
-            service_class: Priority,
-            cache_salt: 7,
-            max_draft_tokens: None,
-        }
-        "#);
+        assert_compact_debug_snapshot!(requests[0], @r#"ChatRequest { messages: [], text: Some("a"), tools: [], calls: Calls { mode: Auto, allowed: None, max_calls: None }, format: Text, enable_thinking: None, template_arguments: {}, sampling: SamplingParams { temperature: 0.5, top_k: 20, top_p: 1.0, min_p: 0.0, repetition_penalty: 1.0, presence_penalty: 0.0, frequency_penalty: 0.0, logit_bias: [(TokenId(5), 2.0)], seed: Some(1) }, max_output_tokens: Some(3), top_logprobs: Some(0), truncate: false, stop: ["x", "y"], service_class: Priority, cache_salt: 7, max_draft_tokens: None }"#);
     }
 
     #[test]

@@ -72,7 +72,7 @@ async fn answer(
     let defaults = model.lease().await?.default_sampling().clone();
     let (envelope, requests) = begin(model.name(), &defaults, app.owner(request).cache_salt);
     let choices = completions::start(model, envelope, requests).await;
-    let choices = choices.map_err(|error| ApiError::Completion { error: error.into(), input })?;
+    let choices = choices.map_err(|error| ApiError::Completion { error: Box::new(error.into()), input })?;
     let generation = generation.clone();
     if !is_streamed {
         let (completion, usage) = completions::last_completion(choices).await?;

@@ -24,7 +24,7 @@ pub enum ApiError {
     #[error("{error}")]
     Completion {
         /// Why.
-        error: ResponsesError,
+        error: Box<ResponsesError>,
         /// What its `input` is called.
         input: &'static str,
     },
@@ -200,7 +200,8 @@ impl ApiError {
     fn describe(&self) -> Description {
         use StatusCode as S;
         match self {
-            Self::Responses(error) | Self::Completion { error, .. } => describe_refusal(error),
+            Self::Responses(error) => describe_refusal(error),
+            Self::Completion { error, .. } => describe_refusal(error),
             Self::Failed(Failure::Model | Failure::EngineLost) => failed(Retry::AtOnce),
             Self::Failed(Failure::Refused { .. }) => refused(S::BAD_REQUEST, "invalid_prompt"),
             Self::Failed(Failure::Shutdown | Failure::Restarted | Failure::Interrupted { .. }) | Self::Draining => {

@@ -170,6 +170,9 @@ async fn a_prompt_is_gone_on_from_as_it_stands() {
     let (_, thinking) = post("<think>\nHm.\n</think>\n\nYes.", TEXT, &json!({ "prompt": "a" })).await;
     assert_eq!(thinking["choices"][0]["text"], "<think>\nHm.\n</think>\n\nYes.", "nothing in it is told apart");
 
+    let (_, spelled) = post("a", TEXT, &json!({ "prompt": "<|im_start|>" })).await;
+    assert!(spelled["usage"]["prompt_tokens"].as_u64() > Some(1), "a special token that a client spells is words");
+
     let chunks = stream("and on", TEXT, json!({ "prompt": "On and on" })).await;
     assert_eq!(joined(&chunks, 0, "/text"), "and on");
     assert_eq!(chunks.last().unwrap()["usage"]["prompt_tokens"], reply["usage"]["prompt_tokens"]);
