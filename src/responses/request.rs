@@ -486,6 +486,7 @@ pub(super) mod tests {
         assert_debug_snapshot!(chat, @r#"
         ChatRequest {
             messages: [],
+            text: None,
             tools: [],
             calls: Calls {
                 mode: Auto,
