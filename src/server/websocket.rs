@@ -86,7 +86,6 @@ pub(super) async fn upgrade(
     let max_bytes = app.config.max_body_bytes.get();
     let messages = messages.max_frame_size(max_bytes).aggregate_continuations().max_continuation_size(max_bytes);
     let now = Instant::now();
-    app.metrics.websockets().inc();
     let connection = Connection {
         caller: caller(&request),
         owner: app.owner(&request),
@@ -134,7 +133,6 @@ impl Connection {
         };
         // Cancelled before the farewell, which a client that is gone would hold up.
         self.turn = None;
-        self.app.metrics.websockets().dec();
         let _gone = timeout(SEND_TIMEOUT, self.session.close(reason)).await;
     }
 
@@ -213,7 +211,7 @@ impl Connection {
             Some(Step::Refused(error)) => {
                 let previous_id = turn.previous_id.take();
                 self.forget(previous_id);
-                self.send(envelope(&error), lane.as_deref()).await
+                self.refuse(&error, lane.as_deref()).await
             }
             None => {
                 self.turn = None;
@@ -236,7 +234,7 @@ impl Connection {
             Some(Ok(AggregatedMessage::Text(text))) => match self.receive(&text) {
                 Ok(Some(answer)) => self.send(answer, None).await,
                 Ok(None) => ControlFlow::Continue(()),
-                Err((error, lane)) => self.send(envelope(&error), lane.as_deref()).await,
+                Err((error, lane)) => self.refuse(&error, lane.as_deref()).await,
             },
             Some(Ok(AggregatedMessage::Binary(_))) => close(CloseCode::Unsupported, "send JSON in text messages"),
             Some(Ok(AggregatedMessage::Ping(bytes))) => match self.session.pong(&bytes).await {
@@ -291,6 +289,11 @@ impl Connection {
             }
         }
         ControlFlow::Continue(())
+    }
+
+    async fn refuse(&mut self, error: &ApiError, lane: Option<&str>) -> ControlFlow<Option<CloseReason>> {
+        self.app.metrics.count_rejection(error.code());
+        self.send(envelope(error), lane).await
     }
 
     async fn send(&mut self, mut json: String, lane: Option<&str>) -> ControlFlow<Option<CloseReason>> {
