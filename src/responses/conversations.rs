@@ -159,15 +159,27 @@ fn parse_items(field: &Field, known: &[Value]) -> Result<Vec<Value>, InvalidRequ
     let as_input = json!({ "input": field.value() });
     let checked: Object = Field::root(&as_input).object()?;
     parse_input(known, &checked).map_err(|error| rename(error, "items"))?;
-    let mut ids: HashSet<&str> = known.iter().filter_map(|item| item["id"].as_str()).collect();
-    for item in field.elements()? {
-        if let Some(id) = item.value()["id"].as_str().filter(|id| !id.is_empty())
+    let known = known.iter().filter_map(|item| item["id"].as_str());
+    check_ids(known, "items", field.value())?;
+    Ok(field.value().as_array().into_iter().flatten().cloned().map(normalize).collect())
+}
+
+/// Each item is in a conversation once, under an id of its own.
+pub(super) fn check_ids<'i>(
+    known: impl Iterator<Item = &'i str>,
+    name: &str,
+    items: &'i Value,
+) -> Result<(), InvalidRequest> {
+    let mut ids: HashSet<&str> = known.collect();
+    for (index, item) in items.as_array().into_iter().flatten().enumerate() {
+        if let Some(id) = item["id"].as_str().filter(|id| !id.is_empty())
             && !ids.insert(id)
         {
-            return Err(item.invalid("has an id that another item of the conversation has; leave it out"));
+            let why = "has an id that another item of the conversation has; leave it out";
+            return Err(InvalidRequest::invalid(&format!("{name}[{index}]"), why));
         }
     }
-    Ok(field.value().as_array().into_iter().flatten().cloned().map(normalize).collect())
+    Ok(())
 }
 
 /// The error of a request whose items stood elsewhere.

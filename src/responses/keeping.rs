@@ -57,6 +57,13 @@ impl Keeping {
     }
 }
 
+/// The items as clients get them. Read from their text: a number that is kept as a value of its own would have digits that none
+/// was sent.
+pub(super) fn output_items(response: &Response) -> Vec<Value> {
+    let text = serde_json::to_string(&response.output).expect("wire types serialize");
+    serde_json::from_str(&text).expect("what was written can be read")
+}
+
 /// A response that has ended, in the form in which it is kept.
 pub(super) struct Record<'r> {
     tenant: &'r str,
@@ -70,16 +77,16 @@ pub(super) struct Record<'r> {
 
 impl<'r> Record<'r> {
     pub(super) fn new(tenant: &'r str, response: &'r Response, input: &[Value]) -> Self {
-        let body = serde_json::to_value(response).expect("wire types serialize");
-        let output = body["output"].as_array().map_or(&[][..], Vec::as_slice);
+        let body = serde_json::to_string(response).expect("wire types serialize");
+        let output = output_items(response);
         let id = |item: &Value| item["id"].as_str().map(str::to_owned);
         Self {
             tenant,
             response,
             input: Value::from(input).to_string(),
             item_ids: output.iter().filter_map(id).collect(),
-            said: with_ids(input.iter().chain(output)),
-            body: body.to_string(),
+            said: with_ids(input.iter().chain(&output)),
+            body,
         }
     }
 

@@ -3,13 +3,14 @@
 use super::{
     compaction::{Compaction, compact_beyond, encode_compaction, summary_request, take_trigger},
     config::Dialect,
+    conversations::check_ids,
     encoder::EncodeOptions,
     error::{InvalidRequest, Kind, ResponsesError},
     event::ResponseEvent,
     field::Field,
     history,
     items::normalize_input,
-    keeping::{Keeping, Record},
+    keeping::{Keeping, Record, output_items},
     origin::Origin,
     request::{CreateResponse, UnknownFields},
     response::{Response, Status},
@@ -73,7 +74,7 @@ impl Memory {
     pub fn new(response: &Response, history: Vec<Value>, input: &[Value]) -> Option<Self> {
         let mut said = history;
         said.extend_from_slice(input);
-        said.extend(response.output.iter().map(|item| serde_json::to_value(item).expect("wire types serialize")));
+        said.extend(output_items(response));
         let items = history::from_last_compaction(said);
         let num_bytes: usize = items.iter().map(|item| item.to_string().len()).sum();
         (num_bytes <= MAX_MEMORY_BYTES).then(|| Self { id: response.id.clone(), items, is_stored: response.store })
@@ -257,7 +258,7 @@ impl Responder {
         self.dialect.resolve(&mut body)?;
         let is_compaction = take_trigger(&mut body);
         let origin = Origin::parse(&Field::root(&body).object()?)?;
-        let mut history = self.history(owner, &origin, memory).await?;
+        let mut history = self.history(owner, &origin, memory, &body).await?;
         self.dialect.open(&mut history);
         self.resolve_references(owner, &history, &mut body).await?;
         let request = CreateResponse::parse_after(&history, &body, self.unknown_fields)?;
@@ -312,6 +313,7 @@ impl Responder {
         owner: &Owner,
         origin: &Origin,
         memory: Option<&Memory>,
+        body: &Value,
     ) -> Result<Vec<Value>, ResponsesError> {
         match origin {
             Origin::Nothing => Ok(Vec::new()),
@@ -326,7 +328,9 @@ impl Responder {
                     return Err(InvalidRequest::unsupported_parameter("conversation", why).into());
                 };
                 let items = store.all_items(Key { tenant: &owner.tenant, id }).await?;
-                history::of_conversation(&items.ok_or_else(|| ResponsesError::not_found(Kind::Conversation, id))?)
+                let items = items.ok_or_else(|| ResponsesError::not_found(Kind::Conversation, id))?;
+                check_ids(items.iter().map(|item| item.id.as_str()), "input", &body["input"])?;
+                history::of_conversation(&items)
             }
         }
     }

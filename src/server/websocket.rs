@@ -14,7 +14,7 @@ use futures::{
     stream::{self, LocalBoxStream},
 };
 use serde_json::{Value, json};
-use std::{collections::VecDeque, ops::ControlFlow, sync::Arc, time::Duration};
+use std::{collections::VecDeque, io::ErrorKind, ops::ControlFlow, sync::Arc, time::Duration};
 use tokio::{
     sync::OwnedSemaphorePermit,
     time::{Instant, Interval, MissedTickBehavior, interval, timeout},
@@ -243,7 +243,14 @@ impl Connection {
             },
             Some(Ok(AggregatedMessage::Pong(_))) => ControlFlow::Continue(()),
             Some(Ok(AggregatedMessage::Close(reason))) => ControlFlow::Break(reason),
-            Some(Err(ProtocolError::Overflow)) => close(CloseCode::Size, "the message is larger than the limit"),
+            Some(Err(ProtocolError::Io(error))) if error.kind() == ErrorKind::InvalidData => {
+                close(CloseCode::Invalid, "the text is not UTF-8")
+            }
+            // The second is what it is called when the pieces of a message are too large together; where the connection is
+            // broken, nobody hears this.
+            Some(Err(ProtocolError::Overflow | ProtocolError::Io(_))) => {
+                close(CloseCode::Size, "the message is larger than the limit")
+            }
             Some(Err(_)) => close(CloseCode::Protocol, "the message is not framed as it should be"),
             None => ControlFlow::Break(None),
         }

@@ -7,12 +7,15 @@ use super::{
 };
 use bytes::BytesMut;
 use deadpool_postgres::{
-    GenericClient, Hook, HookError, Manager, ManagerConfig, Object, Pool, RecyclingMethod, Runtime,
+    ConfigConnectImpl, Connect, GenericClient, Hook, HookError, Manager, ManagerConfig, Object, Pool, RecyclingMethod,
+    Runtime,
 };
+use futures::future::{BoxFuture, FutureExt, pending};
 use rustls::{ClientConfig, RootCertStore};
 use std::{error::Error, sync::Arc, time::Duration};
+use tokio::{runtime::Handle, task::JoinHandle};
 use tokio_postgres::{
-    Config,
+    Client, Config,
     error::SqlState,
     types::{IsNull, ToSql, Type, to_sql_checked},
 };
@@ -44,7 +47,8 @@ impl Postgres {
         let mut config: Config = url.parse().map_err(|error: tokio_postgres::Error| unusable(chain(&error)))?;
         config.connect_timeout(TIMEOUT).application_name("ortolan");
         let recycling_method = RecyclingMethod::Fast;
-        let manager = Manager::from_config(config, tls(), ManagerConfig { recycling_method });
+        let connect = OnRuntime { runtime: Handle::current(), connect: Arc::new(ConfigConnectImpl { tls: tls() }) };
+        let manager = Manager::from_connect(config, connect, ManagerConfig { recycling_method });
         // A client of ours is told of success only when it is durable, whatever the database does for others.
         let setting = format!("SET search_path TO {SCHEMA}; SET synchronous_commit TO on");
         let hook = Hook::async_fn(move |client, _| {
@@ -156,6 +160,28 @@ impl ToSql for Cell {
     }
 
     to_sql_checked!();
+}
+
+/// Where connections live: on the runtime on which the store was opened, which lasts as long as the process. A connection that
+/// lived with whoever needed it first would end with the HTTP worker that it was, in the hands of others.
+struct OnRuntime {
+    runtime: Handle,
+    connect: Arc<ConfigConnectImpl<MakeRustlsConnect>>,
+}
+
+impl Connect for OnRuntime {
+    fn connect(&self, config: &Config) -> BoxFuture<'_, Result<(Client, JoinHandle<()>), tokio_postgres::Error>> {
+        let (connect, config) = (Arc::clone(&self.connect), config.clone());
+        let connecting = self.runtime.spawn(async move { connect.connect(&config).await });
+        async move {
+            match connecting.await {
+                Ok(connected) => connected,
+                // The runtime has ended; whoever waits all the same does so for the pool's timeout.
+                Err(_) => pending().await,
+            }
+        }
+        .boxed()
+    }
 }
 
 /// Used where the address asks for it (`sslmode`), with the system's certificates.

@@ -21,9 +21,10 @@ pub(crate) fn ortolan() -> Command {
     command
 }
 
+/// Keeps nothing, since what is kept would be among the user's own.
 fn serve(settings: &[&str]) -> Command {
     let mut command = ortolan();
-    command.args(["serve", "--set", "server.port=0"]);
+    command.args(["serve", "--set", "server.port=0", "--set", "store.enabled=false"]);
     for setting in settings {
         command.args(["--set", setting]);
     }

@@ -31,7 +31,7 @@ UNKNOWN_EVENTS = {
 # Values that one of the two does not take: which of them, where, what (a value or its type) and why it is sent.
 EXCEPTIONS = [
     ("OpenAI", r"(response\.)?safety_identifier", str, "it wants 64 characters; its SDK says 128"),
-    ("OpenAI", r"response\.usage", type(None), "it wants no key before the end; Open Responses wants null"),
+    ("OpenAI", r"(response\.)?usage", type(None), "it wants no key before the end; Open Responses wants null"),
     ("OpenAI", r"(response\.)?text\.format\.description", type(None), "it wants no key; Open Responses wants null"),
     ("Open Responses", r"(response\.)?text\.format\.schema", dict, "it wants null; OpenAI echoes the schema"),
     ("Open Responses", r"(response\.)?tools\.\d+\.type", "custom", "it has function tools only"),

@@ -114,8 +114,10 @@ def read_frames(raw):
     return events, is_done
 
 
-def check_stream(raw, check_event=lambda event: None, is_cut=False):
-    """Gives the final response; None if the client left before it, which `is_cut` allows."""
+def check_stream(raw, check_event=lambda event: None, is_cut=False, is_background=False):
+    """Gives the final response; None if the client left before it, which `is_cut` allows, or if it was cancelled or
+    deleted, which ends the stream of a response that `is_background` without a terminal event.
+    """
     if is_cut:
         raw = b"".join(raw.rpartition(b"\n\n")[:2]) or b": nothing\n\n"
     events, is_done = read_frames(raw)
@@ -131,7 +133,7 @@ def check_stream(raw, check_event=lambda event: None, is_cut=False):
     if is_cut and not is_done:
         return stream.final
     require(is_done, "the stream does not end with [DONE]")
-    require(stream.final is not None, "the stream has no terminal event")
+    require(stream.final is not None or is_background, "the stream has no terminal event")
     return stream.final
 
 
@@ -406,7 +408,7 @@ def check_response(response):
 
     if status in ("queued", "in_progress"):
         require(output == [] and usage is None, "a response in progress has output or usage")
-    elif status != "failed":
+    elif status not in ("failed", "cancelled"):
         require(usage is not None, "a response has ended without usage")
     if usage is not None:
         check_usage(usage)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import BINARY, REPOSITORY
+from server import BINARY, REPOSITORY
 from hub_server import Fault, Hub, Repo, git_blob
 
 ID = "acme/tiny-ONNX"
@@ -58,7 +58,7 @@ class Machine:
 
     def start(self, *arguments, settings=(), **variables):
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "ORTOLAN_"))}
-        variables = kept | {"HF_HOME": str(self.home), "HF_ENDPOINT": self.hub.url} | variables
+        variables = kept | {"HF_HOME": str(self.home), "HF_ENDPOINT": self.hub.url, "XDG_STATE_HOME": str(self.home)} | variables
         command = [BINARY, *arguments]
         for setting in settings:
             command += ["--set", setting]

@@ -7,7 +7,7 @@ import re
 import subprocess
 import urllib.request
 
-from conftest import BINARY, REPOSITORY
+from server import BINARY, REPOSITORY
 
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 ADDRESS = "http://127.0.0.1:8080/v1"
