@@ -13,7 +13,7 @@ use crate::{
     chat::ChatError,
     engine::{EngineError, SamplingParams},
     responses::{CreateResponse, UnknownFields},
-    store::{Job, Store, StoreError},
+    store::{Job, POLL_INTERVAL, Store, StoreError},
 };
 use futures::{StreamExt, stream::LocalBoxStream};
 use serde_json::{Value, json};
@@ -31,9 +31,11 @@ const MAX_EVENTS: usize = 256;
 const RENEW_INTERVAL: Duration = Duration::from_secs(1);
 /// Between tries to read what is to be done while the store fails, and to begin while the engine is full.
 const RETRY_INTERVAL: Duration = Duration::from_secs(1);
+/// Before other work is taken up where this process could not do what it had: its model cannot be loaded, or has failed.
+const PAUSE: Duration = Duration::from_secs(5);
 
-/// Work for a model that no process has served for so long fails.
-const UNSERVED_SECONDS: u64 = 3600;
+/// Work for a model that no process has served for so long fails: a day, since those that serve it may only be busy.
+const UNSERVED_SECONDS: u64 = 24 * 3600;
 /// How often such work is looked for.
 const UNSERVED_INTERVAL: Duration = Duration::from_secs(60);
 
@@ -43,12 +45,14 @@ enum Outcome {
     Kept,
     /// It is no longer ours: cancelled, deleted, or taken over.
     Lost,
-    /// The process stops; another one goes on.
+    /// The engine is gone, perhaps because of this work: its lease ends by and by, and the attempt counts.
+    EngineLost,
+    /// The process stops, or cannot do it now; another one, or a later try, goes on.
     Interrupted,
 }
 
 impl Responder {
-    /// Takes up work until the process stops; then ends when the last of it has been kept or given back. Has to run where
+    /// Takes up work until the process drains; then ends when the last of it has been kept or given back. Has to run where
     /// tasks can be spawned that stay on their thread.
     pub async fn work(self) {
         let Some(store) = self.store.clone() else { return };
@@ -56,13 +60,16 @@ impl Responder {
         let permits = Arc::new(Semaphore::new(num_jobs));
         let mut changes = store.changes();
         let mut last_look = None;
-        while !self.is_stopping() {
+        while !self.is_draining() {
             let permit = Arc::clone(&permits).acquire_owned().await.expect("the semaphore is never closed");
             match self.claim(&store).await {
                 Ok(Some(job)) => {
                     let (responder, store) = (self.clone(), store.clone());
                     tokio::task::spawn_local(async move {
-                        responder.run(&store, &job).await;
+                        if matches!(responder.run(&store, &job).await, Some(Outcome::Interrupted | Outcome::EngineLost))
+                        {
+                            responder.pause().await;
+                        }
                         drop(permit);
                     });
                 }
@@ -92,30 +99,46 @@ impl Responder {
     async fn fail_unserved(&self, store: &Store) -> Result<(), StoreError> {
         let served: Vec<&str> = self.models.iter().map(|model| model.name()).collect();
         while let Some(job) = store.claim_abandoned(&served, UNSERVED_SECONDS).await? {
-            let message = "no server that serves the model of this response has come to it for an hour".to_owned();
+            let message = "no server that serves the model of this response has come to it for a day".to_owned();
             self.refuse(store, &job, Failure::Refused { message }).await?;
         }
         Ok(())
     }
 
-    async fn run(&self, store: &Store, job: &Job) {
+    async fn pause(&self) {
+        let until = Instant::now() + PAUSE;
+        while Instant::now() < until && !self.is_draining() {
+            sleep(POLL_INTERVAL).await;
+        }
+    }
+
+    /// How it ended; none where the store failed.
+    async fn run(&self, store: &Store, job: &Job) -> Option<Outcome> {
         let (id, attempt) = (&job.id, job.attempt);
         let outcome = match self.begin(store, job).await {
             Ok(Some(events)) => self.follow_to_the_end(store, job, events).await,
             Ok(None) => Ok(Outcome::Lost),
+            Err(error) if is_ours(&error) => {
+                tracing::warn!(id, attempt, %error, "a background response could not be begun");
+                Ok(Outcome::Interrupted)
+            }
             Err(error) => self.refuse(store, job, Failure::Refused { message: error.to_string() }).await,
         };
-        match outcome {
+        match &outcome {
             Ok(Outcome::Kept) => tracing::info!(id, attempt, "a background response has ended"),
             Ok(Outcome::Lost) => tracing::info!(id, attempt, "a background response was cancelled or taken over"),
+            Ok(Outcome::EngineLost) => {
+                tracing::error!(id, attempt, "the engine was lost while it wrote a background response");
+            }
             Ok(Outcome::Interrupted) => {
-                tracing::info!(id, attempt, "a background response is left for the next start");
+                tracing::info!(id, attempt, "a background response is left for later");
                 // If this fails, too, its lease ends.
                 let _ = store.release(job).await;
             }
             // Its lease ends by and by, and then it is tried again.
             Err(error) => tracing::error!(id, attempt, %error, "a background response could not be kept"),
         }
+        outcome.ok()
     }
 
     /// Waits while the engine is full. None where the work is no longer ours.
@@ -126,7 +149,7 @@ impl Responder {
     ) -> Result<Option<LocalBoxStream<'static, ResponseEvent>>, ResponsesError> {
         let owner = Owner { tenant: job.tenant.as_str().into(), cache_salt: self.cache_salt(&job.tenant) };
         if MAX_ATTEMPTS < job.attempt {
-            let events = failed(self.beginning(job), Failure::Interrupted { attempts: job.attempt - 1 });
+            let events = self.failed(job, Failure::Interrupted { attempts: job.attempt - 1 });
             return Ok(Some(futures::stream::iter(events).boxed_local()));
         }
         loop {
@@ -141,7 +164,10 @@ impl Responder {
             };
             match started {
                 Ok(events) => return Ok(Some(events)),
-                Err(ResponsesError::Chat(error)) if is_passing(&error) && !self.is_stopping() => {
+                Err(ResponsesError::Chat(error)) if is_passing(&error) && !self.is_draining() => {
+                    if !store.record(job, &[]).await? {
+                        return Ok(None);
+                    }
                     sleep(RETRY_INTERVAL).await;
                 }
                 Err(error) => return Err(error),
@@ -180,28 +206,36 @@ impl Responder {
         response: &Response,
         events: &[ResponseEvent],
     ) -> Result<Outcome, StoreError> {
-        if response.failure() == Some(Failure::Shutdown) {
-            return Ok(Outcome::Interrupted);
+        match response.failure() {
+            Some(Failure::Shutdown) => return Ok(Outcome::Interrupted),
+            Some(Failure::EngineLost) => return Ok(Outcome::EngineLost),
+            Some(_) | None => {}
         }
         let input = read_items(&job.id, &job.input).unwrap_or_default();
         let record = Record::new(&job.tenant, response, &input);
         let (finished, events) = (record.finished(), numbered(events));
-        if store.finish(job, &finished, &events, record.append().as_ref()).await? {
+        if let Some(append) = record.append()
+            && store.finish(job, &finished, &events, Some(&append)).await.unwrap_or(false)
+        {
             return Ok(Outcome::Kept);
         }
-        // Either the lease is lost, and with it the right to say anything, or the conversation is gone.
+        // There is no conversation, or it is gone, or cannot take the items; else the lease is lost, and with it the right to
+        // say anything.
         let is_kept = store.finish(job, &finished, &events, None).await?;
         Ok(if is_kept { Outcome::Kept } else { Outcome::Lost })
     }
 
     /// Ends a response that never began.
     async fn refuse(&self, store: &Store, job: &Job, failure: Failure) -> Result<Outcome, StoreError> {
-        if self.is_stopping() {
-            return Ok(Outcome::Interrupted);
-        }
-        let events = failed(self.beginning(job), failure);
+        let events = self.failed(job, failure);
         let response = events.last().and_then(ResponseEvent::final_response).expect("a failure ends the response");
         self.finish(store, job, response, &events).await
+    }
+
+    /// The events of a response that never began.
+    fn failed(&self, job: &Job, failure: Failure) -> Vec<ResponseEvent> {
+        let options = EncodeOptions { first_number: job.first_number(), ..EncodeOptions::default() };
+        Encoder::begin(self.beginning(job), options).start().fail(failure, None)
     }
 
     /// The response as it was when it was asked for, as far as it can still be understood.
@@ -221,8 +255,17 @@ impl Responder {
     }
 }
 
-fn failed(response: Response, failure: Failure) -> Vec<ResponseEvent> {
-    Encoder::begin(response, EncodeOptions::default()).start().fail(failure, None)
+/// Whether the request is not to blame, so that another process or another time may do better.
+fn is_ours(error: &ResponsesError) -> bool {
+    match error {
+        ResponsesError::Store(error) => !matches!(error, StoreError::Corrupt { .. } | StoreError::TooLong),
+        ResponsesError::Chat(ChatError::LoadFailed { .. } | ChatError::Engine(EngineError::Stopped)) => true,
+        ResponsesError::Chat(error) => is_passing(error),
+        ResponsesError::Invalid(_)
+        | ResponsesError::NotFound { .. }
+        | ResponsesError::NotBackground { .. }
+        | ResponsesError::BackgroundFull { .. } => false,
+    }
 }
 
 /// Whether it may be different in a moment.
@@ -234,6 +277,7 @@ fn is_passing(error: &ChatError) -> bool {
     )
 }
 
+/// With their numbers, in JSON.
 fn numbered(events: &[ResponseEvent]) -> Vec<(u64, String)> {
     let text = |event: &ResponseEvent| serde_json::to_string(event).expect("wire types serialize");
     events.iter().map(|event| (event.sequence_number(), text(event))).collect()

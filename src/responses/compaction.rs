@@ -2,7 +2,7 @@
 
 use super::{
     config::Dialect,
-    encoder::Encoder,
+    encoder::{EncodeOptions, Encoder},
     event::ResponseEvent,
     response::{Failure, Response, Usage, new_id, unix_seconds},
 };
@@ -98,10 +98,11 @@ fn is_summary(text: &str, reason: FinishReason) -> bool {
 /// The events of a response that is nothing but a compaction.
 pub(super) fn encode_compaction<C: Stream<Item = ChatEvent> + Unpin>(
     response: Response,
+    options: EncodeOptions,
     dialect: Dialect,
     chat: C,
 ) -> impl Stream<Item = ResponseEvent> + use<C> {
-    let mut encoder = Encoder::begin(response, super::EncodeOptions::default()).start();
+    let mut encoder = Encoder::begin(response, options).start();
     let first = encoder.drain();
     let rest = async move {
         let (summary, finished) = chat::whole_answer(chat).await;

@@ -98,7 +98,12 @@ impl Dialect {
             seal: request.encrypted_reasoning.then(|| Arc::clone(&self.seal)),
             obfuscation: request.obfuscation,
             compaction: None,
+            first_number: 0,
         }
+    }
+
+    pub(super) fn reasoning_events(&self) -> ReasoningEvents {
+        self.reasoning_events
     }
 
     pub(super) fn background_jobs(&self) -> usize {

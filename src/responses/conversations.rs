@@ -15,6 +15,8 @@ use crate::store::{Append, Key, Store, StoreError, StoredConversation, StoredIte
 use serde_json::{Map, Value, json};
 use std::collections::HashSet;
 
+/// Of an item's id, where it comes with one.
+const MAX_ID_BYTES: usize = 256;
 /// Items that may be added at once.
 const MAX_ITEMS: usize = 20;
 
@@ -172,12 +174,15 @@ pub(super) fn check_ids<'i>(
 ) -> Result<(), InvalidRequest> {
     let mut ids: HashSet<&str> = known.collect();
     for (index, item) in items.as_array().into_iter().flatten().enumerate() {
-        if let Some(id) = item["id"].as_str().filter(|id| !id.is_empty())
-            && !ids.insert(id)
-        {
-            let why = "has an id that another item of the conversation has; leave it out";
-            return Err(InvalidRequest::invalid(&format!("{name}[{index}]"), why));
-        }
+        let Some(id) = item["id"].as_str().filter(|id| !id.is_empty()) else { continue };
+        let why = if MAX_ID_BYTES < id.len() || id.contains(char::is_control) {
+            "has an id that cannot be one; leave it out"
+        } else if !ids.insert(id) {
+            "has an id that another item of the conversation has; leave it out"
+        } else {
+            continue;
+        };
+        return Err(InvalidRequest::invalid(&format!("{name}[{index}]"), why));
     }
     Ok(())
 }

@@ -54,7 +54,7 @@ impl Responder {
         let changes = store.changes();
         let found = store.response(Key { tenant: &owner.tenant, id }).await?.ok_or_else(not_found)?;
         if !found.is_background {
-            let events = replay(&read_object(&found.id, &found.body)?);
+            let events = replay(&read_object(&found.id, &found.body)?, self.dialect.reasoning_events());
             let first = after.map_or(0, |after| usize::try_from(after.saturating_add(1)).unwrap_or(usize::MAX));
             return Ok(stream::iter(events.into_iter().skip(first)).left_stream());
         }
@@ -104,11 +104,12 @@ impl Follower {
 
     fn take(&mut self, progress: Progress) {
         let Progress { events, has_ended, attempt } = progress;
-        if attempt != *self.attempt.get_or_insert(attempt) && self.cursor.is_some() {
+        // None has begun before the first one.
+        let before = self.attempt.replace(attempt).filter(|before| *before != 0);
+        if before.is_some_and(|before| before != attempt) && self.cursor.is_some() {
             // What was told so far no longer holds. Whoever follows from the beginning hears the new one.
             return self.end_with(Failure::Restarted);
         }
-        self.attempt = Some(attempt);
         self.has_ended = has_ended;
         for (number, json) in events {
             self.cursor = Some(number);

@@ -1,11 +1,11 @@
 //! The events of a response that has ended, made from nothing but the response itself: each text comes in one piece.
 
-use super::follow::WireEvent;
+use super::{config::ReasoningEvents, follow::WireEvent};
 use serde_json::{Map, Value, json};
 
 /// From `response.created` to the terminal event.
-pub(super) fn replay(response: &Value) -> Vec<WireEvent> {
-    let mut replay = Replay::default();
+pub(super) fn replay(response: &Value, reasoning_events: ReasoningEvents) -> Vec<WireEvent> {
+    let mut replay = Replay { reasoning_events, ..Replay::default() };
     let mut beginning = response.clone();
     for (key, value) in [
         ("status", json!("in_progress")),
@@ -38,6 +38,7 @@ pub(super) fn replay(response: &Value) -> Vec<WireEvent> {
 
 #[derive(Default)]
 struct Replay {
+    reasoning_events: ReasoningEvents,
     events: Vec<WireEvent>,
 }
 
@@ -72,8 +73,12 @@ impl Replay {
         }
         for (index, part) in item["content"].as_array().into_iter().flatten().enumerate() {
             let place = with(&place, "content_index", json!(index));
-            let is_reasoning = part["type"] == "reasoning_text";
-            let text = if is_reasoning { "response.reasoning_text" } else { "response.output_text" };
+            let text = match self.reasoning_events {
+                _ if part["type"] != "reasoning_text" => "response.output_text",
+                ReasoningEvents::OpenResponses => "response.reasoning",
+                // Reasoning that is told as a summary has no content.
+                ReasoningEvents::OpenAi | ReasoningEvents::Summary => "response.reasoning_text",
+            };
             self.part(&place, part, ["response.content_part", text]);
         }
         if item["type"] == "function_call" {

@@ -28,15 +28,21 @@ use futures::{
 };
 use serde_json::Value;
 use std::{
+    borrow::Cow,
     hash::{BuildHasher, Hash, RandomState},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
 };
+use tokio::sync::Semaphore;
 
 /// Of what a connection remembers: far more than fits a model's context, unless a request truncates.
 const MAX_MEMORY_BYTES: usize = 16 * 1024 * 1024;
+/// Histories that are read at once.
+const MAX_HISTORIES: usize = 4;
+/// Of all items that the references of one request are put in the place of.
+const MAX_REFERRED_BYTES: usize = 1024 * 1024;
 /// References to items that one request may hold.
 const MAX_REFERENCES: usize = 256;
 
@@ -49,7 +55,10 @@ pub struct Responder {
     pub(super) unknown_fields: UnknownFields,
     /// Unknown to clients, so that none can make a salt that is another's.
     salts: RandomState,
+    is_draining: Arc<AtomicBool>,
     is_stopping: Arc<AtomicBool>,
+    /// A permit for each history that may be read at once: they may be large, and come before any other limit.
+    histories: Arc<Semaphore>,
 }
 
 /// Who asks.
@@ -142,7 +151,16 @@ struct Prelude {
 impl Responder {
     /// Keeps nothing where there is no store.
     pub fn new(models: Models, dialect: Dialect, store: Option<Store>, unknown_fields: UnknownFields) -> Self {
-        Self { models, dialect, store, unknown_fields, salts: RandomState::new(), is_stopping: Arc::default() }
+        Self {
+            models,
+            dialect,
+            store,
+            unknown_fields,
+            salts: RandomState::new(),
+            is_draining: Arc::default(),
+            is_stopping: Arc::default(),
+            histories: Arc::new(Semaphore::new(MAX_HISTORIES)),
+        }
     }
 
     /// What is kept, if anything.
@@ -155,8 +173,19 @@ impl Responder {
         self.salts.hash_one(who)
     }
 
+    /// From now on nothing new is begun in the background, and what has ended so far is all.
+    pub fn drain(&self) {
+        self.is_draining.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether [`drain`](Self::drain) was called.
+    pub fn is_draining(&self) -> bool {
+        self.is_draining.load(Ordering::Relaxed)
+    }
+
     /// From now on those who follow are told that the process ends.
     pub fn stop(&self) {
+        self.drain();
         self.is_stopping.store(true, Ordering::Relaxed);
     }
 
@@ -240,6 +269,7 @@ impl Responder {
         let mut prepared = self.prepare_draft(owner, draft).await?;
         let Response { id, created_at, store, status, .. } = &mut prepared.response;
         (*id, *created_at, *store, *status) = (job.id.clone(), job.created_at, true, Status::Queued);
+        prepared.draft.options.first_number = job.first_number();
         self.encode(prepared).await
     }
 
@@ -258,6 +288,11 @@ impl Responder {
         self.dialect.resolve(&mut body)?;
         let is_compaction = take_trigger(&mut body);
         let origin = Origin::parse(&Field::root(&body).object()?)?;
+        // Who goes on from nothing waits for nobody.
+        let _permit = match origin {
+            Origin::Nothing => None,
+            Origin::Response(_) | Origin::Conversation(_) => self.histories.acquire().await.ok(),
+        };
         let mut history = self.history(owner, &origin, memory, &body).await?;
         self.dialect.open(&mut history);
         self.resolve_references(owner, &history, &mut body).await?;
@@ -283,7 +318,7 @@ impl Responder {
         let Prelude { mut options, compact_threshold, is_compaction } = draft;
         if is_compaction {
             let chat = lease.start(summary_request(request)).await?;
-            return Ok(encode_compaction(response, self.dialect.clone(), chat).boxed_local());
+            return Ok(encode_compaction(response, options, self.dialect.clone(), chat).boxed_local());
         }
         if let Some(threshold) = compact_threshold {
             let summary = compact_beyond(threshold, &lease, &mut request).await?;
@@ -317,7 +352,8 @@ impl Responder {
     ) -> Result<Vec<Value>, ResponsesError> {
         match origin {
             Origin::Nothing => Ok(Vec::new()),
-            Origin::Response(id) => match memory.filter(|memory| memory.id == *id) {
+            // What was stored may have been deleted since.
+            Origin::Response(id) => match memory.filter(|memory| memory.id == *id && !memory.is_stored) {
                 Some(memory) => Ok(memory.items.clone()),
                 None => self.stored_chain(owner, id).await,
             },
@@ -354,7 +390,7 @@ impl Responder {
         body: &mut Value,
     ) -> Result<(), ResponsesError> {
         let items = body.get_mut("input").and_then(Value::as_array_mut).map_or(&mut [][..], Vec::as_mut_slice);
-        let mut num_references = 0;
+        let (mut num_references, mut num_bytes) = (0, 0);
         for (index, item) in items.iter_mut().enumerate() {
             let Some(id) = referred(item).map(str::to_owned) else { continue };
             num_references += 1;
@@ -362,13 +398,21 @@ impl Responder {
                 let why = format!("holds more than {MAX_REFERENCES} references to items, which is the limit");
                 return Err(InvalidRequest::invalid(&format!("input[{index}]"), why).into());
             }
-            let known = history.iter().find(|known| known["id"] == id.as_str()).cloned();
+            let known = history.iter().find(|known| known["id"] == id.as_str());
             let found = match (known, &self.store) {
-                (Some(known), _) => Some(known),
-                (None, Some(store)) => stored_item(store, &owner.tenant, &id).await?,
+                (Some(known), _) => Cow::Borrowed(known),
+                (None, Some(store)) => {
+                    let found = stored_item(store, &owner.tenant, &id).await?;
+                    Cow::Owned(found.ok_or_else(|| ResponsesError::not_found(Kind::Item, &id))?)
+                }
                 (None, None) => continue,
             };
-            *item = found.ok_or_else(|| ResponsesError::not_found(Kind::Item, &id))?;
+            num_bytes += found.to_string().len();
+            if MAX_REFERRED_BYTES < num_bytes {
+                let why = format!("refers to items of more than {MAX_REFERRED_BYTES} bytes, all together; send fewer");
+                return Err(InvalidRequest::invalid(&format!("input[{index}]"), why).into());
+            }
+            *item = found.into_owned();
             self.dialect.open(std::slice::from_mut(item));
         }
         Ok(())

@@ -78,5 +78,9 @@ impl Responder {
 fn object(stored: &StoredResponse) -> Result<Value, ResponsesError> {
     let mut object = read_object(&stored.id, &stored.body)?;
     object["status"] = stored.status.as_str().into();
+    if stored.status == "failed" && object["error"].is_null() {
+        let message = "what was asked was damaged while it waited in the store; send the request again";
+        object["error"] = json!({ "code": "server_error", "message": message });
+    }
     Ok(object)
 }

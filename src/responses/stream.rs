@@ -736,6 +736,7 @@ mod tests {
             seal: is_sealed.then(seal),
             obfuscation,
             compaction: None,
+            first_number: 0,
         })
     }
 

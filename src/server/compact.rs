@@ -14,7 +14,9 @@ pub(super) async fn compact(
     let body = read_json(&request, payload, &app.config).await?;
     let mut admission = caller(&request).admit(Estimate::new(&body))?;
     let (compaction, response) = app.responder.compact(&app.owner(&request), body).await?;
-    admission.charge(response.usage().map_or(0, |usage| usage.output_tokens));
+    if let Some(usage) = response.usage() {
+        admission.charge_all(usage.input_tokens, usage.output_tokens);
+    }
     generation.set_model(response.model());
     generation.set_outcome(&response);
     match response.failure() {

@@ -25,7 +25,7 @@ pub(super) async fn create<C: CompletionRequest>(
     let choices = completions::start(model, envelope, requests).await?;
     if !is_streamed {
         let (completion, usage) = completions::last_completion(choices).await?;
-        admission.charge(usage.completion_tokens());
+        admission.charge_all(usage.prompt_tokens(), usage.completion_tokens());
         generation.set_usage(usage.prompt_tokens(), usage.completion_tokens(), "completed");
         return Ok(HttpResponse::Ok().json(completion));
     }
@@ -36,7 +36,7 @@ pub(super) async fn create<C: CompletionRequest>(
                 Some(json)
             }
             CompletionEvent::Finished(usage) => {
-                admission.charge(usage.completion_tokens());
+                admission.charge_all(usage.prompt_tokens(), usage.completion_tokens());
                 generation.set_usage(usage.prompt_tokens(), usage.completion_tokens(), "completed");
                 None
             }

@@ -41,10 +41,7 @@ pub(super) async fn health() -> HttpResponse {
 
 pub(super) async fn ready(app: web::Data<AppState>) -> HttpResponse {
     let reason = why_not_ready(&app);
-    let store = match app.responder.store() {
-        Some(store) => Some(if store.check_room().await.is_ok() { "ready" } else { "unavailable" }),
-        None => None,
-    };
+    let store = app.responder.store().map(|store| if store.has_room() { "ready" } else { "unavailable" });
     let models = app.models.iter().map(|model| ModelReadiness::from(&**model)).collect();
     if reason.is_none() {
         return HttpResponse::Ok().json(Readiness { status: "ready", reason, store, models });

@@ -125,7 +125,8 @@ impl Limits {
         left.requests.iter_mut().for_each(|bucket| bucket.take(1, now));
         left.tokens.iter_mut().for_each(|bucket| bucket.take(estimate.tokens(), now));
         drop(left);
-        Ok(Admission { limits: Some(self.clone()), expected: estimate.output_tokens, seen: 0 })
+        let Estimate { prompt_tokens: prompt, output_tokens: expected } = estimate;
+        Ok(Admission { limits: Some(self.clone()), prompt, expected, seen: 0 })
     }
 
     /// A reply that should have had `expected` tokens has ended with so many.
@@ -170,6 +171,8 @@ const TOKENS_HEADERS: [&str; 3] =
 pub(super) struct Admission {
     /// None once the reply has ended, and for callers without limits.
     limits: Option<Arc<Limits>>,
+    /// Prompt tokens that are paid for.
+    prompt: usize,
     /// Output tokens that are paid for.
     expected: usize,
     /// Output tokens that were sent, as far as can be told.
@@ -179,13 +182,16 @@ pub(super) struct Admission {
 impl Admission {
     /// For callers without limits.
     pub(super) const fn unlimited() -> Self {
-        Self { limits: None, expected: 0, seen: 0 }
+        Self { limits: None, prompt: 0, expected: 0, seen: 0 }
     }
 
     /// Notes what the reply has cost so far, so that a client pays for it that leaves before the end.
     pub(super) fn follow(&mut self, event: &ResponseEvent) {
         match event.final_response() {
-            Some(response) => self.charge(response.usage().map_or(self.seen, |usage| usage.output_tokens)),
+            Some(response) => match response.usage() {
+                Some(usage) => self.charge_all(usage.input_tokens, usage.output_tokens),
+                None => self.charge(self.seen),
+            },
             // A piece of text is a token, or a little more than one.
             None if event.name().ends_with(".delta") => self.note_piece(),
             None => {}
@@ -197,9 +203,18 @@ impl Admission {
         self.seen += 1;
     }
 
-    /// The reply will be written when nobody is there to pay for it, so it costs what was asked for.
-    pub(super) fn charge_estimate(&mut self) {
-        self.charge(self.expected);
+    /// The reply will be written when nobody is there to pay for it, so it costs what it may have: what was asked for, or
+    /// what fits the context.
+    pub(super) fn charge_estimate(&mut self, context_tokens: usize) {
+        self.charge(if self.expected == 0 { context_tokens } else { self.expected });
+    }
+
+    /// The reply has ended, and its prompt was known in the end: what it went on from counts, too.
+    pub(super) fn charge_all(&mut self, input_tokens: usize, output_tokens: usize) {
+        if let Some(limits) = self.limits.take() {
+            let estimate = self.prompt.saturating_add(self.expected);
+            limits.settle(estimate, input_tokens.saturating_add(output_tokens));
+        }
     }
 
     /// The reply has ended. What it had beyond the estimate is taken, so that later requests wait for it; what it did not

@@ -47,10 +47,7 @@ use actix_web::{
     middleware::from_fn,
     web,
 };
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, Ordering},
-};
+use std::sync::Arc;
 use tokio::sync::Semaphore;
 
 /// The whole HTTP side as one service. The server makes one for each worker.
@@ -80,7 +77,6 @@ pub struct AppState {
     responder: Responder,
     config: Arc<ServerConfig>,
     keys: ApiKeys,
-    draining: Arc<AtomicBool>,
     metrics: Metrics,
     /// A permit for each WebSocket that may be open.
     websockets: Arc<Semaphore>,
@@ -92,15 +88,7 @@ impl AppState {
         let responder = Responder::new(models.clone(), dialect, store, config.unknown_fields());
         let keys = ApiKeys::new(&config.api_keys);
         let websockets = Arc::new(Semaphore::new(config.max_websockets.get()));
-        Self {
-            models,
-            responder,
-            config: Arc::new(config),
-            keys,
-            draining: Arc::default(),
-            metrics: Metrics::default(),
-            websockets,
-        }
+        Self { models, responder, config: Arc::new(config), keys, metrics: Metrics::default(), websockets }
     }
 
     /// What answers the requests.
@@ -110,7 +98,7 @@ impl AppState {
 
     /// From now on no work is taken on.
     pub fn start_draining(&self) {
-        self.draining.store(true, Ordering::Relaxed);
+        self.responder.drain();
     }
 
     /// To whom all belongs that a request makes. Those of one tenant may see by the time they take what others of them asked.
@@ -126,7 +114,7 @@ impl AppState {
     }
 
     fn is_draining(&self) -> bool {
-        self.draining.load(Ordering::Relaxed)
+        self.responder.is_draining()
     }
 
     fn refuse_while_draining(&self) -> Result<(), ApiError> {

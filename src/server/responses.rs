@@ -37,7 +37,8 @@ pub(super) async fn create(
         }
         Turn::Background { model, response, is_streamed } => {
             generation.set_model(&model);
-            admission.charge_estimate();
+            let context_tokens = app.models.get(Some(&model)).map_or(0, |model| model.context_tokens());
+            admission.charge_estimate(context_tokens);
             if is_streamed {
                 return Ok(sse::reply(app.responder.follow(&owner, response.id(), None).await?, keep_alive));
             }

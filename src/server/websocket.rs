@@ -8,7 +8,7 @@ use super::{
 };
 use crate::responses::{Memory, Owner, ResponseEvent, Turn, WireEvent};
 use actix_web::{HttpRequest, HttpResponse, ResponseError, http::header, rt, web};
-use actix_ws::{AggregatedMessage, AggregatedMessageStream, CloseCode, CloseReason, ProtocolError, Session};
+use actix_ws::{AggregatedMessage, AggregatedMessageStream, CloseCode, CloseReason, Closed, ProtocolError, Session};
 use futures::{
     FutureExt, StreamExt,
     stream::{self, LocalBoxStream},
@@ -17,11 +17,11 @@ use serde_json::{Value, json};
 use std::{collections::VecDeque, io::ErrorKind, ops::ControlFlow, sync::Arc, time::Duration};
 use tokio::{
     sync::OwnedSemaphorePermit,
-    time::{Instant, Interval, MissedTickBehavior, interval, timeout},
+    time::{Instant, Interval, MissedTickBehavior, error::Elapsed, interval, timeout},
 };
 use url::Url;
 
-/// Requests that may wait for their turn on one connection.
+/// Requests that may wait for their turn on one connection, if they are small.
 const MAX_WAITING: usize = 16;
 /// What a client gets to take one message.
 const SEND_TIMEOUT: Duration = Duration::from_secs(30);
@@ -51,6 +51,7 @@ struct Connection {
 struct Request {
     lane: Option<String>,
     body: Value,
+    num_bytes: usize,
 }
 
 struct RunningTurn {
@@ -134,8 +135,7 @@ impl Connection {
         };
         // Cancelled before the farewell, which a client that is gone would hold up.
         self.turn = None;
-        self.app.metrics.websockets().dec();
-        let _gone = timeout(SEND_TIMEOUT, self.session.close(reason)).await;
+        let _gone = timeout(SEND_TIMEOUT, self.session.clone().close(reason)).await;
     }
 
     /// Waits for whatever comes first.
@@ -165,7 +165,7 @@ impl Connection {
         if self.turn.is_some() {
             return;
         }
-        let Some(Request { lane, body }) = self.waiting.pop_front() else { return };
+        let Some(Request { lane, body, .. }) = self.waiting.pop_front() else { return };
         let previous_id = body["previous_response_id"].as_str().map(str::to_owned);
         let (app, owner, memory) = (self.app.clone(), self.owner.clone(), self.memory.clone());
         let (admission, refusal) = match self.caller.admit(Estimate::new(&body)) {
@@ -239,10 +239,7 @@ impl Connection {
                 Err((error, lane)) => self.send(envelope(&error), lane.as_deref()).await,
             },
             Some(Ok(AggregatedMessage::Binary(_))) => close(CloseCode::Unsupported, "send JSON in text messages"),
-            Some(Ok(AggregatedMessage::Ping(bytes))) => match self.session.pong(&bytes).await {
-                Ok(()) => ControlFlow::Continue(()),
-                Err(_closed) => ControlFlow::Break(None),
-            },
+            Some(Ok(AggregatedMessage::Ping(bytes))) => sent(timeout(SEND_TIMEOUT, self.session.pong(&bytes)).await),
             Some(Ok(AggregatedMessage::Pong(_))) => ControlFlow::Continue(()),
             Some(Ok(AggregatedMessage::Close(reason))) => ControlFlow::Break(reason),
             Some(Err(ProtocolError::Io(error))) if error.kind() == ErrorKind::InvalidData => {
@@ -258,14 +255,21 @@ impl Connection {
         }
     }
 
+    /// All that wait may be as large as one body, and one may always wait.
+    fn has_room(&self, num_bytes: usize) -> bool {
+        let waiting: usize = self.waiting.iter().map(|request| request.num_bytes).sum();
+        let is_small = waiting + num_bytes <= self.app.config.max_body_bytes.get();
+        self.waiting.is_empty() || self.waiting.len() < MAX_WAITING && is_small
+    }
+
     /// Queues a request, or gives the answer to what is none.
     fn receive(&mut self, text: &str) -> Result<Option<String>, (ApiError, Option<String>)> {
         let mut body: Value = serde_json::from_str(text).map_err(|error| (ApiError::MalformedJson(error), None))?;
         let lane = take_lane(&mut body).map_err(|error| (error, None))?;
         let error = match body["type"].as_str() {
             Some("response.create") => match check(&mut body) {
-                Ok(()) if self.waiting.len() < MAX_WAITING => {
-                    self.waiting.push_back(Request { lane, body });
+                Ok(()) if self.has_room(text.len()) => {
+                    self.waiting.push_back(Request { lane, body, num_bytes: text.len() });
                     return Ok(None);
                 }
                 Ok(()) => ApiError::TooManyTurns { max: MAX_WAITING },
@@ -293,9 +297,7 @@ impl Connection {
         }
         if PING_INTERVAL <= self.last_ping.elapsed() {
             self.last_ping = Instant::now();
-            if self.session.ping(b"").await.is_err() {
-                return ControlFlow::Break(None);
-            }
+            return sent(timeout(SEND_TIMEOUT, self.session.ping(b"")).await);
         }
         ControlFlow::Continue(())
     }
@@ -306,10 +308,21 @@ impl Connection {
             json.pop();
             json.push_str(&format!(",\"stream_id\":\"{lane}\"}}"));
         }
-        match timeout(SEND_TIMEOUT, self.session.text(json)).await {
-            Ok(Ok(())) => ControlFlow::Continue(()),
-            Ok(Err(_)) | Err(_) => ControlFlow::Break(None),
-        }
+        sent(timeout(SEND_TIMEOUT, self.session.text(json)).await)
+    }
+}
+
+/// A client that takes nothing is gone.
+fn sent(outcome: Result<Result<(), Closed>, Elapsed>) -> ControlFlow<Option<CloseReason>> {
+    match outcome {
+        Ok(Ok(())) => ControlFlow::Continue(()),
+        Ok(Err(Closed)) | Err(_) => ControlFlow::Break(None),
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.app.metrics.websockets().dec();
     }
 }
 

@@ -46,12 +46,16 @@ pub struct Progress {
     pub attempt: u64,
 }
 
-/// Also where another process took it over, which shows in the attempt.
+/// The oldest of the owner whose work the fewest are at, so that nobody's backlog holds up the others. Also where another
+/// process took it over, which shows in the attempt.
 const CLAIM: &str = "UPDATE responses SET owner = $1, lease_until = unixepoch() + $2, attempt = attempt + 1, run = run + 1, \
                      status = 'in_progress', event_bytes = 0 \
                      WHERE lease_until < unixepoch() AND (tenant, id) IN ( \
-                       SELECT tenant, id FROM responses WHERE model = $3 AND lease_until < unixepoch() \
-                       AND created_at <= unixepoch() - $4 ORDER BY created_at LIMIT 1 \
+                       SELECT r.tenant, r.id FROM responses r LEFT JOIN ( \
+                         SELECT tenant, count(*) AS active FROM responses WHERE lease_until >= unixepoch() GROUP BY tenant \
+                       ) a ON a.tenant = r.tenant \
+                       WHERE r.model = $3 AND r.lease_until < unixepoch() AND r.created_at <= unixepoch() - $4 \
+                       ORDER BY coalesce(a.active, 0), r.created_at LIMIT 1 \
                      ) \
                      RETURNING tenant, id, created_at, attempt, request, input, run, previous_id, body, checksum, \
                      request_checksum";
@@ -87,6 +91,11 @@ const PROGRESS: &str = "SELECT r.lease_until, r.run, e.sequence_number, e.event 
 const COUNT: &str = "SELECT count(*) FROM responses WHERE lease_until IS NOT NULL";
 
 impl Job {
+    /// The number of its first event: those of another run are other numbers, so that nobody takes the one for the other.
+    pub fn first_number(&self) -> u64 {
+        self.run.saturating_sub(1) << 32
+    }
+
     fn key(&self) -> Key<'_> {
         Key { tenant: &self.tenant, id: &self.id }
     }
@@ -98,7 +107,7 @@ impl Job {
 }
 
 impl Store {
-    /// The oldest work for this model that no process is at.
+    /// Work for this model that no process is at: the oldest of the owner who has the least under way.
     ///
     /// # Errors
     /// When the database fails, or what it gives is not what was stored: that work has failed then.

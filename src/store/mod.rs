@@ -131,6 +131,12 @@ impl Store {
         Ok(Some(Self { database, shared: Arc::new(shared) }))
     }
 
+    /// Whether something can be stored, as far as is known without trying.
+    pub fn has_room(&self) -> bool {
+        let is_full = self.free_bytes().is_some_and(|free| free < self.shared.min_free_bytes);
+        !is_full && !self.shared.has_failed.load(Ordering::Relaxed)
+    }
+
     /// Whether something can be stored, asked before work is done whose result is to be stored.
     ///
     /// # Errors
@@ -193,7 +199,12 @@ impl Store {
             }
         };
         let outcome = timeout(TIMEOUT, write).await.unwrap_or(Err(StoreError::TimedOut));
-        self.shared.has_failed.store(outcome.is_err(), Ordering::Relaxed);
+        match &outcome {
+            Ok(Some(_)) => self.shared.has_failed.store(false, Ordering::Relaxed),
+            // Nothing was written, so nothing is known.
+            Ok(None) => {}
+            Err(_) => self.shared.has_failed.store(true, Ordering::Relaxed),
+        }
         let Counters { commits, commit_nanos, errors, .. } = &self.shared.counters;
         match &outcome {
             Ok(_) => {

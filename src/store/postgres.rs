@@ -46,6 +46,8 @@ impl Postgres {
         let unusable = |message: String| StoreError::Url { message };
         let mut config: Config = url.parse().map_err(|error: tokio_postgres::Error| unusable(chain(&error)))?;
         config.connect_timeout(TIMEOUT).application_name("ortolan");
+        // A connection whose other end is gone without a word is not waited for.
+        config.keepalives_idle(TIMEOUT).tcp_user_timeout(3 * TIMEOUT);
         let recycling_method = RecyclingMethod::Fast;
         let connect = OnRuntime { runtime: Handle::current(), connect: Arc::new(ConfigConnectImpl { tls: tls() }) };
         let manager = Manager::from_connect(config, connect, ManagerConfig { recycling_method });

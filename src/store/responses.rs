@@ -127,8 +127,8 @@ const DELETE_EVENTS: &str = "DELETE FROM events WHERE tenant = $1 AND response_i
 const MAX_CHAIN: u64 = 1000;
 /// Uses that come so soon after each other are one, so that not each turn writes to all that went before it.
 pub(super) const USE_SECONDS: u64 = 60;
-/// Bytes of what a request may go on from: some hundred times what fits a model's context.
-pub(super) const MAX_HISTORY_BYTES: u64 = 64 * 1024 * 1024;
+/// Bytes of what a request may go on from: more than fits a model's context, as a body may have.
+pub(super) const MAX_HISTORY_BYTES: u64 = 8 * 1024 * 1024;
 
 impl FinishedResponse<'_> {
     fn checksum(&self) -> String {

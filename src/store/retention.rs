@@ -20,20 +20,21 @@ enum Kind {
 }
 
 /// Work that has not ended is not for deletion.
-const OLD_RESPONSES: &str = "SELECT tenant, id FROM responses WHERE used_at < unixepoch() - $1 AND lease_until IS NULL \
+const OLD_RESPONSES: &str = "SELECT tenant, id, used_at FROM responses WHERE used_at < unixepoch() - $1 AND lease_until IS NULL \
                              ORDER BY used_at LIMIT $2";
-const OLD_CONVERSATIONS: &str = "SELECT tenant, id FROM conversations WHERE used_at < unixepoch() - $1 \
+const OLD_CONVERSATIONS: &str = "SELECT tenant, id, used_at FROM conversations WHERE used_at < unixepoch() - $1 \
                                  ORDER BY used_at LIMIT $2";
+/// Each takes some room beside what is in it, so that many small ones are not free.
 const LARGEST_TENANT: &str = "SELECT tenant, CAST(sum(bytes) AS BIGINT) FROM ( \
-                                SELECT tenant, bytes + event_bytes AS bytes FROM responses \
-                                UNION ALL SELECT tenant, bytes FROM conversations \
+                                SELECT tenant, bytes + event_bytes + 1024 AS bytes FROM responses \
+                                UNION ALL SELECT tenant, bytes + octet_length(metadata) + 1024 FROM conversations \
                               ) AS kept GROUP BY tenant ORDER BY 2 DESC";
-const OLDEST_OF_TENANT: &str = "SELECT kind, id, bytes FROM ( \
-                                  SELECT CAST(0 AS BIGINT) AS kind, id, bytes + event_bytes AS bytes, used_at FROM responses \
-                                  WHERE tenant = $1 AND lease_until IS NULL \
+const OLDEST_OF_TENANT: &str = "SELECT kind, id, CAST(bytes AS BIGINT), used_at FROM ( \
+                                  SELECT CAST(0 AS BIGINT) AS kind, id, bytes + event_bytes + 1024 AS bytes, used_at \
+                                  FROM responses WHERE tenant = $1 AND lease_until IS NULL \
                                   UNION ALL \
-                                  SELECT CAST(1 AS BIGINT) AS kind, id, bytes, used_at FROM conversations \
-                                  WHERE tenant = $1 \
+                                  SELECT CAST(1 AS BIGINT) AS kind, id, bytes + octet_length(metadata) + 1024, used_at \
+                                  FROM conversations WHERE tenant = $1 \
                                 ) AS kept ORDER BY used_at LIMIT $2";
 
 impl Store {
@@ -82,7 +83,7 @@ impl Store {
             let num_rows = rows.len();
             for mut row in rows {
                 let (tenant, id) = (row.text(0), row.text(1));
-                self.write(delete(kind, Key { tenant: &tenant, id: &id })).await?;
+                self.write(delete(kind, Key { tenant: &tenant, id: &id }, row.int(2))).await?;
             }
             deleted += num_rows;
             if (num_rows as u64) < MAX_ROWS {
@@ -110,7 +111,7 @@ impl Store {
                 }
                 freed += row.int(2);
                 let kind = if row.0[0] == Cell::Int(0) { Kind::Response } else { Kind::Conversation };
-                self.write(delete(kind, Key { tenant: &tenant, id: &row.text(1) })).await?;
+                self.write(delete(kind, Key { tenant: &tenant, id: &row.text(1) }, row.int(3))).await?;
                 deleted += 1;
             }
             if deleted == before {
@@ -121,9 +122,16 @@ impl Store {
     }
 }
 
-fn delete(kind: Kind, key: Key<'_>) -> Vec<Statement> {
-    match kind {
-        Kind::Response => responses::delete(key),
-        Kind::Conversation => conversations::delete(key),
-    }
+/// Unless it has been used since.
+const STILL_UNUSED_RESPONSE: &str = "SELECT id FROM responses \
+                                     WHERE tenant = $1 AND id = $2 AND used_at <= $3 AND lease_until IS NULL";
+const STILL_UNUSED_CONVERSATION: &str = "SELECT id FROM conversations WHERE tenant = $1 AND id = $2 AND used_at <= $3";
+
+fn delete(kind: Kind, key: Key<'_>, used_at: i64) -> Vec<Statement> {
+    let (condition, delete) = match kind {
+        Kind::Response => (STILL_UNUSED_RESPONSE, responses::delete(key)),
+        Kind::Conversation => (STILL_UNUSED_CONVERSATION, conversations::delete(key)),
+    };
+    let condition = Statement::guard(condition, [key.tenant.into(), key.id.into(), used_at.into()]);
+    [condition].into_iter().chain(delete).collect()
 }

@@ -182,6 +182,8 @@ fn write_all(mut writer: Connection, mut waiting: mpsc::Receiver<Write>) {
         let mut transactions = Vec::with_capacity(group.len());
         for write in group.drain(..) {
             match write {
+                // Nobody waits for it any more, and whoever does not hear of it may do it again.
+                Write::Transaction { reply, .. } if reply.is_closed() => {}
                 Write::Transaction { statements, reply } => transactions.push((statements, reply)),
                 Write::Vacuum => vacuum(&writer),
             }

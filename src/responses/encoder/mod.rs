@@ -92,6 +92,8 @@ pub struct EncodeOptions {
     pub obfuscation: bool,
     /// Comes before the reply: a sealed summary of the conversation that it answers.
     pub compaction: Option<String>,
+    /// Of the first event.
+    pub first_number: u64,
 }
 
 /// Before anything is done for it.
@@ -109,7 +111,8 @@ impl Encoder<Begun> {
     /// Emits `response.created`.
     pub fn begin(response: Response, options: EncodeOptions) -> Self {
         let created = Box::new(response.clone());
-        let reply = Reply { response, options, outbox: Vec::new(), next_sequence_number: 0 };
+        let next_sequence_number = options.first_number;
+        let reply = Reply { response, options, outbox: Vec::new(), next_sequence_number };
         let mut encoder = Self { reply: Box::new(reply), state: Begun };
         encoder.emit(Payload::Created { response: created });
         encoder

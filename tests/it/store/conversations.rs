@@ -134,7 +134,7 @@ async fn a_conversation_is_read_whole_unless_that_is_too_much() {
         assert!(store.delete_item(C, "k").await.unwrap());
         assert!(!store.delete_item(C, "k").await.unwrap());
         assert_eq!(bytes().await, before);
-        database.execute("UPDATE conversations SET bytes = 64 * 1024 * 1024 + 1").await;
+        database.execute("UPDATE conversations SET bytes = 8 * 1024 * 1024 + 1").await;
         assert!(matches!(store.all_items(C).await, Err(StoreError::TooLong)));
     })
     .await;
