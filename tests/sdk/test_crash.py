@@ -109,7 +109,8 @@ class Client:
             self.ask(previous_response_id=self.random.choice(parents))
 
     def work(self):
-        self.jobs.add(json.loads(self.call("POST", "/responses", {"input": "Hello!", "background": True} | OPTIONS))["id"])
+        queued = self.call("POST", "/responses", {"input": "Hello!", "background": True} | OPTIONS)
+        self.jobs.add(json.loads(queued)["id"])
 
     def speak(self):
         """A turn of a conversation."""

@@ -46,7 +46,7 @@ def begin_long(client):
 def give_back(server, jobs):
     """Before their leases end, with which others would have to wait."""
     server.stop()
-    given_back = {server.wait_for_line(r'left for the next start id="(\w+)"')[1] for _ in jobs}
+    given_back = {server.wait_for_line(r'a background response is left for later id="(\w+)"')[1] for _ in jobs}
     assert given_back == {job.id for job in jobs}
 
 
