@@ -29,7 +29,7 @@ impl Responder {
         let body = Field::root(body).object()?;
         let metadata = body.optional("metadata", parse_metadata)?.unwrap_or_default();
         let items = match body.get("items") {
-            Some(items) => parse_items(&items, &[])?,
+            Some(items) => self.parse_items(&items, Vec::new())?,
             None => Vec::new(),
         };
         let store = self.conversation_store()?;
@@ -87,7 +87,7 @@ impl Responder {
         let not_found = || ResponsesError::not_found(Kind::Conversation, id);
         let known = store.all_items(key).await?.ok_or_else(not_found)?;
         let known = known.iter().map(read_item).collect::<Result<Vec<_>, _>>()?;
-        let items = parse_items(&items, &known)?;
+        let items = self.parse_items(&items, known)?;
         store.check_room().await?;
         let is_there = store.append(&Append { conversation: key, items: &with_ids(&items) }).await?;
         if is_there { Ok(List::new(items, false)) } else { Err(not_found()) }
@@ -133,6 +133,26 @@ impl Responder {
         if is_deleted { Ok(conversation) } else { Err(ResponsesError::not_found(Kind::Item, item)) }
     }
 
+    /// As for a request's input: what could not be said to a model is refused now and not when it is. Each id once. What is
+    /// sealed stays so.
+    fn parse_items(&self, field: &Field, mut known: Vec<Value>) -> Result<Vec<Value>, InvalidRequest> {
+        let items: Vec<Value> = field.elements()?.map(|item| item.value().clone()).collect();
+        if MAX_ITEMS < items.len() {
+            return Err(field.invalid(format!("may hold at most {MAX_ITEMS} items, and it holds {}", items.len())));
+        }
+        if items.is_empty() {
+            return Ok(Vec::new());
+        }
+        check_ids(known.iter().filter_map(|item| item["id"].as_str()), "items", field.value())?;
+        let mut opened = items.clone();
+        self.dialect.open(&mut opened);
+        self.dialect.open(&mut known);
+        let as_input = json!({ "input": opened });
+        let checked: Object = Field::root(&as_input).object()?;
+        parse_input(&known, &checked).map_err(|error| rename(error, "items"))?;
+        Ok(items.into_iter().map(normalize).collect())
+    }
+
     fn conversation_store(&self) -> Result<&Store, ResponsesError> {
         let why = "this server keeps nothing (`store.enabled` is false); send the whole conversation as `input`";
         self.store.as_ref().ok_or_else(|| InvalidRequest::unsupported_parameter("conversation", why).into())
@@ -147,23 +167,6 @@ fn object(conversation: &StoredConversation) -> Result<Value, ResponsesError> {
 
 fn read_item(StoredItem { id, item }: &StoredItem) -> Result<Value, ResponsesError> {
     Ok(serde_json::from_str(item).map_err(|_| StoreError::Corrupt { id: id.clone() })?)
-}
-
-/// As for a request's input: what could not be said to a model is refused now and not when it is. Each id once.
-fn parse_items(field: &Field, known: &[Value]) -> Result<Vec<Value>, InvalidRequest> {
-    let num_items = field.elements()?.len();
-    if MAX_ITEMS < num_items {
-        return Err(field.invalid(format!("may hold at most {MAX_ITEMS} items, and it holds {num_items}")));
-    }
-    if num_items == 0 {
-        return Ok(Vec::new());
-    }
-    let as_input = json!({ "input": field.value() });
-    let checked: Object = Field::root(&as_input).object()?;
-    parse_input(known, &checked).map_err(|error| rename(error, "items"))?;
-    let known = known.iter().filter_map(|item| item["id"].as_str());
-    check_ids(known, "items", field.value())?;
-    Ok(field.value().as_array().into_iter().flatten().cloned().map(normalize).collect())
 }
 
 /// Each item is in a conversation once, under an id of its own.

@@ -1,7 +1,11 @@
 //! `/v1/conversations` and what stands below it.
 
 use super::{ApiError, AppState, body::read_json, responses::query};
-use actix_web::{HttpRequest, HttpResponse, web};
+use actix_web::{
+    HttpRequest, HttpResponse,
+    http::header::{self, HeaderValue},
+    web,
+};
 use serde_json::json;
 
 /// `POST /v1/conversations`, whose body may be left out.
@@ -12,9 +16,16 @@ pub(super) async fn create(
 ) -> Result<HttpResponse, ApiError> {
     let body = match read_json(&request, payload, &app.config).await {
         Err(ApiError::EmptyBody) => json!({}),
+        // Without a body there is nothing that could have a type.
+        Err(ApiError::NotJson) if !has_body(&request) => json!({}),
         body => body?,
     };
     Ok(HttpResponse::Ok().json(app.responder.create_conversation(&app.owner(&request), &body).await?))
+}
+
+fn has_body(request: &HttpRequest) -> bool {
+    let length = request.headers().get(header::CONTENT_LENGTH).map(HeaderValue::as_bytes);
+    request.headers().contains_key(header::TRANSFER_ENCODING) || length.is_some_and(|length| length != b"0")
 }
 
 /// `GET /v1/conversations/{id}`

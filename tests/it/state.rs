@@ -394,3 +394,23 @@ async fn without_a_store_nothing_is_promised() {
         assert_eq!((status, &error["error"]["code"]), (400, &json!(code)), "{error}");
     }
 }
+
+#[actix_web::test]
+async fn a_conversation_that_was_compacted_goes_on() {
+    let fixture = Fixture::saying("Yes.").await;
+    client!(fixture.state, call);
+    let (_, made) = call(Method::POST, "/v1/conversations", None).await;
+    let ask = |input: Value| Some(json!({ "input": input, "conversation": made["id"] }));
+    let trigger = json!([{ "role": "user", "content": "one" }, { "type": "compaction_trigger" }]);
+    let (status, compacted) = call(Method::POST, "/v1/responses", ask(trigger)).await;
+    assert_eq!((status, &compacted["output"][0]["type"]), (200, &json!("compaction")), "{compacted}");
+    let items = format!("/v1/conversations/{}/items", made["id"].as_str().unwrap());
+    let more = json!({ "items": [{ "role": "user", "content": "two" }, compacted["output"][0]] });
+    let (status, refused) = call(Method::POST, &items, Some(more)).await;
+    assert_eq!((status, &refused["error"]["param"]), (400, &json!("items[1]")), "it is there already: {refused}");
+    let mut again = compacted["output"][0].clone();
+    again.as_object_mut().unwrap().remove("id");
+    let more = json!({ "items": [{ "role": "user", "content": "two" }, again] });
+    assert_eq!(call(Method::POST, &items, Some(more)).await.0, 200);
+    assert_eq!(call(Method::POST, "/v1/responses", ask(json!("three"))).await.0, 200);
+}
