@@ -192,7 +192,7 @@ impl Chat {
         let calls = if is_free { FormatCalls::Own } else { FormatCalls::OwnOrOurs };
         let tools = grammar::callable(request).cloned().collect();
         let parser = match request.text {
-            Some(_) => ReplyParser::new(ResponseFormat::plain(), FormatCalls::Own, "", Vec::new()),
+            Some(_) => ReplyParser::new(ResponseFormat::verbatim(), FormatCalls::Own, "", Vec::new()),
             None => ReplyParser::new(&self.model.response_format, calls, rendered.last_words(), tools),
         };
         let constraint = if is_free { None } else { Some(self.constraint(request, parser.is_reasoning())?) };

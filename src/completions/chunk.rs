@@ -15,6 +15,8 @@ pub(super) struct Piece {
     pub(super) reasoning: Option<String>,
     pub(super) call: Option<CallPiece>,
     pub(super) logprobs: Vec<chat::TokenLogprob>,
+    /// Where they begin in the text of the choice, in characters.
+    pub(super) logprobs_offset: usize,
     pub(super) finish_reason: Option<&'static str>,
 }
 
@@ -152,7 +154,7 @@ fn text_chunk(piece: &Piece) -> Value {
     json!({
         "index": piece.index,
         "text": piece.content.as_deref().unwrap_or_default(),
-        "logprobs": text_logprobs(&piece.logprobs),
+        "logprobs": text_logprobs(&piece.logprobs, piece.logprobs_offset),
         "finish_reason": piece.finish_reason,
     })
 }
@@ -206,7 +208,7 @@ impl Choice {
         json!({
             "index": index,
             "text": self.content,
-            "logprobs": text_logprobs(&self.logprobs),
+            "logprobs": text_logprobs(&self.logprobs, 0),
             "finish_reason": self.finish_reason,
         })
     }
@@ -221,18 +223,16 @@ fn chat_logprobs(logprobs: &[chat::TokenLogprob]) -> Value {
     json!({ "content": content, "refusal": null })
 }
 
-/// As the older protocol has it. Offsets are characters from the beginning of the piece that they stand in.
-fn text_logprobs(logprobs: &[chat::TokenLogprob]) -> Value {
+/// As the older protocol has it, where the text that the tokens stand in begins at `offset`.
+fn text_logprobs(logprobs: &[chat::TokenLogprob], mut offset: usize) -> Value {
     if logprobs.is_empty() {
         return Value::Null;
     }
-    let text = |logprob: &chat::Logprob| String::from_utf8_lossy(&logprob.bytes).into_owned();
     let value = |logprob: &chat::Logprob| if logprob.logprob.is_finite() { logprob.logprob } else { -9999.0 };
-    let tokens: Vec<String> = logprobs.iter().map(|token| text(&token.token)).collect();
+    let tokens: Vec<String> = logprobs.iter().map(|token| text_of(&token.token)).collect();
     let top = |token: &chat::TokenLogprob| -> Map<String, Value> {
-        token.top.iter().map(|one| (text(one), json!(value(one)))).collect()
+        token.top.iter().map(|one| (text_of(one), json!(value(one)))).collect()
     };
-    let mut offset = 0;
     let offsets = tokens.iter().map(|token| {
         let begin = offset;
         offset += token.chars().count();
@@ -244,4 +244,14 @@ fn text_logprobs(logprobs: &[chat::TokenLogprob]) -> Value {
         "tokens": tokens,
         "top_logprobs": logprobs.iter().map(top).collect::<Vec<_>>(),
     })
+}
+
+/// So many characters do these tokens have in [`text_logprobs`].
+pub(super) fn num_chars(logprobs: &[chat::TokenLogprob]) -> usize {
+    logprobs.iter().map(|token| text_of(&token.token).chars().count()).sum()
+}
+
+/// Lossy where the token is not whole characters.
+fn text_of(logprob: &chat::Logprob) -> String {
+    String::from_utf8_lossy(&logprob.bytes).into_owned()
 }

@@ -20,6 +20,9 @@ use serde_json::Value;
 
 /// The body of a request for a completion, of either protocol.
 pub trait CompletionRequest: Sized {
+    /// The field that is gone on from.
+    const INPUT: &str;
+
     /// # Errors
     /// Names the first field that is wrong or that this version does not support.
     fn parse(body: &Value, unknown_fields: UnknownFields) -> Result<Self, InvalidRequest>;

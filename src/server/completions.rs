@@ -1,7 +1,10 @@
 //! `POST /v1/chat/completions` and `POST /v1/completions`
 
 use super::{ApiError, AppState, auth::caller, body::read_json, limits::Estimate, request_log::Generation, sse};
-use crate::completions::{self, CompletionEvent, CompletionRequest};
+use crate::{
+    chat::ChatError,
+    completions::{self, CompletionEvent, CompletionRequest},
+};
 use actix_web::{HttpRequest, HttpResponse, web};
 use futures::StreamExt;
 use serde_json::json;
@@ -22,7 +25,9 @@ pub(super) async fn create<C: CompletionRequest>(
     generation.set_model(model.name());
     let defaults = model.lease().await?.default_sampling().clone();
     let (envelope, requests) = completion.begin(model.name(), &defaults, app.owner(&request).cache_salt);
-    let choices = completions::start(model, envelope, requests).await?;
+    let choices = completions::start(model, envelope, requests).await;
+    let refused = |error: ChatError| ApiError::Completion { error: Box::new(error.into()), input: C::INPUT };
+    let choices = choices.map_err(refused)?;
     if !is_streamed {
         let (completion, usage) = completions::last_completion(choices).await?;
         admission.charge_all(usage.prompt_tokens(), usage.completion_tokens());

@@ -20,6 +20,14 @@ pub enum ApiError {
     /// The request cannot be answered.
     #[error(transparent)]
     Responses(#[from] ResponsesError),
+    /// The same of a completion, whose fields have names of their own.
+    #[error("{error}")]
+    Completion {
+        /// Why.
+        error: Box<ResponsesError>,
+        /// What its `input` is called.
+        input: &'static str,
+    },
     /// The reply failed, and none of it was sent.
     #[error(transparent)]
     Failed(#[from] Failure),
@@ -193,6 +201,7 @@ impl ApiError {
         use StatusCode as S;
         match self {
             Self::Responses(error) => describe_refusal(error),
+            Self::Completion { error, .. } => describe_refusal(error),
             Self::Failed(Failure::Model | Failure::EngineLost) => failed(Retry::AtOnce),
             Self::Failed(Failure::Refused { .. }) => refused(S::BAD_REQUEST, "invalid_prompt"),
             Self::Failed(Failure::Shutdown | Failure::Restarted | Failure::Interrupted { .. }) | Self::Draining => {
@@ -246,6 +255,11 @@ impl ApiError {
     fn param(&self) -> Option<&str> {
         match self {
             Self::Responses(error) => error.param(),
+            Self::Completion { error, input } => match error.param() {
+                Some("input") => Some(input),
+                Some("text.format") => Some("response_format"),
+                param => param,
+            },
             Self::Failed(_)
             | Self::UnknownHost { .. }
             | Self::InvalidKey

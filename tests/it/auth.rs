@@ -21,7 +21,7 @@ const KEY: &str = "ork_key-of-the-tests";
 const BODY: &str = "{\"input\": \"hi\"}";
 
 /// Settings of keys, each a name, which is also the key, and the rest of its entry.
-fn keys(entries: &[(&str, &str)]) -> String {
+pub(crate) fn keys(entries: &[(&str, &str)]) -> String {
     let entry = |(key, more): &(&str, &str)| {
         format!("{{ name = {key:?}, sha256 = \"{}\" {more} }}", KeyHash::of(key.as_bytes()))
     };
@@ -178,7 +178,7 @@ fn without_keys_only_known_hosts_are_answered() {
 }
 
 /// With a key.
-fn post(key: &str, path: &str, body: &Value) -> TestRequest {
+pub(crate) fn post(key: &str, path: &str, body: &Value) -> TestRequest {
     TestRequest::post().uri(path).insert_header((AUTHORIZATION, format!("Bearer {key}"))).set_json(body)
 }
 

@@ -4,7 +4,7 @@ use super::{
     FormatError, ResponseFormat,
     template::{Part, Template},
 };
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::sync::OnceLock;
 
 /// Built-in formats. Where a chat template holds the texts of several, the first is meant: those with rarer marks come
@@ -81,10 +81,13 @@ impl ResponseFormat {
         }
     }
 
-    /// Of texts in which nothing is marked.
-    pub(crate) fn plain() -> &'static Self {
+    /// For texts that are no replies: nothing is marked, and white space at either end is theirs.
+    pub(crate) fn verbatim() -> &'static Self {
         static FORMAT: OnceLock<ResponseFormat> = OnceLock::new();
-        FORMAT.get_or_init(|| Self::named(NOTHING_MARKED).expect("a test reads all built-in formats"))
+        FORMAT.get_or_init(|| {
+            let data = json!({ "fields": { "content": { "content_args": { "strip": false } } } });
+            Self::new("verbatim", Template::new(&data).expect("a test reads it"))
+        })
     }
 
     /// A built-in format.
