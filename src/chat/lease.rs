@@ -38,7 +38,7 @@ impl Lease {
     /// # Errors
     /// As for a reply.
     pub async fn answer(&self, request: ChatRequest) -> Result<(String, Option<Finished>), ChatError> {
-        Ok(whole_answer(self.chat.start(request).await?).await)
+        Ok(whole_answer(self.reply(request).await?).await)
     }
 
     /// See [`Chat::start`].
@@ -46,13 +46,18 @@ impl Lease {
     /// # Errors
     /// Before the first byte of the reply is sent.
     pub async fn start(self, request: ChatRequest) -> Result<impl Stream<Item = ChatEvent> + Unpin + use<>, ChatError> {
+        let events = self.reply(request).await?;
+        Ok(events.inspect(move |_| {
+            let _held_while_it_talks = &self;
+        }))
+    }
+
+    /// Its times and its end are noted.
+    async fn reply(&self, request: ChatRequest) -> Result<impl Stream<Item = ChatEvent> + Unpin + use<>, ChatError> {
         let mut timing = Timing::begin(Arc::clone(self.model.request_stats()));
         let started = self.chat.start(request).await;
         let events = started.inspect_err(|_| timing.forget())?;
-        Ok(events.inspect(move |event| {
-            let _held_while_it_talks = &self;
-            timing.on_event(event);
-        }))
+        Ok(timing.watch(events))
     }
 }
 

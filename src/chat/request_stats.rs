@@ -2,9 +2,13 @@
 
 use super::{ChatEvent, Finished, Histogram};
 use crate::engine::FinishReason;
-use std::sync::{
-    Arc,
-    atomic::{AtomicU64, Ordering},
+use futures::{Stream, StreamExt, stream};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    task::Poll,
 };
 use tokio::time::Instant;
 
@@ -61,8 +65,8 @@ impl Default for RequestStats {
 }
 
 impl RequestStats {
-    /// How many ended so, by the name of the end: `stop`, `length`, `error` (also where the server stopped first), and
-    /// `abort` where the client left.
+    /// How many ended so, by the name of the end: `stop`, `length`, `error` (also where the server stopped first, or
+    /// the engine was lost), and `abort` where the client left.
     pub fn ends(&self) -> [(&'static str, u64); 4] {
         let ends =
             [("stop", &self.stopped), ("length", &self.cut), ("error", &self.failed), ("abort", &self.cancelled)];
@@ -92,7 +96,31 @@ impl Timing {
         self.has_ended = true;
     }
 
-    pub(super) fn on_event(&mut self, event: &ChatEvent) {
+    /// The same events, noted as they pass.
+    pub(super) fn watch<S: Stream<Item = ChatEvent> + Unpin>(
+        mut self,
+        mut events: S,
+    ) -> impl Stream<Item = ChatEvent> + Unpin + use<S> {
+        stream::poll_fn(move |context| {
+            let polled = events.poll_next_unpin(context);
+            match &polled {
+                Poll::Ready(Some(event)) => self.on_event(event),
+                Poll::Ready(None) => self.on_loss(),
+                Poll::Pending => {}
+            }
+            polled
+        })
+    }
+
+    /// Nothing comes any more. Without an end before, the engine was lost.
+    fn on_loss(&mut self) {
+        if !self.has_ended {
+            self.stats.failed.fetch_add(1, Ordering::Relaxed);
+            self.has_ended = true;
+        }
+    }
+
+    fn on_event(&mut self, event: &ChatEvent) {
         let now = Instant::now();
         match event {
             ChatEvent::Queued | ChatEvent::Logprobs(_) => {}
@@ -190,6 +218,18 @@ mod tests {
         }
         Timing::begin(Arc::clone(&stats)).on_event(&piece());
         drop(Timing::begin(Arc::clone(&stats)));
+        Timing::begin(Arc::clone(&stats)).forget();
         assert_eq!(stats.ends(), [("stop", 0), ("length", 1), ("error", 2), ("abort", 2)]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_reply_without_an_end_has_failed_and_one_that_is_left_has_not() {
+        let stats = Arc::new(RequestStats::default());
+        let watch = |events: Vec<ChatEvent>| Timing::begin(Arc::clone(&stats)).watch(stream::iter(events));
+        let whole = vec![ChatEvent::Started, piece(), end(FinishReason::Stop)];
+        assert_eq!(watch(whole.clone()).collect::<Vec<_>>().await, whole);
+        assert_eq!(watch(vec![ChatEvent::Started, piece()]).count().await, 2);
+        watch(whole).next().await;
+        assert_eq!(stats.ends(), [("stop", 1), ("length", 0), ("error", 1), ("abort", 1)]);
     }
 }

@@ -82,9 +82,16 @@ impl EngineHandle {
     /// What it has to do.
     pub fn load(&self) -> Load {
         let running = self.counters.running();
-        let waiting_tokens = self.max_waiting_tokens as usize - self.token_permits.available_permits();
+        let max_waiting_tokens = self.max_waiting_tokens as usize;
         let requests = self.slots + self.max_waiting - self.permits.available_permits();
-        Load { running, waiting: requests.saturating_sub(running), waiting_tokens, slots: self.slots }
+        Load {
+            running,
+            waiting: requests.saturating_sub(running),
+            waiting_tokens: max_waiting_tokens - self.token_permits.available_permits(),
+            slots: self.slots,
+            max_waiting: self.max_waiting,
+            max_waiting_tokens,
+        }
     }
 
     /// Whether the engine still takes requests.

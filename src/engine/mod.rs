@@ -164,6 +164,7 @@ impl<M: Model> Engine<M> {
 impl<M> Drop for Engine<M> {
     /// Whatever ends the engine thread, every request that got in is told so.
     fn drop(&mut self) {
+        self.counters.set_running(0);
         self.commands.close();
         // Unlike `try_recv`, this waits for a sender that is in the middle of sending.
         while let Some(command) = self.commands.blocking_recv() {

@@ -30,6 +30,10 @@ pub struct Load {
     pub waiting_tokens: usize,
     /// Slots, each with the memory for a whole context.
     pub slots: usize,
+    /// More requests may not wait.
+    pub max_waiting: usize,
+    /// More tokens of prompts may not wait.
+    pub max_waiting_tokens: usize,
 }
 
 /// The counters at one moment.

@@ -37,12 +37,11 @@ impl<'a> Exposition<'a> {
         help: &str,
         value: impl Fn(&ServedModel) -> Option<f64>,
     ) -> fmt::Result {
+        let values = look_up(&self.models, value);
         for (name, label) in self.names(native, vllm) {
             let mut family = self.encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
-            for model in self.models.iter() {
-                if let Some(value) = value(model) {
-                    family.encode_family(&[(label, model.name())])?.encode_gauge(&value)?;
-                }
+            for (model, value) in &values {
+                family.encode_family(&[(label, *model)])?.encode_gauge(value)?;
             }
         }
         Ok(())
@@ -56,13 +55,12 @@ impl<'a> Exposition<'a> {
         help: &str,
         value: impl Fn(&ServedModel) -> Option<f64>,
     ) -> fmt::Result {
+        let values = look_up(&self.models, value);
         for (name, label) in self.names(native, vllm) {
             let mut family = self.encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
-            for model in self.models.iter() {
-                if let Some(value) = value(model) {
-                    let labels = [(label, model.name())];
-                    family.encode_family(&labels)?.encode_counter::<NoLabelSet, f64, f64>(&value, None)?;
-                }
+            for (model, value) in &values {
+                let labels = [(label, *model)];
+                family.encode_family(&labels)?.encode_counter::<NoLabelSet, f64, f64>(value, None)?;
             }
         }
         Ok(())
@@ -75,11 +73,11 @@ impl<'a> Exposition<'a> {
         help: &str,
         pick: impl Fn(&ServedModel) -> &Histogram,
     ) -> fmt::Result {
+        let values = look_up(&self.models, |model| Some(pick(model).read()));
         for (name, label) in self.names(native, Some(vllm)) {
             let mut family = self.encoder.encode_descriptor(name, help, None, MetricType::Histogram)?;
-            for model in self.models.iter() {
-                let counts = pick(model).read();
-                let labels = [(label, model.name())];
+            for (model, counts) in &values {
+                let labels = [(label, *model)];
                 let mut encoder = family.encode_family(&labels)?;
                 encoder.encode_histogram::<NoLabelSet>(counts.sum, counts.count(), &counts.buckets, None)?;
             }
@@ -89,13 +87,14 @@ impl<'a> Exposition<'a> {
 
     /// How many replies of each model ended in which way.
     pub(super) fn ends(&mut self, native: &str, vllm: &str, help: &str) -> fmt::Result {
+        let values = look_up(&self.models, |model| Some(model.request_stats().ends()));
         for (name, label) in self.names(native, Some(vllm)) {
             let mut family = self.encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
             let reason = if label == "model" { "finish_reason" } else { "finished_reason" };
-            for model in self.models.iter() {
-                for (end, count) in model.request_stats().ends() {
-                    let labels = [(label, model.name()), (reason, end)];
-                    family.encode_family(&labels)?.encode_counter::<NoLabelSet, u64, f64>(&count, None)?;
+            for (model, ends) in &values {
+                for (end, count) in ends {
+                    let labels = [(label, *model), (reason, *end)];
+                    family.encode_family(&labels)?.encode_counter::<NoLabelSet, u64, f64>(count, None)?;
                 }
             }
         }
@@ -127,4 +126,9 @@ impl<'a> Exposition<'a> {
         let mut metric = self.encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
         metric.encode_counter::<NoLabelSet, f64, f64>(&value, None)
     }
+}
+
+/// What each model has a value of, with its name: looked up once, so that two names tell the same.
+fn look_up<T>(models: &Models, value: impl Fn(&ServedModel) -> Option<T>) -> Vec<(&str, T)> {
+    models.iter().filter_map(|model| Some((model.name(), value(model)?))).collect()
 }

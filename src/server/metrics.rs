@@ -17,7 +17,12 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
+    time::Duration,
 };
+use tokio::time::timeout;
+
+/// A scraper waits no longer for all of it than ten seconds, if its own settings say nothing else.
+const STORE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// What the HTTP side counts itself. Cheap to clone.
 #[derive(Clone, Debug, Default)]
@@ -26,7 +31,6 @@ pub(super) struct Metrics {
     rejected: Family<ReasonLabels, Counter>,
     panics: Counter,
     in_flight: Gauge,
-    websockets: Gauge,
     /// As of the last scrape.
     unfinished: Arc<AtomicU64>,
 }
@@ -63,22 +67,18 @@ impl Metrics {
     pub(super) fn in_flight(&self) -> &Gauge {
         &self.in_flight
     }
-
-    pub(super) fn websockets(&self) -> &Gauge {
-        &self.websockets
-    }
 }
 
 /// The handler.
 pub(super) async fn scrape(app: web::Data<AppState>) -> HttpResponse {
     if let Some(store) = app.responder.store() {
-        // A failure is in the log and counted; the last number stays.
-        if let Ok(unfinished) = store.num_unfinished().await {
+        // A failure is in the log and counted; the last number stays, and all others are told nevertheless.
+        if let Ok(Ok(unfinished)) = timeout(STORE_TIMEOUT, store.num_unfinished()).await {
             app.metrics.unfinished.store(unfinished, Ordering::Relaxed);
         }
     }
     let mut registry = Registry::default();
-    let Metrics { requests, rejected, panics, in_flight, websockets, .. } = &app.metrics;
+    let Metrics { requests, rejected, panics, in_flight, .. } = &app.metrics;
     registry.register("ortolan_requests", "HTTP requests by matched route and status", requests.clone());
     registry.register("ortolan_rejected", "Requests that were refused, by the code of the error", rejected.clone());
     registry.register("ortolan_panics", "Handlers that panicked, each answered with a 500", panics.clone());
@@ -87,7 +87,6 @@ pub(super) async fn scrape(app: web::Data<AppState>) -> HttpResponse {
         "HTTP requests being answered, streams included",
         in_flight.clone(),
     );
-    registry.register("ortolan_websockets_open", "Open WebSockets", websockets.clone());
     registry.register_collector(Box::new(Scrape(AppState::clone(&app))));
     let mut text = String::new();
     prometheus_text::encode(&mut text, &registry).expect("writing to a string does not fail");
@@ -107,6 +106,7 @@ impl Collector for Scrape {
         encode_engines(&mut exposition)?;
         encode_times(&mut exposition)?;
         self.encode_store(&mut exposition)?;
+        self.encode_websockets(&mut exposition)?;
         let build = [("version", env!("CARGO_PKG_VERSION"))];
         exposition.gauge_with("ortolan_build_info", "The version of ortolan", &build, 1.0)?;
         process::encode(&mut exposition)
@@ -135,6 +135,10 @@ fn encode_engines(exposition: &mut Exposition<'_>) -> fmt::Result {
     exposition.gauges("ortolan_queued_prompt_tokens", None, "Tokens of the prompts that wait for a slot", |model| {
         Some(load(model)?.waiting_tokens as f64)
     })?;
+    let name = "ortolan_requests_waiting_limit";
+    exposition.gauges(name, None, "Requests that may wait", |model| Some(load(model)?.max_waiting as f64))?;
+    let (name, help) = ("ortolan_queued_prompt_tokens_limit", "Tokens of prompts that may wait");
+    exposition.gauges(name, None, help, |model| Some(load(model)?.max_waiting_tokens as f64))?;
     let (name, vllm) = ("ortolan_kv_cache_usage_ratio", Some("vllm:kv_cache_usage_perc"));
     let help = "Slots in use, of all; each has the memory for a whole context";
     exposition.gauges(name, vllm, help, |model| load(model).map(|load| load.running as f64 / load.slots as f64))?;
@@ -206,6 +210,13 @@ fn encode_times(exposition: &mut Exposition<'_>) -> fmt::Result {
 }
 
 impl Scrape {
+    #[expect(clippy::cast_precision_loss, reason = "what a metric counts is exact up to 2^53")]
+    fn encode_websockets(&self, exposition: &mut Exposition<'_>) -> fmt::Result {
+        let Self(app) = self;
+        let open = app.config.max_websockets.get() - app.websockets.available_permits();
+        exposition.gauge("ortolan_websockets_open", "Open WebSockets", open as f64)
+    }
+
     #[expect(clippy::cast_precision_loss, reason = "what a metric counts is exact up to 2^53")]
     fn encode_store(&self, exposition: &mut Exposition<'_>) -> fmt::Result {
         let Self(app) = self;

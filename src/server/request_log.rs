@@ -71,7 +71,7 @@ struct RequestLog {
     request_id: String,
     started: Instant,
     method: Method,
-    /// The path until its pattern is known.
+    /// The pattern that the path matches, else the path, cut.
     route: String,
     /// Its name.
     key: Option<String>,
@@ -79,8 +79,8 @@ struct RequestLog {
     is_sent: bool,
     generation: Generation,
     metrics: Metrics,
-    /// The pattern that the path matched.
-    pattern: Option<String>,
+    /// Whether the path matches a pattern.
+    is_known: bool,
 }
 
 impl RequestLog {
@@ -88,17 +88,18 @@ impl RequestLog {
         let app = request.app_data::<web::Data<AppState>>().expect("every app has its state");
         let metrics = app.metrics.clone();
         metrics.in_flight().inc();
+        let pattern = request.match_pattern();
         Self {
             request_id: format!("req_{}", Uuid::new_v4().simple()),
             started: Instant::now(),
             method: request.method().clone(),
-            route: request.path().chars().take(MAX_PATH_CHARS).collect(),
+            is_known: pattern.is_some(),
+            route: pattern.unwrap_or_else(|| request.path().chars().take(MAX_PATH_CHARS).collect()),
             key: None,
             status: None,
             is_sent: false,
             generation: Generation::default(),
             metrics,
-            pattern: None,
         }
     }
 
@@ -119,7 +120,7 @@ impl Drop for RequestLog {
         self.metrics.in_flight().dec();
         // 499 as other servers count a client that left before there was an answer.
         let status = self.status.map_or(499, |status| status.as_u16());
-        self.metrics.count_request(self.pattern.as_deref(), status);
+        self.metrics.count_request(self.is_known.then_some(&self.route), status);
         let outcome = self.generation.0.borrow();
         let finish = if self.is_sent { outcome.finish } else { Some("client_closed") };
         tracing::info!(
@@ -159,10 +160,6 @@ pub(super) async fn observe(
     log.status = Some(response.status());
     if let Some(refusal) = response.response().error().and_then(|error| error.as_error::<ApiError>()) {
         log.metrics.count_rejection(refusal.code());
-    }
-    if let Some(pattern) = response.request().match_pattern() {
-        log.route.clone_from(&pattern);
-        log.pattern = Some(pattern);
     }
     log.key = response.request().extensions().get().and_then(Caller::name).map(str::to_owned);
     Ok(response.map_body(|_, body| LoggedBody::new(body.boxed(), log)))

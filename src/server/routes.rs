@@ -5,7 +5,7 @@ use super::{
     ApiError, auth, compact, completions, conversations, health, input_tokens, metrics, models, responses, websocket,
 };
 use crate::completions::{ChatCompletion, TextCompletion};
-use actix_web::{HttpRequest, HttpResponse, ResponseError, guard, middleware::from_fn, web};
+use actix_web::{HttpRequest, HttpResponse, guard, middleware::from_fn, web};
 
 /// Who is let in.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -119,12 +119,12 @@ impl Route {
     }
 }
 
-async fn method_not_allowed(request: HttpRequest, allowed: String) -> HttpResponse {
-    ApiError::MethodNotAllowed { method: request.method().clone(), allowed }.error_response()
+async fn method_not_allowed(request: HttpRequest, allowed: String) -> Result<HttpResponse, ApiError> {
+    Err(ApiError::MethodNotAllowed { method: request.method().clone(), allowed })
 }
 
-async fn unknown_url(request: HttpRequest) -> HttpResponse {
+async fn unknown_url(request: HttpRequest) -> Result<HttpResponse, ApiError> {
     const MAX_PATH_CHARS: usize = 256;
     let path = request.path().chars().take(MAX_PATH_CHARS).collect();
-    ApiError::UnknownUrl { method: request.method().clone(), path }.error_response()
+    Err(ApiError::UnknownUrl { method: request.method().clone(), path })
 }

@@ -87,7 +87,6 @@ pub(super) async fn upgrade(
     let max_bytes = app.config.max_body_bytes.get();
     let messages = messages.max_frame_size(max_bytes).aggregate_continuations().max_continuation_size(max_bytes);
     let now = Instant::now();
-    app.metrics.websockets().inc();
     let connection = Connection {
         caller: caller(&request),
         owner: app.owner(&request),
@@ -135,7 +134,7 @@ impl Connection {
         };
         // Cancelled before the farewell, which a client that is gone would hold up.
         self.turn = None;
-        let _gone = timeout(SEND_TIMEOUT, self.session.clone().close(reason)).await;
+        let _gone = timeout(SEND_TIMEOUT, self.session.close(reason)).await;
     }
 
     /// Waits for whatever comes first.
@@ -213,7 +212,7 @@ impl Connection {
             Some(Step::Refused(error)) => {
                 let previous_id = turn.previous_id.take();
                 self.forget(previous_id);
-                self.send(envelope(&error), lane.as_deref()).await
+                self.refuse(&error, lane.as_deref()).await
             }
             None => {
                 self.turn = None;
@@ -236,7 +235,7 @@ impl Connection {
             Some(Ok(AggregatedMessage::Text(text))) => match self.receive(&text) {
                 Ok(Some(answer)) => self.send(answer, None).await,
                 Ok(None) => ControlFlow::Continue(()),
-                Err((error, lane)) => self.send(envelope(&error), lane.as_deref()).await,
+                Err((error, lane)) => self.refuse(&error, lane.as_deref()).await,
             },
             Some(Ok(AggregatedMessage::Binary(_))) => close(CloseCode::Unsupported, "send JSON in text messages"),
             Some(Ok(AggregatedMessage::Ping(bytes))) => sent(timeout(SEND_TIMEOUT, self.session.pong(&bytes)).await),
@@ -302,6 +301,11 @@ impl Connection {
         ControlFlow::Continue(())
     }
 
+    async fn refuse(&mut self, error: &ApiError, lane: Option<&str>) -> ControlFlow<Option<CloseReason>> {
+        self.app.metrics.count_rejection(error.code());
+        self.send(envelope(error), lane).await
+    }
+
     async fn send(&mut self, mut json: String, lane: Option<&str>) -> ControlFlow<Option<CloseReason>> {
         if let Some(lane) = lane {
             // It has only letters that need no escape.
@@ -317,12 +321,6 @@ fn sent(outcome: Result<Result<(), Closed>, Elapsed>) -> ControlFlow<Option<Clos
     match outcome {
         Ok(Ok(())) => ControlFlow::Continue(()),
         Ok(Err(Closed)) | Err(_) => ControlFlow::Break(None),
-    }
-}
-
-impl Drop for Connection {
-    fn drop(&mut self) {
-        self.app.metrics.websockets().dec();
     }
 }
 

@@ -71,7 +71,7 @@ struct Shared {
     owner: String,
     /// `id`s of responses that this process has changed.
     changes: broadcast::Sender<Arc<str>>,
-    /// Whether the last write failed, so that the next one has to be tried before anything is promised.
+    /// Whether anything has failed since the last write that did not, so that one has to be tried before more is promised.
     has_failed: AtomicBool,
     counters: Counters,
     min_free_bytes: u64,
@@ -234,6 +234,7 @@ impl Store {
         };
         let rows = timeout(TIMEOUT, read).await.unwrap_or(Err(StoreError::TimedOut));
         rows.inspect_err(|error| {
+            self.shared.has_failed.store(true, Ordering::Relaxed);
             self.shared.counters.errors.fetch_add(1, Ordering::Relaxed);
             tracing::error!(error = error as &dyn std::error::Error, "the store could not be read");
         })

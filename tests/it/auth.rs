@@ -261,13 +261,13 @@ async fn a_reply_is_paid_for_when_it_ends() {
     service::read_body(first).await;
     insta::assert_snapshot!(told(service::call_service(&app, request()).await).await, @r#"
     429
-    retry-after-ms: 438000
-    retry-after: 438
+    retry-after-ms: 454000
+    retry-after: 454
     x-ratelimit-limit-tokens: 60
     x-ratelimit-remaining-tokens: 0
-    x-ratelimit-reset-tokens: 8m16s
+    x-ratelimit-reset-tokens: 8m32s
     x-should-retry: true
-    {"message":"the API key `ci` has reached its limit `tokens_per_minute = 60`; try again in 7m18s","type":"rate_limit_error","param":null,"code":"rate_limit_exceeded"}
+    {"message":"the API key `ci` has reached its limit `tokens_per_minute = 60`; try again in 7m34s","type":"rate_limit_error","param":null,"code":"rate_limit_exceeded"}
     "#);
     advance(Duration::from_secs(600)).await;
 

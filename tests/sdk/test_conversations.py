@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 import openai
 import pytest
 
-from server import wait_for_end
+from server import long_reply, wait_for_end
 
 OPTIONS = {"model": "starter", "temperature": 0, "reasoning": {"effort": "none"}, "max_output_tokens": 20}
 
@@ -127,6 +127,20 @@ def test_a_response_that_was_left_adds_nothing(client, conversation, texts):
         assert next(iter(stream)).type == "response.created"
     reply = client.responses.create(input="Again!", conversation=conversation.id, **OPTIONS)
     assert texts()[-2:] == ["Again!", reply.output_text]
+
+
+@pytest.mark.parametrize("background", [False, True])
+def test_a_conversation_may_be_deleted_while_a_reply_to_it_is_written(client, conversation, background):
+    options = OPTIONS | long_reply(300) | {"max_output_tokens": 400}
+    stream = client.responses.create(
+        input="Hello!", conversation=conversation.id, stream=True, background=background, **options
+    )
+    with stream:
+        next(event for event in stream if event.type == "response.output_text.delta")
+        client.conversations.delete(conversation.id)
+        ended = list(stream)[-1].response
+    assert (ended.status, ended.store) == ("completed", True)
+    assert client.responses.retrieve(ended.id) == ended
 
 
 def test_an_item_is_in_a_conversation_once(client, conversation, texts):

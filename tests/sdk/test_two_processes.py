@@ -43,16 +43,32 @@ def begin_long(client):
     return queued
 
 
-@pytest.mark.parametrize(("end", "seconds"), [(Server.stop, 12), (Server.kill, 40)], ids=["stopped", "killed"])
-def test_the_jobs_of_a_process_that_ends_are_done_by_another(end, seconds):
-    """Runs before the others start, which would do them too. Who is stopped gives them back, so no lease has to end."""
+def give_back(server, jobs):
+    """Before their leases end, with which others would have to wait."""
+    server.stop()
+    given_back = {server.wait_for_line(r'a background response is left for later id="(\w+)"')[1] for _ in jobs}
+    assert given_back == {job.id for job in jobs}
+
+
+def lose(server, jobs):
+    server.kill()
+
+
+@pytest.mark.parametrize("end", [give_back, lose])
+def test_the_jobs_of_a_process_that_ends_are_done_by_another(end):
+    """Runs before the others start, which would do them, too."""
     with Server(ADDRESS) as server, server.client() as client:
-        jobs = [begin_long(client) for _ in range(3)]
+        jobs = [begin_long(client) for _ in range(2)]
         with Server(ADDRESS) as heir, heir.client() as other:
             assert {other.responses.retrieve(job.id).status for job in jobs} == {"in_progress"}
-            end(server)
+            with other.responses.retrieve(jobs[0].id, stream=True) as stream:
+                next(event for event in stream if event.type == "response.output_text.delta")
+                end(server, jobs)
+                # What was told so far no longer holds.
+                with pytest.raises(openai.APIError, match="begins it anew"):
+                    list(stream)
             for job in jobs:
-                ended = wait_for_end(other, job.id, seconds)
+                ended = wait_for_end(other, job.id)
                 assert (ended.status, ended.created_at) == ("completed", job.created_at)
                 assert len(ended.output_text) == 2000
                 assert list(other.responses.retrieve(job.id, stream=True))[-1].response == ended

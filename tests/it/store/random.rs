@@ -263,8 +263,15 @@ impl Simulation {
 
     async fn claim(&mut self, through: usize) {
         let is_free = |response: &Expected| matches!(response.work, Work::Waiting | Work::Held(_, true));
+        let is_active = |response: &Expected| matches!(response.work, Work::Held(_, false));
+        let mut active = BTreeMap::<&str, usize>::new();
+        for ((tenant, _), _) in self.responses.iter().filter(|(_, response)| is_active(response)) {
+            *active.entry(tenant).or_default() += 1;
+        }
+        // Whoever has the least under way comes first.
+        let turn = |tenant: &str, response: &Expected| (active.get(tenant).copied().unwrap_or(0), response.created_at);
         let free = self.responses.iter_mut().filter(|(_, response)| is_free(response));
-        let oldest = free.min_by_key(|(_, response)| response.created_at);
+        let oldest = free.min_by_key(|((tenant, _), response)| turn(tenant, response));
         let claimed = self.stores[through].claim("fake").await.unwrap();
         assert_eq!(claimed.is_some(), oldest.is_some());
         if let (Some(job), Some((name, response))) = (claimed, oldest) {

@@ -129,7 +129,7 @@ async fn a_chain_that_is_too_long_or_too_large_is_not_read() {
 
         put(&store, finished("bob", "r")).await;
         put(&store, following("bob", "s", "r")).await;
-        let half = 32 * 1024 * 1024;
+        let half = 4 * 1024 * 1024;
         database.execute(&format!("UPDATE responses SET bytes = {half} WHERE tenant = 'bob'")).await;
         assert_eq!(chain(&store, "bob", "s").await.unwrap(), ["r", "s"]);
         database.execute(&format!("UPDATE responses SET bytes = {half} + 1 WHERE tenant = 'bob' AND id = 'r'")).await;

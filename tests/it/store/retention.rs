@@ -68,29 +68,29 @@ async fn without_limits_all_is_kept() {
 #[tokio::test]
 async fn whoever_has_the_most_loses_the_oldest_first() {
     on_each_database(async |database: &Database| {
-        let store = database.open_with(|config| config.max_bytes = 1000).await.unwrap();
+        let store = database.open_with(|config| config.max_bytes = 10_000).await.unwrap();
         for (tenant, id, used_at, bytes) in [
-            ("ann", "a", 4, 300),
-            ("ann", "b", 2, 300),
-            ("ann", "c", 3, 200),
-            ("bob", "a", 1, 300),
-            ("bob", "b", 5, 100),
+            ("ann", "a", 4, 3000),
+            ("ann", "b", 2, 3000),
+            ("ann", "c", 3, 2000),
+            ("bob", "a", 1, 3000),
+            ("bob", "b", 5, 1000),
         ] {
             put(&store, finished(tenant, id)).await;
-            let set = format!("UPDATE responses SET used_at = {used_at}, bytes = {bytes}");
+            let set = format!("UPDATE responses SET used_at = {used_at}, bytes = {bytes} - 1024");
             database.execute(&format!("{set} WHERE tenant = '{tenant}' AND id = '{id}'")).await;
         }
         create(&store, "ann", "d", &["i"]).await;
-        database.execute("UPDATE conversations SET used_at = 1, bytes = 100").await;
+        database.execute("UPDATE conversations SET used_at = 1, bytes = 1000 - 1024 - 2").await;
         let all = [("ann", "a"), ("ann", "b"), ("ann", "c"), ("ann", "d"), ("bob", "a"), ("bob", "b")];
-        // 1300 bytes, 900 of them Ann's.
+        // 13000 bytes, 9000 of them Ann's, with the 1024 that each row counts for and the metadata's 2.
         assert_eq!(store.sweep().await.unwrap(), 2);
         assert_eq!(kept(&store, &all).await, "ann:a ann:c bob:a bob:b");
         assert_eq!(database.number("SELECT count(*) FROM conversation_items").await, 0);
         assert_eq!(store.sweep().await.unwrap(), 0);
         // Unfinished work counts and is kept.
         enqueue(&store, "bob", "work").await;
-        database.execute("UPDATE responses SET used_at = 0, bytes = 900 WHERE id = 'work'").await;
+        database.execute("UPDATE responses SET used_at = 0, bytes = 9000 - 1024 WHERE id = 'work'").await;
         assert_eq!(store.sweep().await.unwrap(), 2);
         assert_eq!(kept(&store, &all).await, "ann:a ann:c");
         assert!(store.response(key("bob", "work")).await.unwrap().is_some());
