@@ -64,32 +64,35 @@ pub async fn start(
 }
 
 impl Choices {
-    /// Chunks as they come, then exactly one last event. Dropping them cancels what has not ended.
+    /// Chunks as they come, then exactly one last event. Dropping them cancels what has not ended, and so does a failure.
     pub fn into_events(self) -> impl Stream<Item = CompletionEvent> {
         let Self { envelope, is_new_prompt, steps } = self;
         let mut usage = Usage::default();
         let steps = steps.map(Some).chain(stream::iter([None]));
-        let events = steps.scan(false, move |has_ended, step| {
-            let events = match step {
-                _ if *has_ended => None,
-                Some(Step::Piece(piece)) => Some(vec![CompletionEvent::Chunk(envelope.chunk(&piece))]),
-                Some(Step::Finished { index, usage: more }) => {
-                    usage.add(more, is_new_prompt[index]);
-                    Some(Vec::new())
-                }
-                Some(Step::Failed(failure)) => {
-                    *has_ended = true;
-                    Some(vec![CompletionEvent::Failed(failure)])
-                }
-                None => {
-                    let last = envelope.includes_usage.then(|| CompletionEvent::Chunk(envelope.usage_chunk(usage)));
-                    Some(last.into_iter().chain([CompletionEvent::Finished(usage)]).collect())
-                }
-            };
-            async { events.map(stream::iter) }
+        let events = steps.map(move |step| match step {
+            Some(Step::Piece(piece)) => vec![CompletionEvent::Chunk(envelope.chunk(&piece))],
+            Some(Step::Finished { index, usage: more }) => {
+                usage.add(more, is_new_prompt[index]);
+                Vec::new()
+            }
+            Some(Step::Failed(failure)) => vec![CompletionEvent::Failed(failure)],
+            None => {
+                let last = envelope.includes_usage.then(|| CompletionEvent::Chunk(envelope.usage_chunk(usage)));
+                last.into_iter().chain([CompletionEvent::Finished(usage)]).collect()
+            }
         });
-        events.flatten()
+        up_to_the_last(events.map(stream::iter).flatten())
     }
+}
+
+/// Drops the events with the last one, and does not wait for what would come after it.
+fn up_to_the_last(events: impl Stream<Item = CompletionEvent>) -> impl Stream<Item = CompletionEvent> {
+    stream::unfold(Some(Box::pin(events)), |events| async {
+        let mut events = events?;
+        let event = events.next().await?;
+        let goes_on = matches!(event, CompletionEvent::Chunk(_));
+        Some((event, goes_on.then_some(events)))
+    })
 }
 
 /// The object that all pieces add up to, for a client that did not ask for a stream.
@@ -195,33 +198,34 @@ impl Telling {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::chat::{self, Logprob};
-    use futures::executor::block_on;
+    use crate::{
+        chat::{self, Logprob},
+        completions::request::Protocol,
+    };
+    use futures::{FutureExt, executor::block_on};
     use insta::assert_snapshot;
     use proptest::{collection::vec, prelude::*};
     use serde_json::json;
 
-    #[derive(Clone, Copy, Debug)]
-    enum Protocol {
-        Chat,
-        Text,
-    }
-
     /// Choices of these scripts, all with one prompt.
     fn choices(protocol: Protocol, scripts: &[Vec<ChatEvent>]) -> Choices {
+        choices_of(protocol, scripts.iter().cloned().map(|script| stream::iter(script).boxed_local()).collect())
+    }
+
+    fn choices_of(protocol: Protocol, chats: Vec<LocalBoxStream<'static, ChatEvent>>) -> Choices {
         let envelope = Envelope {
             id: "chatcmpl-1".to_owned(),
             created: 1,
             model: "tiny".to_owned(),
             service_tier: "default",
-            is_chat: matches!(protocol, Protocol::Chat),
+            protocol,
             includes_usage: true,
             echo: String::new(),
         };
-        let chats = scripts.iter().cloned().map(stream::iter).enumerate();
-        let steps = chats.map(|(index, chat)| tell(index, envelope.echo.clone(), chat).boxed_local());
-        let steps = stream::select_all(steps).boxed_local();
-        Choices { is_new_prompt: (0..scripts.len()).map(|index| index == 0).collect(), envelope, steps }
+        let is_new_prompt = (0..chats.len()).map(|index| index == 0).collect();
+        let steps = chats.into_iter().enumerate();
+        let steps = steps.map(|(index, chat)| tell(index, envelope.echo.clone(), chat).boxed_local());
+        Choices { is_new_prompt, steps: stream::select_all(steps).boxed_local(), envelope }
     }
 
     /// All that a client hears as a stream, and the plain reply to the same.
@@ -284,9 +288,13 @@ mod tests {
         ChatEvent::Delta(Delta::ToolCall { name: name.to_owned() })
     }
 
+    fn logprob(token: &[u8]) -> Logprob {
+        Logprob { bytes: token.to_vec(), logprob: -0.5 }
+    }
+
     fn logprobs(tokens: &[&str]) -> ChatEvent {
-        let logprob = |token: &&str| Logprob { bytes: token.as_bytes().to_vec(), logprob: -0.5 };
-        let token = |token| TokenLogprob { token: logprob(token), top: vec![logprob(token)] };
+        let token =
+            |token: &&str| TokenLogprob { token: logprob(token.as_bytes()), top: vec![logprob(token.as_bytes())] };
         ChatEvent::Logprobs(tokens.iter().map(token).collect())
     }
 
@@ -396,6 +404,30 @@ mod tests {
     }
 
     #[test]
+    fn a_token_that_goes_on_with_a_character_stands_where_that_begins() {
+        let token = |bytes: &[u8]| ChatEvent::Logprobs(vec![TokenLogprob { token: logprob(bytes), top: Vec::new() }]);
+        let script = [
+            token(b"H"),
+            token(b"i \xf0\x9f"),
+            text("Hi "),
+            token(b"\x91"),
+            token(b"\x8d!"),
+            text("👍!"),
+            token(b"?"),
+            text("?"),
+            finished(FinishReason::Stop),
+        ];
+        let (events, whole) = tell_both(Protocol::Text, &[script.to_vec()]);
+        let offsets = |choices: &Value| choices[0]["logprobs"]["text_offset"].clone();
+        let streamed: Vec<Value> = chunks(&events).iter().map(|chunk| offsets(&chunk["choices"])).collect();
+        assert_eq!(streamed, [json!(null), json!([0, 1]), json!([3, 3]), json!([5]), json!(null), json!(null)]);
+        let whole = whole.unwrap();
+        assert_eq!(offsets(&whole["choices"]), json!([0, 1, 3, 3, 5]));
+        // Other tokens were not asked for, and the one that was said is told all the same.
+        assert_eq!(whole["choices"][0]["logprobs"]["top_logprobs"][0], json!({ "H": -0.5 }));
+    }
+
+    #[test]
     fn what_fails_ends_with_its_failure() {
         for end in [vec![finished(FinishReason::Error)], vec![finished(FinishReason::Shutdown)], vec![]] {
             let told = told(Protocol::Chat, &[&[text("Y")], &end[..]].concat());
@@ -417,6 +449,15 @@ mod tests {
         assert_eq!(failures.count(), 1);
         assert!(matches!(events.last(), Some(CompletionEvent::Failed(_))), "{events:?}");
         assert!(matches!(whole, Err(Failure::Model)));
+    }
+
+    #[test]
+    fn nothing_is_awaited_after_a_failure() {
+        let silent = stream::pending().boxed_local();
+        let failing = stream::iter([finished(FinishReason::Error)]).boxed_local();
+        let events = choices_of(Protocol::Chat, vec![silent, failing]).into_events().collect::<Vec<_>>();
+        let events = events.now_or_never().expect("the choice that says nothing is given up");
+        assert!(matches!(events.last(), Some(CompletionEvent::Failed(Failure::Model))), "{events:?}");
     }
 
     #[test]

@@ -1,9 +1,13 @@
 //! Wire types: the pieces of a stream, and the whole that they add up to.
 
-use super::request::Envelope;
-use crate::{chat, responses::TokenLogprob};
+use super::request::{Envelope, Protocol};
+use crate::{
+    chat,
+    responses::{TokenLogprob, tellable},
+};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
+use std::slice;
 
 /// A piece of one choice.
 #[derive(Debug, Default)]
@@ -88,12 +92,11 @@ impl Envelope {
 
     /// As a stream has it.
     pub(super) fn chunk(&self, piece: &Piece) -> String {
-        let (kind, choice) = if self.is_chat {
-            ("chat.completion.chunk", chat_chunk(piece))
-        } else {
-            ("text_completion", text_chunk(piece))
+        let choice = match self.protocol {
+            Protocol::Chat => chat_chunk(piece),
+            Protocol::Text => text_chunk(piece),
         };
-        let mut chunk = self.object(kind, vec![choice]);
+        let mut chunk = self.object(self.protocol.chunk_kind(), vec![choice]);
         if self.includes_usage {
             chunk.insert("usage".to_owned(), Value::Null);
         }
@@ -102,21 +105,36 @@ impl Envelope {
 
     /// The chunk that ends a stream whose client wants to know.
     pub(super) fn usage_chunk(&self, usage: Usage) -> String {
-        let kind = if self.is_chat { "chat.completion.chunk" } else { "text_completion" };
-        let mut chunk = self.object(kind, Vec::new());
+        let mut chunk = self.object(self.protocol.chunk_kind(), Vec::new());
         chunk.insert("usage".to_owned(), json!(usage));
         Value::Object(chunk).to_string()
     }
 
     /// The object that all pieces add up to.
     pub(super) fn whole(&self, choices: Vec<Choice>, usage: Usage) -> Value {
-        let kind = if self.is_chat { "chat.completion" } else { "text_completion" };
-        let choice = |(index, choice): (usize, Choice)| {
-            if self.is_chat { choice.into_chat(index) } else { choice.into_text(index) }
+        let choice = |(index, choice): (usize, Choice)| match self.protocol {
+            Protocol::Chat => choice.into_chat(index),
+            Protocol::Text => choice.into_text(index),
         };
-        let mut whole = self.object(kind, choices.into_iter().enumerate().map(choice).collect());
+        let mut whole = self.object(self.protocol.whole_kind(), choices.into_iter().enumerate().map(choice).collect());
         whole.insert("usage".to_owned(), json!(usage));
         Value::Object(whole)
+    }
+}
+
+impl Protocol {
+    fn chunk_kind(self) -> &'static str {
+        match self {
+            Self::Chat => "chat.completion.chunk",
+            Self::Text => "text_completion",
+        }
+    }
+
+    fn whole_kind(self) -> &'static str {
+        match self {
+            Self::Chat => "chat.completion",
+            Self::Text => "text_completion",
+        }
     }
 }
 
@@ -164,10 +182,16 @@ fn text_chunk(piece: &Piece) -> Value {
 pub(super) struct Choice {
     content: String,
     reasoning: String,
-    /// Ids, functions and arguments.
-    calls: Vec<(String, String, String)>,
+    calls: Vec<Call>,
     logprobs: Vec<chat::TokenLogprob>,
     finish_reason: &'static str,
+}
+
+#[derive(Debug)]
+struct Call {
+    id: String,
+    name: String,
+    arguments: String,
 }
 
 impl Choice {
@@ -176,9 +200,9 @@ impl Choice {
         self.reasoning.push_str(&piece.reasoning.unwrap_or_default());
         if let Some(CallPiece { index, begins, arguments }) = piece.call {
             if let Some((id, name)) = begins {
-                self.calls.push((id, name, String::new()));
+                self.calls.push(Call { id, name, arguments: String::new() });
             }
-            self.calls[index].2.push_str(&arguments);
+            self.calls[index].arguments.push_str(&arguments);
         }
         self.logprobs.extend(piece.logprobs);
         if let Some(reason) = piece.finish_reason {
@@ -193,8 +217,7 @@ impl Choice {
             message["reasoning_content"] = json!(self.reasoning);
         }
         if !self.calls.is_empty() {
-            let call = |(id, name, arguments): (String, String, String)| json!({ "id": id, "type": "function", "function": { "name": name, "arguments": arguments } });
-            message["tool_calls"] = self.calls.into_iter().map(call).collect();
+            message["tool_calls"] = self.calls.into_iter().map(Call::into_value).collect();
         }
         json!({
             "index": index,
@@ -214,6 +237,13 @@ impl Choice {
     }
 }
 
+impl Call {
+    fn into_value(self) -> Value {
+        let Self { id, name, arguments } = self;
+        json!({ "id": id, "type": "function", "function": { "name": name, "arguments": arguments } })
+    }
+}
+
 /// Null where there are none.
 fn chat_logprobs(logprobs: &[chat::TokenLogprob]) -> Value {
     if logprobs.is_empty() {
@@ -223,32 +253,44 @@ fn chat_logprobs(logprobs: &[chat::TokenLogprob]) -> Value {
     json!({ "content": content, "refusal": null })
 }
 
-/// As the older protocol has it, where the text that the tokens stand in begins at `offset`.
-fn text_logprobs(logprobs: &[chat::TokenLogprob], mut offset: usize) -> Value {
+/// As the older protocol has it, where so many characters have begun before these tokens.
+fn text_logprobs(logprobs: &[chat::TokenLogprob], mut num_begun: usize) -> Value {
     if logprobs.is_empty() {
         return Value::Null;
     }
-    let value = |logprob: &chat::Logprob| if logprob.logprob.is_finite() { logprob.logprob } else { -9999.0 };
-    let tokens: Vec<String> = logprobs.iter().map(|token| text_of(&token.token)).collect();
-    let top = |token: &chat::TokenLogprob| -> Map<String, Value> {
-        token.top.iter().map(|one| (text_of(one), json!(value(one)))).collect()
+    let offset = |token: &chat::TokenLogprob| {
+        // A token may go on with a character that the one before it began.
+        let goes_on = token.token.bytes.first().is_some_and(|byte| !begins_char(*byte));
+        let offset = num_begun.saturating_sub(usize::from(goes_on));
+        num_begun += num_chars(slice::from_ref(token));
+        offset
     };
-    let offsets = tokens.iter().map(|token| {
-        let begin = offset;
-        offset += token.chars().count();
-        begin
-    });
     json!({
-        "text_offset": offsets.collect::<Vec<_>>(),
-        "token_logprobs": logprobs.iter().map(|token| value(&token.token)).collect::<Vec<_>>(),
-        "tokens": tokens,
-        "top_logprobs": logprobs.iter().map(top).collect::<Vec<_>>(),
+        "text_offset": logprobs.iter().map(offset).collect::<Vec<_>>(),
+        "token_logprobs": logprobs.iter().map(|token| tellable(token.token.logprob)).collect::<Vec<_>>(),
+        "tokens": logprobs.iter().map(|token| text_of(&token.token)).collect::<Vec<_>>(),
+        "top_logprobs": logprobs.iter().map(top_logprobs).collect::<Vec<_>>(),
     })
 }
 
-/// So many characters do these tokens have in [`text_logprobs`].
+/// What could have been said, and in any case what was.
+fn top_logprobs(token: &chat::TokenLogprob) -> Map<String, Value> {
+    let mut top = Map::new();
+    for one in token.top.iter().chain([&token.token]) {
+        // Halves of characters look alike, and the first of them is the most probable.
+        top.entry(text_of(one)).or_insert_with(|| json!(tellable(one.logprob)));
+    }
+    top
+}
+
+/// So many characters begin in these tokens.
 pub(super) fn num_chars(logprobs: &[chat::TokenLogprob]) -> usize {
-    logprobs.iter().map(|token| text_of(&token.token).chars().count()).sum()
+    logprobs.iter().flat_map(|token| &token.token.bytes).filter(|byte| begins_char(**byte)).count()
+}
+
+/// Whether a byte of UTF-8 is the first of its character.
+fn begins_char(byte: u8) -> bool {
+    byte & 0b1100_0000 != 0b1000_0000
 }
 
 /// Lossy where the token is not whole characters.

@@ -48,11 +48,20 @@ pub struct Envelope {
     pub(super) created: u64,
     pub(super) model: String,
     pub(super) service_tier: &'static str,
-    pub(super) is_chat: bool,
+    pub(super) protocol: Protocol,
     /// Of a stream.
     pub(super) includes_usage: bool,
     /// What each text begins with, where the prompt is to be repeated.
     pub(super) echo: String,
+}
+
+/// In whose words a completion is told.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Protocol {
+    /// Chat Completions.
+    Chat,
+    /// The older Completions.
+    Text,
 }
 
 impl CompletionRequest for ChatCompletion {
@@ -102,7 +111,7 @@ impl CompletionRequest for ChatCompletion {
     }
 
     fn begin(self, model: &str, defaults: &SamplingParams, cache_salt: u64) -> (Envelope, Vec<ChatRequest>) {
-        let envelope = Envelope::new("chatcmpl", model, self.service_class, self.delivery);
+        let envelope = Envelope::new(Protocol::Chat, model, self.service_class, self.delivery);
         let request = ChatRequest {
             messages: self.messages,
             text: None,
@@ -145,19 +154,28 @@ impl Delivery {
     }
 }
 
+impl Protocol {
+    fn id_prefix(self) -> &'static str {
+        match self {
+            Self::Chat => "chatcmpl",
+            Self::Text => "cmpl",
+        }
+    }
+}
+
 impl Envelope {
-    pub(super) fn new(prefix: &str, model: &str, class: ServiceClass, delivery: Delivery) -> Self {
+    pub(super) fn new(protocol: Protocol, model: &str, class: ServiceClass, delivery: Delivery) -> Self {
         let service_tier = match class {
             ServiceClass::Priority => "priority",
             ServiceClass::Default => "default",
             ServiceClass::Flex => "flex",
         };
         Self {
-            id: new_id(prefix).replace('_', "-"),
+            id: new_id(protocol.id_prefix()).replace('_', "-"),
             created: unix_seconds(),
             model: model.to_owned(),
             service_tier,
-            is_chat: true,
+            protocol,
             includes_usage: delivery.includes_usage,
             echo: String::new(),
         }

@@ -2,7 +2,7 @@
 
 use super::{
     CompletionRequest,
-    request::{Delivery, Envelope, choices, parse_num_choices},
+    request::{Delivery, Envelope, Protocol, choices, parse_num_choices},
 };
 use crate::{
     chat::ChatRequest,
@@ -76,8 +76,7 @@ impl CompletionRequest for TextCompletion {
     }
 
     fn begin(self, model: &str, defaults: &SamplingParams, cache_salt: u64) -> (Envelope, Vec<ChatRequest>) {
-        let mut envelope = Envelope::new("cmpl", model, self.service_class, self.delivery);
-        envelope.is_chat = false;
+        let mut envelope = Envelope::new(Protocol::Text, model, self.service_class, self.delivery);
         if self.echoes {
             envelope.echo.clone_from(&self.prompts[0]);
         }
@@ -154,7 +153,7 @@ mod tests {
     #[test]
     fn a_prompt_alone_has_the_protocols_sixteen_tokens() {
         let (envelope, requests) = begin(&json!({ "prompt": "Once" }));
-        assert!(envelope.id.starts_with("cmpl-") && !envelope.is_chat && envelope.echo.is_empty(), "{envelope:?}");
+        assert!(envelope.id.starts_with("cmpl-") && envelope.echo.is_empty(), "{envelope:?}");
         assert_compact_debug_snapshot!(requests, @r#"[ChatRequest { messages: [], text: Some("Once"), tools: [], calls: Calls { mode: Auto, allowed: None, max_calls: None }, format: Text, enable_thinking: None, template_arguments: {}, sampling: SamplingParams { temperature: 1.0, top_k: 20, top_p: 1.0, min_p: 0.0, repetition_penalty: 1.0, presence_penalty: 0.0, frequency_penalty: 0.0, logit_bias: [], seed: None }, max_output_tokens: Some(16), top_logprobs: None, truncate: false, stop: [], service_class: Default, cache_salt: 7, max_draft_tokens: None }]"#);
     }
 

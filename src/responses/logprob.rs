@@ -20,8 +20,10 @@ struct Logprob {
     bytes: Vec<u8>,
 }
 
-/// JSON has no infinity. This is what the protocol's own service says of a token that cannot be.
-const IMPOSSIBLE: f32 = -9999.0;
+/// JSON has no infinity: a token that cannot be has what the protocol's own service says of it.
+pub(crate) fn tellable(logprob: f32) -> f32 {
+    if logprob.is_finite() { logprob } else { -9999.0 }
+}
 
 impl From<chat::TokenLogprob> for TokenLogprob {
     fn from(token: chat::TokenLogprob) -> Self {
@@ -31,8 +33,7 @@ impl From<chat::TokenLogprob> for TokenLogprob {
 
 impl From<chat::Logprob> for Logprob {
     fn from(chat::Logprob { bytes, logprob }: chat::Logprob) -> Self {
-        let logprob = if logprob.is_finite() { logprob } else { IMPOSSIBLE };
-        Self { token: String::from_utf8_lossy(&bytes).into_owned(), logprob, bytes }
+        Self { token: String::from_utf8_lossy(&bytes).into_owned(), logprob: tellable(logprob), bytes }
     }
 }
 

@@ -41,6 +41,7 @@ mod tools;
 pub(crate) use error::excerpt;
 pub(crate) use field::{Field, Object};
 pub(crate) use labels::Labels;
+pub(crate) use logprob::tellable;
 pub(crate) use reasoning::Reasoning;
 pub(crate) use request::{MAX_TOP_LOGPROBS, parse_service_tier};
 pub(crate) use response::{new_id, unix_seconds};

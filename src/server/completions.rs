@@ -20,16 +20,21 @@ pub(super) async fn create<C: CompletionRequest>(
     let body = read_json(&request, payload, &app.config).await?;
     let completion = C::parse(&body, app.config.unknown_fields())?;
     let mut admission = caller(&request).admit(Estimate::new(&body))?;
+    drop(body); // It may be large, and a reply takes its time.
     let is_streamed = completion.is_streamed();
     let model = app.models.get(completion.model())?;
     generation.set_model(model.name());
-    let defaults = model.lease().await?.default_sampling().clone();
-    let (envelope, requests) = completion.begin(model.name(), &defaults, app.owner(&request).cache_salt);
+    // Held until each choice has its own.
+    let lease = model.lease().await?;
+    let cache_salt = app.owner(&request).cache_salt;
+    let (envelope, requests) = completion.begin(model.name(), lease.default_sampling(), cache_salt);
     let choices = completions::start(model, envelope, requests).await;
+    drop(lease);
     let refused = |error: ChatError| ApiError::Completion { error: Box::new(error.into()), input: C::INPUT };
     let choices = choices.map_err(refused)?;
     if !is_streamed {
-        let (completion, usage) = completions::last_completion(choices).await?;
+        let completed = completions::last_completion(choices).await;
+        let (completion, usage) = completed.inspect_err(|_| generation.set_failed())?;
         admission.charge_all(usage.prompt_tokens(), usage.completion_tokens());
         generation.set_usage(usage.prompt_tokens(), usage.completion_tokens(), "completed");
         return Ok(HttpResponse::Ok().json(completion));
@@ -45,7 +50,10 @@ pub(super) async fn create<C: CompletionRequest>(
                 generation.set_usage(usage.prompt_tokens(), usage.completion_tokens(), "completed");
                 None
             }
-            CompletionEvent::Failed(failure) => Some(json!({ "error": ApiError::from(failure).body() }).to_string()),
+            CompletionEvent::Failed(failure) => {
+                generation.set_failed();
+                Some(json!({ "error": ApiError::from(failure).body() }).to_string())
+            }
         };
         async { frame }
     });

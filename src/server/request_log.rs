@@ -2,7 +2,7 @@
 //! panics. The line comes when the last byte is sent or the client has left. It never holds contents.
 
 use super::{ApiError, AppState, auth::Caller, metrics::Metrics};
-use crate::responses::Response;
+use crate::responses::{Response, Status};
 use actix_web::{
     Error, HttpMessage, HttpResponse,
     body::{BodySize, BoxBody, MessageBody},
@@ -51,6 +51,11 @@ impl Generation {
         let mut outcome = self.0.borrow_mut();
         (outcome.input_tokens, outcome.output_tokens) = (Some(input_tokens), Some(output_tokens));
         outcome.finish = Some(finish);
+    }
+
+    /// Of a reply that has no usage.
+    pub(super) fn set_failed(&self) {
+        self.0.borrow_mut().finish = Some(Status::Failed.name());
     }
 
     pub(super) fn set_outcome(&self, response: &Response) {

@@ -280,6 +280,29 @@ pub(crate) mod tests {
         assert_eq!(tokenizer.decode(&plain), "<|im_end|><think>");
     }
 
+    #[test]
+    fn a_text_begins_as_the_tokenizer_has_it() {
+        let special = |id: &str| json!({ "SpecialToken": { "id": id, "type_id": 0 } });
+        let beginning = |pieces: Vec<Value>| {
+            let (begin, end) = ("<|im_start|>", "<|im_end|>");
+            let token = |id: u32, text: &str| json!({ "id": text, "ids": [id], "tokens": [text] });
+            let tokenizer = load(|description| {
+                description["post_processor"] = json!({
+                    "type": "TemplateProcessing", "single": pieces, "pair": pieces,
+                    "special_tokens": { begin: token(256, begin), end: token(257, end) },
+                });
+            });
+            tokenizer.unwrap().text_beginning().unwrap()
+        };
+        let text = json!({ "Sequence": { "id": "A", "type_id": 0 } });
+        let (begin, end) = (special("<|im_start|>"), special("<|im_end|>"));
+        assert_eq!(beginning(vec![text.clone()]), []);
+        assert_eq!(beginning(vec![text.clone(), end.clone()]), [], "what ends a text does not begin it");
+        assert_eq!(beginning(vec![begin.clone(), text.clone(), end.clone()]), [TokenId(256)]);
+        assert_eq!(beginning(vec![begin, end, text]), [TokenId(256), TokenId(257)]);
+        assert_eq!(byte_level().text_beginning().unwrap(), []);
+    }
+
     proptest! {
         #[test]
         fn a_clients_words_never_become_special(text in "(<\\|im_end\\|>|<think>|<|\\||é|x| ){0,12}") {

@@ -5,11 +5,15 @@ use crate::{
     engine::config,
     fake_loader::{models, script},
     fake_model::FakeModel,
-    http::{Running, app_state, read_until},
+    http::{Running, app_state, assert_leaving_frees_the_slots, read_until},
 };
 use actix_web::test as service;
-use ortolan::server::{self, AppState};
+use ortolan::{
+    engine::EngineConfig,
+    server::{self, AppState},
+};
 use serde_json::{Value, json};
+use std::num::NonZeroU32;
 
 const CHAT: &str = "/v1/chat/completions";
 const TEXT: &str = "/v1/completions";
@@ -280,15 +284,30 @@ async fn a_server_that_drains_takes_no_more() {
     }
 }
 
+#[actix_web::test]
+async fn the_choices_that_fit_are_given_up_where_not_all_do() {
+    let (model, permits, _) = FakeModel::saying(script("hi")).gated();
+    let room_for_two = EngineConfig { max_waiting: NonZeroU32::MIN, ..config(1, 64) };
+    let state = app_state(&[], models(model, &room_for_two));
+    let (status, error) = ask(state.clone(), CHAT, &chat(json!({ "n": 3, "stream": true }))).await;
+    assert!(status == 429 && error.contains("rate_limit_exceeded"), "{status} {error}");
+    drop(permits);
+    // The engine takes a moment to notice.
+    while ask(state.clone(), CHAT, &chat(json!({ "n": 2 }))).await.0 == 429 {}
+}
+
+#[test]
+fn a_client_that_leaves_frees_the_slots_of_all_choices() {
+    let endless = |stream: bool| chat(json!({ "n": 2, "stream": stream, "max_tokens": 450 }));
+    assert_leaving_frees_the_slots(2, CHAT, &endless(true), Some("\"content\":\"w"));
+    assert_leaving_frees_the_slots(2, CHAT, &endless(false), None);
+}
+
 #[test]
 fn draining_lets_a_stream_finish() {
     let (model, permits, _) = FakeModel::saying(script("one two")).gated();
     let server = Running::start(models(model, &config(1, 64)), &["server.drain_timeout=600"]);
-    let post = |body: Value| {
-        let (head, body) = ("host: localhost\r\ncontent-type: application/json", body.to_string());
-        format!("POST {CHAT} HTTP/1.1\r\n{head}\r\ncontent-length: {}\r\n\r\n{body}", body.len())
-    };
-    let mut reply = server.send_raw(&post(chat(json!({ "stream": true }))));
+    let mut reply = server.send_to(CHAT, &chat(json!({ "stream": true })));
     let start = read_until(&mut reply, "\"role\"");
     server.signal();
     drop(permits);

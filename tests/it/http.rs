@@ -233,9 +233,14 @@ impl Running {
 
     /// Sends a request and leaves the connection open.
     pub(crate) fn send(&self, body: &Value) -> BufReader<TcpStream> {
+        self.send_to("/v1/responses", body)
+    }
+
+    /// The same to another path.
+    pub(crate) fn send_to(&self, path: &str, body: &Value) -> BufReader<TcpStream> {
         let body = body.to_string();
         self.send_raw(&format!(
-            "POST /v1/responses HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
+            "POST {path} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
             body.len()
         ))
     }
@@ -261,17 +266,16 @@ fn endless(stream: bool) -> Value {
     json!({ "input": "hi", "stream": stream, "max_output_tokens": 450 })
 }
 
-/// The client that leaves frees the only slot long before its 450 tokens are done.
-fn assert_leaving_frees_the_slot(stream: bool) {
+/// A client that leaves frees all slots that it has long before its 450 tokens are done: after it has read so far, or
+/// without a word.
+pub(crate) fn assert_leaving_frees_the_slots(num_slots: u32, path: &str, body: &Value, until: Option<&str>) {
     let (model, permits, runs) = FakeModel::saying(script(&"word ".repeat(200))[..400].to_vec()).gated();
-    let server = Running::start(models(model, &config(1, 64)), &[]);
-    let mut leaving = server.send(&endless(stream));
+    let server = Running::start(models(model, &config(num_slots, 64)), &[]);
+    let mut leaving = server.send_to(path, body);
     permits.send(()).unwrap();
-    if stream {
-        read_until(&mut leaving, "response.output_text.delta");
-    } else {
-        permits.send(()).unwrap();
-        permits.send(()).unwrap();
+    match until {
+        Some(until) => drop(read_until(&mut leaving, until)),
+        None => (0..2).for_each(|_| permits.send(()).unwrap()),
     }
     drop(leaving);
     let mut next = server.send(&json!({ "input": "hi", "stream": true, "max_output_tokens": 1 }));
@@ -295,12 +299,12 @@ fn assert_leaving_frees_the_slot(stream: bool) {
 
 #[test]
 fn a_client_that_leaves_its_stream_frees_the_slot() {
-    assert_leaving_frees_the_slot(true);
+    assert_leaving_frees_the_slots(1, "/v1/responses", &endless(true), Some("response.output_text.delta"));
 }
 
 #[test]
 fn a_client_that_leaves_before_a_plain_reply_frees_the_slot() {
-    assert_leaving_frees_the_slot(false);
+    assert_leaving_frees_the_slots(1, "/v1/responses", &endless(false), None);
 }
 
 #[test]
