@@ -7,7 +7,7 @@ use super::{
     history::{read_items, read_object},
     keeping::Record,
     responder::{Owner, Responder},
-    response::{Failure, Response, Status},
+    response::{Failure, Response, Status, unix_seconds},
 };
 use crate::{
     chat::ChatError,
@@ -34,7 +34,7 @@ const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 /// Before other work is taken up where this process could not do what it had: its model cannot be loaded, or has failed.
 const PAUSE: Duration = Duration::from_secs(5);
 
-/// Work for a model that no process has served for so long fails: a day, since those that serve it may only be busy.
+/// Work that no process could begin for so long fails: a day, since those that serve its model may only be busy.
 const UNSERVED_SECONDS: u64 = 24 * 3600;
 /// How often such work is looked for.
 const UNSERVED_INTERVAL: Duration = Duration::from_secs(60);
@@ -118,7 +118,8 @@ impl Responder {
         let outcome = match self.begin(store, job).await {
             Ok(Some(events)) => self.follow_to_the_end(store, job, events).await,
             Ok(None) => Ok(Outcome::Lost),
-            Err(error) if is_ours(&error) => {
+            // Not for ever: somebody waits for the end.
+            Err(error) if is_ours(&error) && unix_seconds() < job.created_at + UNSERVED_SECONDS => {
                 tracing::warn!(id, attempt, %error, "a background response could not be begun");
                 Ok(Outcome::Interrupted)
             }
