@@ -2,7 +2,7 @@
 
 use crate::{
     chat::{Message, Role, ToolCall},
-    responses::{Field, InvalidRequest, Object, excerpt, parse_name},
+    responses::{Field, InvalidRequest, Object, excerpt, parse_content, parse_name},
 };
 use std::collections::HashSet;
 
@@ -66,30 +66,6 @@ fn parse_result(message: &Object, call_ids: &HashSet<&str>) -> Result<Message, I
     }
     let content = parse_content(&message.require("content")?)?;
     Ok(Message { tool_call_id: Some(id.to_owned()), ..Message::text(Role::Tool, content) })
-}
-
-/// A string, or the texts of its parts, with nothing between them.
-fn parse_content(field: &Field) -> Result<String, InvalidRequest> {
-    if let Some(text) = field.value().as_str() {
-        return Ok(text.to_owned());
-    }
-    let mut texts = String::new();
-    for part in field.elements().map_err(|_| field.wrong_type("a string or an array"))? {
-        let part = part.object()?;
-        let kind = part.require("type")?;
-        let text = match kind.text()? {
-            "text" => part.require("text")?,
-            "refusal" => part.require("refusal")?,
-            other => {
-                let other = excerpt(other);
-                return Err(
-                    kind.unsupported(format!("is `{other}`, which this version does not support; it reads only text"))
-                );
-            }
-        };
-        texts.push_str(text.text()?);
-    }
-    Ok(texts)
 }
 
 #[cfg(test)]

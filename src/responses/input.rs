@@ -208,8 +208,8 @@ fn parse_role(field: &Field) -> Result<Role, InvalidRequest> {
     }
 }
 
-/// A string, or the texts of its parts.
-fn parse_content(field: &Field) -> Result<String, InvalidRequest> {
+/// A string, or the texts of its parts, by the names of any protocol.
+pub(crate) fn parse_content(field: &Field) -> Result<String, InvalidRequest> {
     match field.value().as_str() {
         Some(text) => Ok(text.to_owned()),
         None if field.value().is_array() => parse_texts(field),

@@ -40,6 +40,7 @@ mod tools;
 
 pub(crate) use error::excerpt;
 pub(crate) use field::{Field, Object};
+pub(crate) use input::parse_content;
 pub(crate) use labels::Labels;
 pub(crate) use logprob::tellable;
 pub(crate) use reasoning::Reasoning;
