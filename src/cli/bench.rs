@@ -5,7 +5,7 @@ use crate::{
     config::Config,
     engine::{
         self, Batch, Engine, EngineConfig, EngineHandle, Logits, Model, ModelSpec, Request, Runtime, SamplingParams,
-        ServiceClass, Stats, TokenEvent, TokenId, TokenStream,
+        ServiceClass, Stats, TokenEvent, TokenId, TokenStream, Wanted,
     },
 };
 use anyhow::{Context, bail};
@@ -71,6 +71,9 @@ struct Rate {
     tokens_per_second: f64,
     /// Share of the engine's time outside the runs of the graph.
     outside_runs: f64,
+    /// What has crossed the bus for each token: all scores of one are four bytes, or two, times the vocabulary.
+    bytes_to_device_per_token: f64,
+    bytes_to_host_per_token: f64,
 }
 
 pub(super) fn run(args: &BenchArgs, config: &Config, runtime: &Runtime) -> anyhow::Result<u8> {
@@ -85,16 +88,7 @@ pub(super) fn run(args: &BenchArgs, config: &Config, runtime: &Runtime) -> anyho
         bail!("this takes {num_tokens} tokens of context, and the model has {}; ask for fewer", spec.context_tokens);
     }
     let bench = Bench { args, config, runtime, spec, num_tokens, max_output_tokens };
-    let mut decode = Vec::new();
-    for rows in &args.rows {
-        decode.push(bench.decode(*rows)?);
-    }
-    let report = Report {
-        prompt_tokens: args.prompt,
-        prefill_tokens_per_second: bench.prefill()?,
-        context_tokens: args.context,
-        decode,
-    };
+    let report = bench.measure(NonZeroU32::new(most_rows).context("name at least one number of rows")?)?;
     if args.json {
         print_line(format_args!("{}", serde_json::to_string(&report)?))?;
     } else {
@@ -125,30 +119,45 @@ impl Bench<'_> {
         Ok((engine::load(self.runtime, self.spec.clone(), &config)?, config))
     }
 
-    fn decode(&self, rows: NonZeroU32) -> anyhow::Result<Decode> {
-        let (mut model, config) = self.load(rows)?;
-        let mut floors = vec![self.floor(&mut *model, rows)?];
+    fn measure(&self, most_rows: NonZeroU32) -> anyhow::Result<Report> {
+        let (mut model, config) = self.load(most_rows)?;
+        let mut floors = self.floors(&mut *model)?;
         let running = Running::start(model, &config)?;
-        let (mut greedy, mut sampled) = (Vec::new(), Vec::new());
-        for round in 0..u64::from(self.args.rounds) {
-            greedy.push(self.rate(
-                &running.handle,
-                rows,
-                round,
-                SamplingParams { temperature: 0.0, ..Default::default() },
-            )?);
-            let params = SamplingParams { top_p: 0.95, seed: Some(round), ..Default::default() };
-            sampled.push(self.rate(&running.handle, rows, round, params)?);
+        let prefill_tokens_per_second = self.prefill(&running.handle)?;
+        let mut decode = Vec::new();
+        for rows in &self.args.rows {
+            let (mut greedy, mut sampled) = (Vec::new(), Vec::new());
+            for round in 0..u64::from(self.args.rounds) {
+                let params = SamplingParams { temperature: 0.0, ..Default::default() };
+                greedy.push(self.rate(&running.handle, *rows, round, params)?);
+                let params = SamplingParams { top_p: 0.95, seed: Some(round), ..Default::default() };
+                sampled.push(self.rate(&running.handle, *rows, round, params)?);
+            }
+            decode.push((*rows, Rate::median(&greedy), Rate::median(&sampled)));
         }
         running.stop()?;
-        // Again at the end, so that a machine that slows down does not flatter the engine.
-        floors.push(self.floor(&mut *self.load(rows)?.0, rows)?);
-        Ok(Decode {
+        if 1 < self.args.rounds {
+            // Again at the end, so that a machine that slows down does not flatter the engine.
+            let again = self.floors(&mut *self.load(most_rows)?.0)?;
+            floors = floors.into_iter().zip(again).map(|(one, other)| median(vec![one, other])).collect();
+        }
+        let decode = decode.into_iter().zip(floors).map(|((rows, greedy, sampled), floor_tokens_per_second)| Decode {
             rows: rows.get(),
-            floor_tokens_per_second: median(floors),
-            greedy: Rate::median(&greedy),
-            sampled: Rate::median(&sampled),
+            floor_tokens_per_second,
+            greedy,
+            sampled,
+        });
+        Ok(Report {
+            prompt_tokens: self.args.prompt,
+            prefill_tokens_per_second,
+            context_tokens: self.args.context,
+            decode: decode.collect(),
         })
+    }
+
+    /// For each number of rows.
+    fn floors(&self, model: &mut dyn Model) -> anyhow::Result<Vec<f64>> {
+        self.args.rows.iter().map(|rows| self.floor(model, *rows)).collect()
     }
 
     /// Runs of the graph alone, over the lengths that the engine is timed at.
@@ -169,6 +178,7 @@ impl Bench<'_> {
             batch.clear();
             for slot_index in 0..rows.get() as usize {
                 batch.push(slot_index, position, &[TokenId(1)], Some(&[]));
+                batch.want(Wanted::Top { temperature: 1.0 });
             }
             logits.clear();
             let before = model.time_in_runs();
@@ -200,27 +210,27 @@ impl Bench<'_> {
         for _ in 0..self.args.tokens {
             next_token(streams.last_mut().expect("at least one row"))?;
         }
-        let (elapsed, Stats { busy, running, generated_tokens, .. }) = (began.elapsed(), handle.stats().since(&before));
+        let (elapsed, stats) = (began.elapsed(), handle.stats().since(&before));
+        let Stats { busy, running, generated_tokens, copied, .. } = stats;
         if generated_tokens < u64::from(rows.get() * (self.args.tokens - 1)) {
             bail!("a sequence ended while the others were timed");
         }
         Ok(Rate {
             tokens_per_second: generated_tokens as f64 / elapsed.as_secs_f64(),
             outside_runs: 1.0 - running.as_secs_f64() / busy.as_secs_f64(),
+            bytes_to_device_per_token: copied.to_device as f64 / generated_tokens as f64,
+            bytes_to_host_per_token: copied.to_host as f64 / generated_tokens as f64,
         })
     }
 
-    fn prefill(&self) -> anyhow::Result<f64> {
-        let (model, config) = self.load(NonZeroU32::MIN)?;
-        let running = Running::start(model, &config)?;
+    fn prefill(&self, handle: &EngineHandle) -> anyhow::Result<f64> {
         let mut rates = Vec::new();
         for round in 0..u64::from(self.args.rounds) {
             let prompt = self.tokens(self.args.prompt as usize, round);
             let began = Instant::now();
-            next_token(&mut running.handle.submit(self.request(prompt, 1, SamplingParams::default()))?)?;
+            next_token(&mut handle.submit(self.request(prompt, 1, SamplingParams::default()))?)?;
             rates.push(f64::from(self.args.prompt) / began.elapsed().as_secs_f64());
         }
-        running.stop()?;
         Ok(median(rates))
     }
 
@@ -287,9 +297,12 @@ fn median(mut values: Vec<f64>) -> f64 {
 
 impl Rate {
     fn median(rates: &[Self]) -> Self {
+        let of = |value: fn(&Self) -> f64| median(rates.iter().map(value).collect());
         Self {
-            tokens_per_second: median(rates.iter().map(|rate| rate.tokens_per_second).collect()),
-            outside_runs: median(rates.iter().map(|rate| rate.outside_runs).collect()),
+            tokens_per_second: of(|rate| rate.tokens_per_second),
+            outside_runs: of(|rate| rate.outside_runs),
+            bytes_to_device_per_token: of(|rate| rate.bytes_to_device_per_token),
+            bytes_to_host_per_token: of(|rate| rate.bytes_to_host_per_token),
         }
     }
 }

@@ -1,10 +1,10 @@
 //! What one run of the model computes.
 
-use super::TokenId;
+use super::{TokenId, Wanted};
 use std::ops::Range;
 
 /// One sequence's part of a batch.
-#[derive(Clone, Debug, Eq, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Row {
     /// KV row.
     pub slot_index: usize,
@@ -13,6 +13,8 @@ pub struct Row {
     /// How many of the last new tokens are to be followed by a sampled one, which needs a row of scores for each: none in
     /// the middle of a prompt, one at its end and while decoding, more where a draft is to be verified.
     pub num_logits: usize,
+    /// How much of those scores is wanted.
+    pub wanted: Wanted,
     tokens: Range<usize>,
 }
 
@@ -50,7 +52,12 @@ impl Batch {
         self.tokens.extend_from_slice(new_tokens);
         self.tokens.extend_from_slice(draft.unwrap_or_default());
         let num_logits = draft.map_or(0, |draft| 1 + draft.len());
-        self.rows.push(Row { slot_index, start, num_logits, tokens: begin..self.tokens.len() });
+        self.rows.push(Row { slot_index, start, num_logits, wanted: Wanted::All, tokens: begin..self.tokens.len() });
+    }
+
+    /// Says how much of the last row's scores is wanted, where that is not all.
+    pub fn want(&mut self, wanted: Wanted) {
+        self.rows.last_mut().expect("a row was pushed").wanted = wanted;
     }
 
     /// In the order in which they were pushed.

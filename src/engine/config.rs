@@ -28,6 +28,10 @@ pub struct EngineConfig {
     pub max_draft_tokens: u32,
     /// What is changed in the graph when it is loaded.
     pub graph_edits: GraphEdits,
+    /// Where the best scores are found in the graph, so that the others stay on the device.
+    pub top_scores: TopScoresIn,
+    /// Whether steps that recur are captured and replayed on the device instead of being launched operator by operator.
+    pub cuda_graphs: bool,
     /// Threads that ONNX Runtime computes one operator with; 0 takes one for each core that the process may use.
     pub intra_op_threads: usize,
     /// Cores of each of these threads but the first, as ONNX Runtime spells them; empty pins none.
@@ -41,4 +45,16 @@ pub struct EngineConfig {
     pub providers: Vec<ProviderConfig>,
     /// Run on the CPU when a provider cannot be loaded, instead of failing to load the model.
     pub fallback: bool,
+}
+
+/// Devices on which a graph finds its best scores itself.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq)]
+#[serde(rename_all = "lowercase")]
+pub enum TopScoresIn {
+    /// Where scores would have to cross a bus.
+    Gpu,
+    /// Also on a CPU, which gains nothing by it.
+    Always,
+    /// All scores of all rows come to the host.
+    Never,
 }

@@ -18,14 +18,15 @@ mod sequence;
 mod stats;
 
 pub use batch::{Batch, Row};
-pub use config::EngineConfig;
+pub use config::{EngineConfig, TopScoresIn};
 pub use constraint::{Constraint, ConstraintError};
 pub use error::EngineError;
 pub use handle::{EngineHandle, TokenStream};
 pub use kv_cache::{KvCache, Prefix, Slot};
 pub use model::{
-    CacheKind, CacheTensor, ElementType, FloatType, GraphEdits, GraphFamily, IntType, LoadError, Logits, Model,
-    ModelError, ModelLimits, ModelSpec, NumLogits, PositionIds, ProviderConfig, ProviderName, Runtime, load,
+    CacheKind, CacheTensor, Copied, ElementType, FloatType, GraphEdits, GraphFamily, IntType, LoadError, Logits, Model,
+    ModelError, ModelLimits, ModelSpec, NUM_TOP_SCORES, NumLogits, PositionIds, ProviderConfig, ProviderName, Runtime,
+    Scores, TopScores, Wanted, load,
 };
 pub(crate) use model::{DataFileError, MAX_CACHE_RANK, locate_data_file, proto};
 pub use request::{FinishReason, Request, ServiceClass, TokenEvent, TokenId};
@@ -36,8 +37,10 @@ pub use stats::{Load, Stats};
 
 use handle::Command;
 use sampling_threads::SamplingThreads;
+use sequence::Taken;
 use stats::Counters;
 use std::{
+    collections::BTreeMap,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -115,6 +118,7 @@ impl<M: Model> Engine<M> {
         self.scheduler.retire_finished(&mut self.kv_cache);
         self.counters.set_running(self.scheduler.num_running());
         self.counters.count_step(began.elapsed(), self.model.time_in_runs() - ran_before, num_generated);
+        self.counters.set_copied(self.model.copied());
     }
 
     /// Returns how many tokens were sampled.
@@ -125,20 +129,52 @@ impl<M: Model> Engine<M> {
         }
         let num_wanted: usize = rows.iter().map(|row| row.num_logits).sum();
         assert_eq!(self.logits.num_rows(), num_wanted, "the model scores what rows want");
-        let scores = self.logits.by_batch_row_mut().map(|(row, scores)| (rows[row].slot_index, scores));
-        let drawn = rows.iter().filter(|row| !self.scheduler.running_mut(row.slot_index).is_greedy());
+        let drawn = rows.iter().filter(|row| row.wanted == Wanted::All);
+        let drawn = drawn.filter(|row| !self.scheduler.running_mut(row.slot_index).is_greedy());
         let num_drawn = drawn.map(|row| row.num_logits).sum();
-        let num_generated = if self.sampling_threads.pay(num_drawn) {
+        let scores = self.logits.by_batch_row_mut();
+        let taken: Vec<(usize, Taken)> = if self.sampling_threads.pay(num_drawn) {
+            let scores = scores.map(|(row, scores)| (rows[row].slot_index, (row, scores)));
             self.sampling_threads.take_scores(self.scheduler.running_with(scores))
         } else {
-            let take = |(slot_index, scores)| self.scheduler.running_mut(slot_index).take_scores(scores, vocab_size);
-            scores.map(take).sum()
+            let take = |(row, mut scores): (usize, Scores<'_>)| {
+                (row, self.scheduler.running_mut(rows[row].slot_index).take_scores(&mut scores, vocab_size))
+            };
+            scores.map(take).collect()
         };
+        let num_generated: usize = taken.iter().map(|(_, taken)| taken.num_picked).sum();
+        let num_generated = num_generated + self.sample_from_all(&taken);
+        let rows = self.batch.rows();
         for row in rows.iter().filter(|row| 1 < row.num_logits) {
             let num_accepted = self.scheduler.running_mut(row.slot_index).num_accepted();
             self.counters.count_guess(row.num_logits - 1, num_accepted);
         }
-        num_generated
+        num_generated as u64
+    }
+
+    /// Goes on where the best scores did not tell what comes next. Returns how many tokens were sampled.
+    fn sample_from_all(&mut self, taken: &[(usize, Taken)]) -> usize {
+        let left = taken.iter().filter(|(_, taken)| taken.wants_all);
+        let num_picked: BTreeMap<usize, usize> = left.map(|(row, taken)| (*row, taken.num_picked)).collect();
+        if num_picked.is_empty() {
+            return 0;
+        }
+        let rows: Vec<usize> = num_picked.keys().copied().collect();
+        self.logits.clear();
+        if let Err(error) = self.model.complete(&rows, &mut self.logits) {
+            tracing::error!(%error, rows = rows.len(), "scores could not be fetched");
+            for row in rows {
+                self.scheduler.running_mut(self.batch.rows()[row].slot_index).fail();
+            }
+            return 0;
+        }
+        let (rows, vocab_size) = (self.batch.rows(), self.model.limits().vocab_size);
+        let take = |(row, scores): (usize, Scores<'_>)| {
+            let Scores::All(scores) = scores else { unreachable!("all were asked for") };
+            let mut scores = Scores::All(&mut scores[num_picked[&row] * vocab_size..]);
+            self.scheduler.running_mut(rows[row].slot_index).take_scores(&mut scores, vocab_size).num_picked
+        };
+        self.logits.by_batch_row_mut().map(take).sum()
     }
 
     /// Takes every request that has come, so that one whose client leaves while it waits is forgotten at once; their

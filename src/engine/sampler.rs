@@ -1,5 +1,7 @@
 //! Scores to token.
 
+mod top;
+
 use super::{Constraint, ConstraintError, TokenId};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -71,6 +73,8 @@ pub struct Sampler {
     candidates: Vec<Candidate>,
     /// Sums of weights, one for each block of scores.
     block_sums: Vec<f64>,
+    /// Of a draw that fell beyond the best scores, which are the candidates: the weight behind them where it fell.
+    deferred: Option<f64>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -118,7 +122,16 @@ impl Sampler {
         let seed = params.seed.unwrap_or_else(rand::random);
         let counts = params.has_penalties().then(|| prompt.iter().map(|token| (*token, 0)).collect());
         let random = ChaCha8Rng::seed_from_u64(seed);
-        Self { params, random, counts, constraint, raw: Vec::new(), candidates: Vec::new(), block_sums: Vec::new() }
+        Self {
+            params,
+            random,
+            counts,
+            constraint,
+            raw: Vec::new(),
+            candidates: Vec::new(),
+            block_sums: Vec::new(),
+            deferred: None,
+        }
     }
 
     /// Notes a token of the output.
@@ -185,9 +198,13 @@ impl Sampler {
             return scores.iter().zip(0..).find(|(score, _)| **score == best).map(|(_, index)| TokenId(index));
         }
         let scale = Scale { best: best.min(f32::MAX), temperature };
+        if let Some(left) = self.deferred.take() {
+            return Some(self.draw_beyond(scores, scale, left));
+        }
         let top_k = top_k as usize;
         if 0 < top_k && top_k < scores.len() {
             self.collect_best(scores, top_k);
+            self.candidates.sort_unstable_by(by_weight);
             for candidate in &mut self.candidates {
                 candidate.weight = scale.weight(candidate.weight);
             }
@@ -200,6 +217,7 @@ impl Sampler {
             self.keep_nucleus(top_p, total);
         } else if 0.0 < min_p {
             self.collect_weights(scores, scale, min_p.min(1.0));
+            self.candidates.sort_unstable_by(by_weight);
         } else {
             self.sum_blocks(scores, scale);
             return Some(self.draw_from_all(scores, scale));

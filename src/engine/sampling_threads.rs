@@ -1,6 +1,6 @@
 //! Several sequences pick their tokens at once.
 
-use super::Sequence;
+use super::{Scores, Sequence, sequence::Taken};
 use rayon::{
     ThreadPool, ThreadPoolBuilder,
     iter::{IndexedParallelIterator, IntoParallelIterator, ParallelIterator},
@@ -50,11 +50,12 @@ impl SamplingThreads {
         self.pool.is_some()
     }
 
-    /// Each sequence takes its scores. Returns how many tokens were sampled.
-    pub(super) fn take_scores(&self, sequences: Vec<(&mut Sequence, &mut [f32])>) -> u64 {
+    /// Each sequence takes its scores, of its row of the batch. Returns what became of those.
+    pub(super) fn take_scores(&self, sequences: Vec<(&mut Sequence, (usize, Scores<'_>))>) -> Vec<(usize, Taken)> {
         let pool = self.pool.as_ref().expect("the threads were started");
-        let take_scores =
-            |(sequence, scores): (&mut Sequence, &mut [f32])| sequence.take_scores(scores, self.vocab_size);
-        pool.install(|| sequences.into_par_iter().with_max_len(1).map(take_scores).sum())
+        let take_scores = |(sequence, (row, mut scores)): (&mut Sequence, (usize, Scores<'_>))| {
+            (row, sequence.take_scores(&mut scores, self.vocab_size))
+        };
+        pool.install(|| sequences.into_par_iter().with_max_len(1).map(take_scores).collect())
     }
 }

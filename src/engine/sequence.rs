@@ -1,7 +1,8 @@
 //! A request that owns a slot.
 
 use super::{
-    Batch, FinishReason, Prefix, Row, SampleError, Sampler, Slot, TokenEvent, TokenId, draft, request::Submission,
+    Batch, FinishReason, Picked, Prefix, Row, SampleError, Sampler, Scores, Slot, TokenEvent, TokenId, draft,
+    request::Submission,
 };
 use std::{ops::Range, sync::Arc};
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
@@ -27,6 +28,15 @@ pub struct Sequence {
     _permit: OwnedSemaphorePermit,
     finished: bool,
     failed: bool,
+}
+
+/// What became of a sequence's rows of scores.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub(super) struct Taken {
+    /// Tokens that were picked, one from each of the first rows.
+    pub(super) num_picked: usize,
+    /// Whether the row behind them does not say enough: all of its scores are to be taken, and those of the rows behind it.
+    pub(super) wants_all: bool,
 }
 
 /// Guesses ahead, and how they fare.
@@ -121,6 +131,7 @@ impl Sequence {
         self.drafting.guess = if reaches_end { self.drafting.guess_next(&self.tokens, max_tokens) } else { 0..0 };
         let draft = reaches_end.then(|| &self.tokens[self.drafting.guess.clone()]);
         batch.push(self.slot.index(), start, &self.tokens[start..end], draft);
+        batch.want(self.sampler.wanted(self.top_logprobs));
     }
 
     /// Notes that the model has computed a row of this sequence, its guess aside.
@@ -135,25 +146,48 @@ impl Sequence {
     }
 
     /// Picks the token that follows the last one, and, while the guess proves right, those after it: there is a row of scores
-    /// for each token that may come. Returns how many were picked.
-    pub(super) fn take_scores(&mut self, scores: &mut [f32], vocab_size: usize) -> u64 {
-        let mut num_picked = 0;
-        for scores in scores.chunks_exact_mut(vocab_size) {
+    /// for each token that may come.
+    pub(super) fn take_scores(&mut self, scores: &mut Scores<'_>, vocab_size: usize) -> Taken {
+        match scores {
+            Scores::All(scores) => {
+                let sample = |sequence: &mut Self, scores: &mut [f32]| {
+                    sequence.sampler.sample(scores, sequence.top_logprobs).map(Some)
+                };
+                self.take_rows(scores.chunks_exact_mut(vocab_size), sample)
+            }
+            top @ Scores::Top { .. } => {
+                self.take_rows(top.tops(), |sequence, top| Ok(sequence.sampler.sample_top(top, sequence.top_logprobs)))
+            }
+        }
+    }
+
+    fn take_rows<R>(
+        &mut self,
+        rows: impl Iterator<Item = R>,
+        sample: impl Fn(&mut Self, R) -> Result<Option<Picked>, SampleError>,
+    ) -> Taken {
+        let mut taken = Taken::default();
+        for row in rows {
             if self.finished || !self.drafting.is_on_course {
                 break;
             }
-            if let Err(error) = self.take_row(scores) {
-                tracing::error!(%error, "no token can be picked");
-                self.fail();
-                break;
+            match sample(self, row).and_then(|picked| picked.map(|picked| self.take(picked)).transpose()) {
+                Ok(Some(())) => taken.num_picked += 1,
+                Ok(None) => {
+                    taken.wants_all = true;
+                    break;
+                }
+                Err(error) => {
+                    tracing::error!(%error, "no token can be picked");
+                    self.fail();
+                    break;
+                }
             }
-            num_picked += 1;
         }
-        num_picked
+        taken
     }
 
-    fn take_row(&mut self, scores: &mut [f32]) -> Result<(), SampleError> {
-        let picked = self.sampler.sample(scores, self.top_logprobs)?;
+    fn take(&mut self, picked: Picked) -> Result<(), SampleError> {
         if self.stop_tokens.contains(&picked.token) {
             self.finish(FinishReason::Stop);
             return Ok(());

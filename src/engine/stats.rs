@@ -1,5 +1,6 @@
 //! What an engine has done since it started.
 
+use super::Copied;
 use std::{
     sync::atomic::{AtomicU64, AtomicUsize, Ordering},
     time::Duration,
@@ -17,6 +18,8 @@ pub(super) struct Counters {
     guessed_tokens: AtomicU64,
     accepted_tokens: AtomicU64,
     running: AtomicUsize,
+    bytes_to_device: AtomicU64,
+    bytes_to_host: AtomicU64,
 }
 
 /// What an engine has to do at one moment.
@@ -55,6 +58,8 @@ pub struct Stats {
     pub guessed_tokens: u64,
     /// Of these, guesses that were right.
     pub accepted_tokens: u64,
+    /// What has crossed the bus.
+    pub copied: Copied,
 }
 
 impl Counters {
@@ -68,6 +73,11 @@ impl Counters {
 
     pub(super) fn set_running(&self, requests: usize) {
         self.running.store(requests, Ordering::Relaxed);
+    }
+
+    pub(super) fn set_copied(&self, copied: Copied) {
+        self.bytes_to_device.store(copied.to_device, Ordering::Relaxed);
+        self.bytes_to_host.store(copied.to_host, Ordering::Relaxed);
     }
 
     pub(super) fn running(&self) -> usize {
@@ -95,6 +105,7 @@ impl Counters {
             generated_tokens: read(&self.generated_tokens),
             guessed_tokens: read(&self.guessed_tokens),
             accepted_tokens: read(&self.accepted_tokens),
+            copied: Copied { to_device: read(&self.bytes_to_device), to_host: read(&self.bytes_to_host) },
         }
     }
 }
@@ -111,6 +122,10 @@ impl Stats {
             generated_tokens: self.generated_tokens - earlier.generated_tokens,
             guessed_tokens: self.guessed_tokens - earlier.guessed_tokens,
             accepted_tokens: self.accepted_tokens - earlier.accepted_tokens,
+            copied: Copied {
+                to_device: self.copied.to_device - earlier.copied.to_device,
+                to_host: self.copied.to_host - earlier.copied.to_host,
+            },
         }
     }
 }

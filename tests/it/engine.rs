@@ -3,7 +3,7 @@
 use crate::fake_model::{CONTEXT_TOKENS, FakeModel, VOCAB_SIZE};
 use ortolan::engine::{
     Engine, EngineConfig, EngineError, EngineHandle, FinishReason, GraphEdits, Request, SamplingParams, ServiceClass,
-    TokenEvent, TokenId, TokenStream,
+    TokenEvent, TokenId, TokenStream, TopScoresIn,
 };
 use proptest::prelude::*;
 use std::{iter, num::NonZeroU32, slice, sync::atomic::Ordering, thread};
@@ -22,7 +22,15 @@ pub(crate) fn config(max_batch_size: u32, max_step_tokens: u32) -> EngineConfig 
         run_overhead_tokens: 4,
         prefix_cache: true,
         max_draft_tokens: 0,
-        graph_edits: GraphEdits { query_seqlens: true, logits_indices: true, accuracy_level: false },
+        graph_edits: GraphEdits {
+            query_seqlens: true,
+            logits_indices: true,
+            accuracy_level: false,
+            sequence_lengths: true,
+            top_scores: false,
+        },
+        top_scores: TopScoresIn::Gpu,
+        cuda_graphs: true,
         intra_op_threads: 1,
         intra_op_affinity: String::new(),
         spin: false,

@@ -4,7 +4,7 @@ use crate::engine::{config, drain, request};
 use ortolan::{
     engine::{
         ElementType, Engine, EngineConfig, EngineHandle, FloatType, GraphEdits, LoadError, Model, ModelSpec,
-        ProviderConfig, ProviderName, Request, Runtime, TokenEvent, load,
+        ProviderConfig, ProviderName, Request, Runtime, TokenEvent, TopScoresIn, load,
     },
     model_dir::{ModelDir, ModelDirError, Target},
 };
@@ -137,13 +137,16 @@ fn one_at_a_time_equals_interleaved_and_chunked() {
 fn no_edit_of_the_graph_and_no_sharing_of_runs_changes_what_is_said() {
     for name in exact_models() {
         let expected = alone(&name);
-        for query_seqlens in [false, true] {
-            for logits_indices in [false, true] {
-                for run_overhead_tokens in [1, 1000] {
-                    let graph_edits = GraphEdits { query_seqlens, logits_indices, accuracy_level: false };
-                    let config = EngineConfig { graph_edits, run_overhead_tokens, ..config(4, 30) };
-                    assert_eq!(together(&name, &config), expected, "{name} with {config:?}");
-                }
+        for [query_seqlens, logits_indices, sequence_lengths] in
+            [[false, false, false], [false, true, true], [true, false, true], [true, true, false], [true, true, true]]
+        {
+            for (run_overhead_tokens, top_scores) in
+                [(1, TopScoresIn::Gpu), (1000, TopScoresIn::Gpu), (1000, TopScoresIn::Always)]
+            {
+                let graph_edits =
+                    GraphEdits { query_seqlens, logits_indices, sequence_lengths, ..config(1, 1).graph_edits };
+                let config = EngineConfig { graph_edits, run_overhead_tokens, top_scores, ..config(4, 30) };
+                assert_eq!(together(&name, &config), expected, "{name} with {config:?}");
             }
         }
     }

@@ -107,11 +107,12 @@ impl ConcatModel {
                 new_tokens: &batch.new_tokens(row)[tokens.clone()],
                 start: row.start + tokens.start,
                 num_logits: row.num_logits.saturating_sub(num_behind).min(tokens.len()),
+                wanted: row.wanted,
             };
             inputs.push(&input, member.columns.clone());
         }
         let cache = (self.cache.as_slice(), &group, &self.allocator);
-        group.cache = self.graph.run(logits, &cache, bind_cache)?;
+        group.cache = self.graph.run(logits, None, &cache, bind_cache)?;
         group.num_columns = num_columns;
         self.check(&group)?;
         self.groups.push(group);
@@ -278,7 +279,17 @@ impl Model for ConcatModel {
     }
 
     fn forward(&mut self, batch: &Batch, logits: &mut Logits) -> Result<(), ModelError> {
-        for set in self.sets(batch) {
+        let sets = self.sets(batch);
+        let num_scored = sets.iter().map(|set| {
+            let rows = set.iter().map(|index| &batch.rows()[*index]);
+            let num_wanted = rows.map(|row| row.num_logits).sum();
+            let width = batch.rows()[set[0]].num_tokens();
+            // At worst, each token comes in a run of its own.
+            self.graph.num_computed_rows(set.len(), width, num_wanted).max(set.len() * width)
+        });
+        let num_scored = num_scored.sum();
+        self.graph.begin(num_scored)?;
+        for set in sets {
             let width = batch.rows()[set[0]].num_tokens();
             // The branch for rows that go on is made for single tokens.
             let goes_on = 0 < batch.rows()[set[0]].start;
@@ -287,11 +298,15 @@ impl Model for ConcatModel {
                 self.run(batch, &set, first..first + step, logits)?;
             }
         }
-        Ok(())
+        self.graph.finish(batch, logits)
+    }
+
+    fn complete(&mut self, batch_rows: &[usize], logits: &mut Logits) -> Result<(), ModelError> {
+        self.graph.complete(batch_rows, logits)
     }
 
     fn time_in_runs(&self) -> Duration {
-        self.graph.time_in_runs
+        self.graph.time_in_runs()
     }
 
     fn copy_slot(&mut self, from: usize, to: usize, num_tokens: usize) -> Result<(), ModelError> {

@@ -3,10 +3,14 @@
 //! A graph is spliced, not decoded and encoded again: bytes that no edit names, weights above all, go through as they
 //! are. Field numbers are those of `onnx.proto3` of the ONNX project.
 
-use super::proto::{
-    DimensionProto, StringStringEntryProto, TensorShapeProto, TensorTypeProto, TypeProto, ValueInfoProto,
+use super::{
+    FloatType,
+    proto::{DimensionProto, StringStringEntryProto, TensorShapeProto, TensorTypeProto, TypeProto, ValueInfoProto},
+    sequence_lengths,
+    splice::{Field, encode, fields, push_bytes, push_key},
+    top_scores,
 };
-use prost::{DecodeError, Message, decode_length_delimiter, encode_length_delimiter};
+use prost::{DecodeError, Message};
 use serde::Deserialize;
 use std::{
     borrow::Cow,
@@ -32,11 +36,32 @@ pub struct GraphEdits {
     pub logits_indices: bool,
     /// Lets `MatMulNBits` multiply in 8-bit integers (`accuracy_level` 4) where the export leaves it open. CPU only.
     pub accuracy_level: bool,
+    /// Tells `GroupQueryAttention` how long rows are, instead of a mask that is counted anew in each step.
+    pub sequence_lengths: bool,
+    /// Finds the best scores of each row in the graph; `engine.top_scores` says when.
+    #[serde(skip)]
+    pub top_scores: bool,
 }
 
 impl GraphEdits {
     /// The graph as it is.
-    pub(super) const NONE: Self = Self { query_seqlens: false, logits_indices: false, accuracy_level: false };
+    pub(super) const NONE: Self = Self {
+        query_seqlens: false,
+        logits_indices: false,
+        accuracy_level: false,
+        sequence_lengths: false,
+        top_scores: false,
+    };
+}
+
+/// What the graph's output `logits` holds.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Scores {
+    /// In a row.
+    pub(super) vocab_size: usize,
+    pub(super) element_type: FloatType,
+    /// Whether it has a row for every position that is computed, as long as no edit picks some.
+    pub(super) of_all: bool,
 }
 
 /// A graph on its way to the runtime.
@@ -48,46 +73,60 @@ pub(super) struct Edited {
     pub(super) made: GraphEdits,
 }
 
-mod field {
-    pub(super) const MODEL_GRAPH: usize = 7;
-    pub(super) const GRAPH_NODE: usize = 1;
-    pub(super) const GRAPH_INITIALIZER: usize = 5;
-    pub(super) const GRAPH_INPUT: usize = 11;
-    pub(super) const GRAPH_OUTPUT: usize = 12;
-    pub(super) const GRAPH_VALUE_INFO: usize = 13;
-    pub(super) const NODE_INPUT: usize = 1;
-    pub(super) const NODE_ATTRIBUTE: usize = 5;
-    pub(super) const TENSOR_NAME: usize = 8;
-    pub(super) const TENSOR_RAW_DATA: usize = 9;
-    pub(super) const TENSOR_EXTERNAL_DATA: usize = 13;
+pub(super) mod field {
+    pub(in crate::engine::model) const MODEL_GRAPH: usize = 7;
+    pub(in crate::engine::model) const MODEL_OPSET: usize = 8;
+    pub(in crate::engine::model) const GRAPH_NODE: usize = 1;
+    pub(in crate::engine::model) const GRAPH_INITIALIZER: usize = 5;
+    pub(in crate::engine::model) const GRAPH_INPUT: usize = 11;
+    pub(in crate::engine::model) const GRAPH_OUTPUT: usize = 12;
+    pub(in crate::engine::model) const GRAPH_VALUE_INFO: usize = 13;
+    pub(in crate::engine::model) const NODE_INPUT: usize = 1;
+    pub(in crate::engine::model) const NODE_ATTRIBUTE: usize = 5;
+    pub(in crate::engine::model) const TENSOR_NAME: usize = 8;
+    pub(in crate::engine::model) const TENSOR_RAW_DATA: usize = 9;
+    pub(in crate::engine::model) const TENSOR_EXTERNAL_DATA: usize = 13;
 }
 
+/// As much of a node as edits look at.
 #[derive(Clone, Message)]
-struct NodeProto {
+pub(super) struct NodeProto {
     #[prost(string, repeated, tag = "1")]
-    input: Vec<String>,
+    pub(super) input: Vec<String>,
     #[prost(string, repeated, tag = "2")]
-    output: Vec<String>,
+    pub(super) output: Vec<String>,
     #[prost(string, tag = "3")]
-    name: String,
+    pub(super) name: String,
     #[prost(string, tag = "4")]
-    op_type: String,
+    pub(super) op_type: String,
     #[prost(message, repeated, tag = "5")]
-    attribute: Vec<AttributeProto>,
+    pub(super) attribute: Vec<AttributeProto>,
 }
 
+/// An integer, as far as edits look at it.
 #[derive(Clone, Message)]
-struct AttributeProto {
+pub(super) struct AttributeProto {
     #[prost(string, tag = "1")]
-    name: String,
+    pub(super) name: String,
     #[prost(int64, tag = "3")]
-    i: i64,
+    pub(super) i: i64,
     /// `AttributeType`; 2 is an integer.
     #[prost(int32, tag = "20")]
-    r#type: i32,
+    pub(super) r#type: i32,
 }
 
-const INT_ATTRIBUTE: i32 = 2;
+#[derive(Clone, Message)]
+struct OperatorSetIdProto {
+    #[prost(string, tag = "1")]
+    domain: String,
+    #[prost(int64, tag = "2")]
+    version: i64,
+}
+
+/// The first version of ONNX's own operators in which `ReduceSum` takes its axes as the best scores' nodes give them.
+const MIN_OPSET: i64 = 13;
+
+pub(super) const INT_ATTRIBUTE: i32 = 2;
 const INT32: i32 = 6;
 const INT64: i32 = 7;
 /// Index of `query_seqlens` among the inputs of `GroupQueryAttention`.
@@ -97,8 +136,16 @@ const INT8_PRODUCTS: i64 = 4;
 
 /// Applies the wanted edits. Names of external data files go through `place`, which tells where they are relative to
 /// the folder that the runtime will be given.
-pub(super) fn edit(model: &[u8], wanted: GraphEdits, place: impl Fn(&str) -> String) -> Result<Edited, DecodeError> {
+pub(super) fn edit(
+    model: &[u8],
+    wanted: GraphEdits,
+    scores: Scores,
+    place: impl Fn(&str) -> String,
+) -> Result<Edited, DecodeError> {
     let top = fields(model)?;
+    let opsets = top.iter().filter(|field| field.number == field::MODEL_OPSET);
+    let opsets = opsets.map(|field| OperatorSetIdProto::decode(field.payload)).collect::<Result<Vec<_>, _>>()?;
+    let is_young = opsets.iter().any(|set| set.domain.is_empty() && MIN_OPSET <= set.version);
     let mut made = GraphEdits::NONE;
     let mut edited = Vec::with_capacity(model.len() + 64 * 1024);
     for field in &top {
@@ -106,7 +153,12 @@ pub(super) fn edit(model: &[u8], wanted: GraphEdits, place: impl Fn(&str) -> Str
             edited.extend_from_slice(field.whole);
             continue;
         }
-        let pieces = edit_graph(&fields(field.payload)?, wanted, &place, &mut made)?;
+        let mut pieces = edit_graph(&fields(field.payload)?, wanted, &place, &mut made)?;
+        made.sequence_lengths = wanted.sequence_lengths && sequence_lengths::feed(&mut pieces)?;
+        if wanted.top_scores && is_young && (made.logits_indices || !scores.of_all) {
+            made.top_scores = true;
+            top_scores::append(&mut pieces, scores.vocab_size, scores.element_type);
+        }
         push_key(&mut edited, field.number, pieces.iter().map(|piece| piece.len()).sum());
         pieces.iter().for_each(|piece| edited.extend_from_slice(piece));
     }
@@ -175,10 +227,10 @@ fn edit_graph<'m>(
     }
     let mut push_input = |input: ValueInfoProto| pieces.push(Cow::Owned(encode(field::GRAPH_INPUT, &input)));
     if made.logits_indices {
-        push_input(ValueInfoProto::new(LOGITS_INDICES, INT64, vec![fixed(1), open("num_logits")]));
+        push_input(ValueInfoProto::of(LOGITS_INDICES, INT64, vec!["1", "num_logits"]));
     }
     if made.query_seqlens {
-        push_input(ValueInfoProto::new(QUERY_SEQLENS, INT32, vec![open("batch_size")]));
+        push_input(ValueInfoProto::of(QUERY_SEQLENS, INT32, vec!["batch_size"]));
     }
     Ok(pieces)
 }
@@ -348,9 +400,12 @@ fn place_external_data<'m>(field: &Field<'m>, place: &impl Fn(&str) -> String) -
 }
 
 impl ValueInfoProto {
-    fn new(name: &str, elem_type: i32, dim: Vec<DimensionProto>) -> Self {
-        let tensor_type = TensorTypeProto { elem_type, shape: Some(TensorShapeProto { dim }) };
-        Self { name: name.to_owned(), r#type: Some(TypeProto { tensor_type: Some(tensor_type) }) }
+    /// A dimension is a number or a name.
+    pub(super) fn of(name: &str, elem_type: i32, shape: Vec<&str>) -> Self {
+        let dim = |size: &str| size.parse().map_or_else(|_| open(size), fixed);
+        let shape = Some(TensorShapeProto { dim: shape.into_iter().map(dim).collect() });
+        let tensor_type = Some(TensorTypeProto { elem_type, shape });
+        Self { name: name.to_owned(), r#type: Some(TypeProto { tensor_type }) }
     }
 
     /// `[batch, sequence, vocabulary]` becomes `[1, num_logits, vocabulary]`.
@@ -371,96 +426,19 @@ fn open(name: &str) -> DimensionProto {
     DimensionProto { dim_value: None, dim_param: Some(name.to_owned()) }
 }
 
-/// One field of an encoded message.
-#[derive(Clone, Copy)]
-struct Field<'m> {
-    number: usize,
-    /// With its key.
-    whole: &'m [u8],
-    /// The bytes of a string or message; of a number, how it is written.
-    payload: &'m [u8],
-}
-
-impl<'m> Field<'m> {
-    /// The string in one of this message's fields; empty when it is not there.
-    fn string(&self, number: usize) -> &'m str {
-        let fields = fields(self.payload).unwrap_or_default();
-        let found = fields.iter().find(|field| field.number == number);
-        found.and_then(|field| str::from_utf8(field.payload).ok()).unwrap_or_default()
-    }
-
-    /// Of a value or an attribute.
-    fn name(&self) -> &'m str {
-        self.string(1)
-    }
-}
-
-/// The fields of an encoded message, in their order.
-fn fields(mut message: &[u8]) -> Result<Vec<Field<'_>>, DecodeError> {
-    let mut fields = Vec::new();
-    while !message.is_empty() {
-        let start = message;
-        let key = varint(&mut message)?;
-        let payload = match key & 7 {
-            0 => {
-                let number = message;
-                varint(&mut message)?;
-                &number[..number.len() - message.len()]
-            }
-            1 => take(&mut message, 8)?,
-            2 => {
-                let len = varint(&mut message)?;
-                take(&mut message, len)?
-            }
-            5 => take(&mut message, 4)?,
-            _ => return Err(cut_short()),
-        };
-        fields.push(Field { number: key >> 3, whole: &start[..start.len() - message.len()], payload });
-    }
-    Ok(fields)
-}
-
-/// The next 64-bit number of variable length.
-fn varint(message: &mut &[u8]) -> Result<usize, DecodeError> {
-    decode_length_delimiter(message)
-}
-
-fn take<'m>(message: &mut &'m [u8], len: usize) -> Result<&'m [u8], DecodeError> {
-    let (taken, rest) = message.split_at_checked(len).ok_or_else(cut_short)?;
-    *message = rest;
-    Ok(taken)
-}
-
-/// What prost says of a message that ends too early.
-fn cut_short() -> DecodeError {
-    let one_byte_string: &[u8] = &[0x0a, 1];
-    StringStringEntryProto::decode(one_byte_string).expect_err("its byte is missing")
-}
-
-fn encode(number: usize, message: &impl Message) -> Vec<u8> {
-    let mut field = Vec::new();
-    push_bytes(&mut field, number, &message.encode_to_vec());
-    field
-}
-
-fn push_bytes(message: &mut Vec<u8>, number: usize, payload: &[u8]) {
-    push_key(message, number, payload.len());
-    message.extend_from_slice(payload);
-}
-
-/// The start of a field of bytes.
-fn push_key(message: &mut Vec<u8>, number: usize, len: usize) {
-    for number in [number << 3 | 2, len] {
-        encode_length_delimiter(number, message).expect("a vector grows");
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use std::{fs, path::Path};
 
-    const ALL: GraphEdits = GraphEdits { query_seqlens: true, logits_indices: true, accuracy_level: true };
+    const ALL: GraphEdits = GraphEdits {
+        query_seqlens: true,
+        logits_indices: true,
+        accuracy_level: true,
+        sequence_lengths: false,
+        top_scores: false,
+    };
+    const SCORES: Scores = Scores { vocab_size: 300, element_type: FloatType::F32, of_all: true };
 
     fn fixture(name: &str) -> Vec<u8> {
         fs::read(Path::new("tests/fixtures").join(name).join("onnx/model.onnx")).unwrap()
@@ -495,7 +473,7 @@ mod tests {
     fn a_graph_that_nothing_is_wanted_of_stays_as_it_is() {
         for name in ["tiny-gqa", "tiny-concat-fp16"] {
             let model = fixture(name);
-            let edited = edit(&model, GraphEdits::NONE, str::to_owned).unwrap();
+            let edited = edit(&model, GraphEdits::NONE, SCORES, str::to_owned).unwrap();
             assert_eq!((edited.model == model, edited.made), (true, GraphEdits::NONE), "{name}");
         }
     }
@@ -503,7 +481,7 @@ mod tests {
     #[test]
     fn each_edit_finds_its_place_in_both_families() {
         for (name, has_query_seqlens) in [("tiny-gqa", true), ("tiny-gqa-fp16", true), ("tiny-concat", false)] {
-            let Edited { model, made } = edit(&fixture(name), ALL, str::to_owned).unwrap();
+            let Edited { model, made } = edit(&fixture(name), ALL, SCORES, str::to_owned).unwrap();
             assert_eq!(
                 (made.query_seqlens, made.logits_indices, made.accuracy_level),
                 (has_query_seqlens, true, false)
@@ -516,7 +494,7 @@ mod tests {
             }
             assert!(nodes.iter().any(|node| node.input.first().is_some_and(|input| input == GATHERED)), "{name}");
             // Doing it again finds nothing to do.
-            let again = edit(&model, GraphEdits { query_seqlens: false, ..ALL }, str::to_owned).unwrap();
+            let again = edit(&model, GraphEdits { query_seqlens: false, ..ALL }, SCORES, str::to_owned).unwrap();
             assert_eq!(again.made, GraphEdits::NONE, "{name}");
         }
     }
@@ -531,7 +509,7 @@ mod tests {
             node("Tanh", &["scaled"], "bent"),
             node("Cast", &["bent"], "logits"),
         ];
-        let Edited { model: edited, made } = edit(&model(&nodes), ALL, str::to_owned).unwrap();
+        let Edited { model: edited, made } = edit(&model(&nodes), ALL, SCORES, str::to_owned).unwrap();
         assert_eq!(made, GraphEdits { query_seqlens: false, ..ALL });
         let (nodes, _) = surface(&edited);
         let head = nodes.iter().find(|node| node.op_type == "MatMulNBits").unwrap();
@@ -541,7 +519,7 @@ mod tests {
         let pruned = [node("Gather", &["all"], "hidden"), node("MatMul", &["hidden", "weights"], "logits")];
         let mixed = [node("MatMul", &["hidden", "weights"], "raw"), node("Softmax", &["raw"], "logits")];
         for nodes in [pruned, mixed] {
-            assert_eq!(edit(&model(&nodes), ALL, str::to_owned).unwrap().made, GraphEdits::NONE);
+            assert_eq!(edit(&model(&nodes), ALL, SCORES, str::to_owned).unwrap().made, GraphEdits::NONE);
         }
     }
 
@@ -552,7 +530,7 @@ mod tests {
             ..node("MatMulNBits", &["x", "w"], "y")
         };
         for (level, expected) in [(0, INT8_PRODUCTS), (1, 1), (4, 4)] {
-            let edited = edit(&model(&[with_level(level)]), ALL, str::to_owned).unwrap();
+            let edited = edit(&model(&[with_level(level)]), ALL, SCORES, str::to_owned).unwrap();
             let (nodes, _) = surface(&edited.model);
             assert_eq!(nodes[0].attribute.iter().map(|attribute| attribute.i).collect::<Vec<_>>(), [expected]);
         }
@@ -569,7 +547,7 @@ mod tests {
         push_bytes(&mut graph, field::GRAPH_INITIALIZER, &tensor);
         push_bytes(&mut model, field::MODEL_GRAPH, &graph);
         assert_eq!(external_files(&model).unwrap(), BTreeSet::from(["model.onnx_data".to_owned()]));
-        let moved = edit(&model, GraphEdits::NONE, |_| "5f0a".to_owned()).unwrap();
+        let moved = edit(&model, GraphEdits::NONE, SCORES, |_| "5f0a".to_owned()).unwrap();
         assert_eq!(external_files(&moved.model).unwrap(), BTreeSet::from(["5f0a".to_owned()]));
     }
 
@@ -578,7 +556,7 @@ mod tests {
         let model = fixture("tiny-gqa");
         for len in (1..model.len()).step_by(model.len() / 50) {
             // A cut between two fields of the model leaves a shorter model, which is for the runtime to refuse.
-            let edited = edit(&model[..len], ALL, str::to_owned);
+            let edited = edit(&model[..len], ALL, SCORES, str::to_owned);
             assert!(edited.is_err() || fields(&model[..len]).is_ok(), "{len}");
         }
     }

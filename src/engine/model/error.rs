@@ -95,17 +95,6 @@ pub enum LoadError {
         /// In the runtime's words.
         message: String,
     },
-    /// The operator should run the model on the CPU.
-    #[error(
-        "the model {} does not write the state `{past}` where it reads it, which works on the CPU only; set \
-         `engine.providers = [\"cpu\"]`", path.display()
-    )]
-    StateNotInPlace {
-        /// The ONNX file.
-        path: PathBuf,
-        /// Name of the input.
-        past: String,
-    },
     /// The operator should ask for fewer slots or a shorter context.
     #[error(
         "the KV cache of {num_bytes} bytes cannot be allocated: {message}; lower `engine.max_batch_size` or \

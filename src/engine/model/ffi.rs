@@ -1,15 +1,21 @@
 //! The calls of ONNX Runtime's C API that `ort` has no safe counterpart for: tensors over a part of a buffer, and one
-//! buffer bound as input and output at once. All unsafe code of the crate is here, behind a safe surface:
+//! buffer bound as input and output at once. All unsafe code of the crate is here and below, behind a safe surface:
 //! a [`Tensor<'d>`] cannot outlive its data, and a [`Run<'_, 'd>`] unbinds everything when it ends.
 
 #![expect(unsafe_code, reason = "see above")]
+
+mod cuda;
+mod transfers;
+
+pub(super) use cuda::Stream;
+pub(super) use transfers::{Piece, Transfers};
 
 use super::{ElementType, FloatType};
 use half::{bf16, f16};
 use ort::{
     AsPointer, Result,
     memory::{Allocator, MemoryInfo},
-    session::{IoBinding, Session},
+    session::{IoBinding, RunOptions, Session},
     sys,
 };
 use std::{
@@ -18,6 +24,7 @@ use std::{
     mem::MaybeUninit,
     ptr::{self, NonNull},
     slice,
+    sync::Arc,
 };
 
 /// What one call of the C API returned.
@@ -34,52 +41,110 @@ pub(super) struct Buffer {
     allocator: Allocator,
     data: NonNull<c_void>,
     num_bytes: usize,
-    is_on_host: bool,
+    /// What orders the work on it, where the host does not reach it.
+    stream: Option<Arc<Stream>>,
 }
 
 // SAFETY: the memory belongs to this value alone and ONNX Runtime's allocators may be used from any thread.
 unsafe impl Send for Buffer {}
 
+/// Rows of bytes that begin at equal distances.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Rows {
+    /// From the beginning of one row to that of the next.
+    pub(super) pitch: usize,
+    /// Of each row.
+    pub(super) num_bytes: usize,
+    pub(super) count: usize,
+}
+
+impl Rows {
+    /// From the beginning of the first to the end of the last.
+    fn span(self) -> usize {
+        self.count.saturating_sub(1) * self.pitch + self.num_bytes
+    }
+}
+
 impl Buffer {
-    /// Takes `num_bytes` from the allocator; what they hold is undefined.
-    pub(super) fn allocate(allocator: Allocator, num_bytes: usize) -> Result<Self> {
+    /// Takes `num_bytes` from the allocator; what they hold is undefined. Whatever runs on the memory has to do so in
+    /// `stream`, if the memory is not the host's.
+    pub(super) fn allocate(allocator: Allocator, num_bytes: usize, stream: Option<Arc<Stream>>) -> Result<Self> {
         let block = allocator.alloc::<u8>(num_bytes)?.into_raw();
         let data = NonNull::new(block).ok_or_else(|| ort::Error::new("the allocator returned no memory"))?;
-        let is_on_host = allocator.memory_info().is_cpu_accessible();
-        Ok(Self { allocator, data, num_bytes, is_on_host })
+        let stream = stream.filter(|_| !allocator.memory_info().is_cpu_accessible());
+        Ok(Self { allocator, data, num_bytes, stream })
     }
 
-    /// Copies a range of bytes to a place that does not overlap it.
-    pub(super) fn copy(&mut self, from: usize, to: usize, num_bytes: usize) {
-        let (from, to) = self.apart(from, to, num_bytes);
-        // SAFETY: both ranges lie inside the buffer, on the host, and do not overlap; bytes need not be initialized.
-        unsafe { from.copy_to_nonoverlapping(to, num_bytes) };
+    pub(super) fn num_bytes(&self) -> usize {
+        self.num_bytes
     }
 
-    /// Exchanges two ranges of bytes that do not overlap.
-    pub(super) fn swap(&mut self, one: usize, other: usize, num_bytes: usize) {
-        let (one, other) = self.apart(one, other, num_bytes);
-        // SAFETY: as above.
-        unsafe { ptr::swap_nonoverlapping(one.as_ptr(), other.as_ptr(), num_bytes) };
+    /// Copies rows from one place to another, which do not overlap.
+    pub(super) fn copy(&mut self, from: usize, to: usize, rows: Rows) -> Result<()> {
+        self.check_apart(from, to, rows);
+        let (data, Rows { pitch, num_bytes, count }) = (self.data, rows);
+        match &self.stream {
+            // SAFETY: all rows lie inside the buffer, and the stream orders this with what else is done to them.
+            Some(stream) => unsafe {
+                let (from, to) = (data.byte_add(from).as_ptr().cast_const(), data.byte_add(to).as_ptr());
+                stream.copy_rows((from, pitch), (to, pitch), num_bytes, count)
+            },
+            None => {
+                let data = self.host_data();
+                for row in 0..count {
+                    // SAFETY: both rows lie inside the buffer and do not overlap; bytes need not be initialized.
+                    unsafe {
+                        data.add(from + row * pitch).copy_to_nonoverlapping(data.add(to + row * pitch), num_bytes);
+                    }
+                }
+                Ok(())
+            }
+        }
     }
 
-    /// Two ranges of the buffer that can be reached from here and do not overlap.
-    fn apart(
-        &self,
-        one: usize,
-        other: usize,
-        num_bytes: usize,
-    ) -> (NonNull<MaybeUninit<u8>>, NonNull<MaybeUninit<u8>>) {
-        assert!(self.is_on_host, "the host sees only its own memory");
-        assert!(one.max(other) + num_bytes <= self.num_bytes, "both ranges lie inside the buffer");
-        assert!(num_bytes <= one.abs_diff(other), "the ranges do not overlap");
-        // SAFETY: as just checked.
-        unsafe { (self.data.cast().add(one), self.data.cast().add(other)) }
+    /// Exchanges rows of two places, which do not overlap. A device does so by way of `spare`, which is as large as one row
+    /// times their number.
+    pub(super) fn swap(&mut self, one: usize, other: usize, rows: Rows, spare: Option<&mut Self>) -> Result<()> {
+        self.check_apart(one, other, rows);
+        let Rows { pitch, num_bytes, count } = rows;
+        let Some(stream) = &self.stream else {
+            let data = self.host_data();
+            for row in 0..count {
+                // SAFETY: both rows lie inside the buffer and do not overlap; bytes need not be initialized.
+                unsafe {
+                    let (one, other) = (data.add(one + row * pitch), data.add(other + row * pitch));
+                    ptr::swap_nonoverlapping(one.as_ptr(), other.as_ptr(), num_bytes);
+                }
+            }
+            return Ok(());
+        };
+        let spare = spare.expect("a device needs a place to swap by");
+        assert!(num_bytes * count <= spare.num_bytes && spare.stream.is_some(), "the rows fit the spare place");
+        // SAFETY: all rows lie inside the two buffers, which the stream orders.
+        unsafe {
+            let (one, other) = (self.data.byte_add(one).as_ptr(), self.data.byte_add(other).as_ptr());
+            let spare = spare.data.as_ptr();
+            stream.copy_rows((one, pitch), (spare, num_bytes), num_bytes, count)?;
+            stream.copy_rows((other, pitch), (one, pitch), num_bytes, count)?;
+            stream.copy_rows((spare, num_bytes), (other, pitch), num_bytes, count)
+        }
+    }
+
+    fn host_data(&self) -> NonNull<MaybeUninit<u8>> {
+        assert!(self.allocator.memory_info().is_cpu_accessible(), "the host sees only its own memory");
+        self.data.cast()
+    }
+
+    fn check_apart(&self, one: usize, other: usize, rows: Rows) {
+        assert!(one.max(other) + rows.span() <= self.num_bytes, "both places lie inside the buffer");
+        assert!(rows.span() <= one.abs_diff(other), "the places do not overlap");
     }
 }
 
 impl Drop for Buffer {
     fn drop(&mut self) {
+        // What still runs may use it. That the device is lost, whoever asked for that work is told.
+        let _ = self.stream.as_ref().map(|stream| stream.synchronize());
         // SAFETY: `data` came from this allocator and is freed once.
         unsafe { self.allocator.free(self.data.as_ptr()) };
     }
@@ -106,6 +171,12 @@ impl Drop for Tensor<'_> {
 /// Rust numbers that a tensor may be made of.
 pub(super) trait Element: Copy {
     const TYPE: sys::ONNXTensorElementDataType;
+}
+
+/// Numbers as they lie in memory.
+pub(super) fn bytes_of<T: Element>(numbers: &[T]) -> &[u8] {
+    // SAFETY: numbers have no padding, and their bytes live and stay as they are for as long as the slice.
+    unsafe { slice::from_raw_parts(numbers.as_ptr().cast(), size_of_val(numbers)) }
 }
 
 impl Element for i64 {
@@ -181,6 +252,17 @@ impl<'d> Tensor<'d> {
         unsafe {
             let data = buffer.data.as_ptr().byte_add(first_byte);
             Self::over(buffer.allocator.memory_info(), data, num_bytes, shape, element_type.raw())
+        }
+    }
+
+    /// The same, of numbers that are not those of a cache.
+    pub(super) fn over_buffer<T: Element>(buffer: &'d Buffer, first_byte: usize, shape: &[i64]) -> Result<Self> {
+        let num_bytes = num_elements(shape) * size_of::<T>();
+        assert!(first_byte + num_bytes <= buffer.num_bytes, "the view lies inside the buffer");
+        // SAFETY: the range lies inside the buffer, which lives for 'd.
+        unsafe {
+            let data = buffer.data.as_ptr().byte_add(first_byte);
+            Self::over(buffer.allocator.memory_info(), data, num_bytes, shape, T::TYPE)
         }
     }
 
@@ -329,10 +411,12 @@ impl<'g, 'd> Run<'g, 'd> {
         unsafe { check((ort::api().BindOutputToDevice)(self.binding.ptr_mut(), name.as_ptr(), memory.ptr())) }
     }
 
-    /// Runs the graph. Returns the outputs that the runtime allocated, in the order of binding.
-    pub(super) fn execute(self) -> Result<Vec<Tensor<'static>>> {
-        // SAFETY: session and binding are valid and borrowed; null run options mean the defaults.
-        unsafe { check((ort::api().RunWithBinding)(self.session.ptr().cast_mut(), ptr::null(), self.binding.ptr()))? };
+    /// Runs the graph, with the default options where there are none. Returns the outputs that the runtime allocated, in
+    /// the order of binding.
+    pub(super) fn execute(self, options: Option<&RunOptions>) -> Result<Vec<Tensor<'static>>> {
+        let options = options.map_or(ptr::null(), AsPointer::ptr);
+        // SAFETY: session, binding and options are valid and borrowed; null options mean the defaults.
+        unsafe { check((ort::api().RunWithBinding)(self.session.ptr().cast_mut(), options, self.binding.ptr()))? };
         if self.num_new == 0 {
             return Ok(Vec::new());
         }

@@ -2,14 +2,15 @@
 
 use super::{
     CacheKind, CacheTensor, ElementType, LoadError, Logits, Model, ModelError, ModelLimits,
+    capture::Recurring,
     error::words,
-    ffi::{Buffer, Run, Tensor},
+    ffi::{Buffer, Rows, Run, Tensor},
     graph::{Graph, c_name, signed},
     inputs::InputRow,
     plan::{Plan, PlanLimits, PlannedRun},
     spec::MAX_CACHE_RANK,
 };
-use crate::engine::Batch;
+use crate::engine::{Batch, Copied};
 use std::{ffi::CString, ops::Range, time::Duration};
 
 /// One buffer per tensor of the cache, with a part for each slot. The slots of a run are bound as past and as present.
@@ -18,6 +19,9 @@ use std::{ffi::CString, ops::Range, time::Duration};
 pub(super) struct GqaModel {
     /// Before the graph, since fields drop in order and an allocator must not outlive its session.
     cache: Vec<Slab>,
+    spare: Option<Buffer>,
+    /// What went wrong since the last run.
+    failure: Option<ModelError>,
     graph: Graph,
     plan: Plan,
     run_overhead_tokens: usize,
@@ -33,6 +37,10 @@ pub(super) struct GqaModel {
 /// or five more in the same run; on a GPU, tokens are all but free until there are hundreds.
 const CPU_RUN_OVERHEAD_TOKENS: usize = 4;
 const GPU_RUN_OVERHEAD_TOKENS: usize = 256;
+
+/// Columns that a device is told of at least while it decodes. Their number is rounded up to powers of two, so that
+/// steps recur; what a row really has, each is told by itself.
+const MIN_COLUMNS: usize = 256;
 
 /// `[slots, heads, columns, …]`; a state is one column of one head.
 struct Slab {
@@ -82,7 +90,7 @@ impl Slab {
         Ok(Self {
             past: c_name(&tensor.past),
             present: c_name(&tensor.present),
-            buffer: Buffer::allocate(graph.device_allocator()?, halves * num_bytes)?,
+            buffer: graph.allocate(halves * num_bytes)?,
             num_heads,
             num_columns,
             column_bytes,
@@ -109,24 +117,27 @@ impl Slab {
         Tensor::from_buffer(&self.buffer, first_byte, &shape[..self.rank], self.element_type)
     }
 
-    /// Where each head of two slots begins.
-    fn heads(&self, one: usize, other: usize) -> impl Iterator<Item = (usize, usize)> + use<> {
-        let (head_bytes, slot_bytes) = (self.head_bytes(), self.slot_bytes());
-        let begin = move |slot: usize, head: usize| slot * slot_bytes + head * head_bytes;
-        (0..self.num_heads).map(move |head| (begin(one, head), begin(other, head)))
+    /// What so many tokens have left in each head of a slot.
+    fn used(&self, num_tokens: usize) -> Rows {
+        let num_bytes = num_tokens.min(self.num_columns) * self.column_bytes;
+        Rows { pitch: self.head_bytes(), num_bytes, count: self.num_heads }
     }
 
-    /// Bytes of the columns that so many tokens have left in each head.
-    fn used_bytes(&self, num_tokens: usize) -> usize {
-        num_tokens.min(self.num_columns) * self.column_bytes
+    fn copy(&mut self, from: usize, to: usize, num_tokens: usize) -> ort::Result<()> {
+        let (slot_bytes, used) = (self.slot_bytes(), self.used(num_tokens));
+        self.buffer.copy(from * slot_bytes, to * slot_bytes, used)
+    }
+
+    fn swap(&mut self, one: usize, other: usize, num_tokens: usize, spare: Option<&mut Buffer>) -> ort::Result<()> {
+        let (slot_bytes, used) = (self.slot_bytes(), self.used(num_tokens));
+        self.buffer.swap(one * slot_bytes, other * slot_bytes, used, spare)
     }
 
     /// Brings what a run has written beside the state to where the next run reads it.
-    fn settle(&mut self, slots: &Range<usize>) {
-        if let Some(State { second_half: Some(second_half), .. }) = self.state {
-            let (begin, num_bytes) = (slots.start * self.slot_bytes(), slots.len() * self.slot_bytes());
-            self.buffer.copy(second_half + begin, begin, num_bytes);
-        }
+    fn settle(&mut self, slots: &Range<usize>) -> ort::Result<()> {
+        let Some(State { second_half: Some(second_half), .. }) = self.state else { return Ok(()) };
+        let (begin, num_bytes) = (slots.start * self.slot_bytes(), slots.len() * self.slot_bytes());
+        self.buffer.copy(second_half + begin, begin, Rows { pitch: num_bytes, num_bytes, count: 1 })
     }
 }
 
@@ -141,18 +152,30 @@ impl GqaModel {
         let num_bytes = spec.cache_bytes_per_slot(context_tokens) * num_slots;
         let mut cache = Vec::with_capacity(spec.cache.len());
         for tensor in &spec.cache {
-            if matches!(tensor.kind, CacheKind::State { is_in_place: false, .. }) && !graph.is_on_host() {
-                return Err(LoadError::StateNotInPlace { path: spec.path.clone(), past: tensor.past.clone() });
-            }
             let failed = |error: ort::Error| LoadError::KvCache { num_bytes, message: words(&error) };
             cache.push(Slab::new(tensor, &graph, num_slots).map_err(failed)?);
         }
+        // What two slots exchange lies here in between, on a device that the host does not reach.
+        let largest = cache.iter().map(Slab::slot_bytes).max().unwrap_or(0);
+        let spare = if graph.is_on_host() { None } else { Some(graph.allocate(largest.max(1))) };
+        let failed = |error: ort::Error| LoadError::KvCache { num_bytes, message: words(&error) };
+        let spare = spare.transpose().map_err(failed)?;
         let in_columns = |slab: &Slab| if slab.state.is_some() { 0 } else { slab.num_columns };
         let rewindable_tokens = cache.iter().map(in_columns).min().unwrap_or(0).min(context_tokens);
         let short = graph.spec().num_short_tokens.filter(|short| *short < context_tokens);
         let min_mask_width = short.map_or(0, |short| short + 1);
         let (plan, occupants) = (Plan::default(), Vec::new());
-        Ok(Self { cache, graph, plan, run_overhead_tokens, rewindable_tokens, min_mask_width, occupants })
+        Ok(Self {
+            cache,
+            spare,
+            failure: None,
+            graph,
+            plan,
+            run_overhead_tokens,
+            rewindable_tokens,
+            min_mask_width,
+            occupants,
+        })
     }
 
     fn plan_limits(&self) -> PlanLimits {
@@ -167,7 +190,8 @@ impl GqaModel {
         }
     }
 
-    fn fill_inputs(&mut self, batch: &Batch, run: &PlannedRun) {
+    /// Returns what a run that decodes has in common with others.
+    fn fill_inputs(&mut self, batch: &Batch, run: &PlannedRun) -> Option<Recurring> {
         let Self { graph, plan, occupants, min_mask_width, .. } = self;
         occupants.clear();
         occupants.resize(run.slots.len(), None);
@@ -177,18 +201,26 @@ impl GqaModel {
             occupants[row.slot_index - run.slots.start] = Some(*index);
             longest = longest.max(row.end());
         }
-        graph.inputs.begin(run.width, longest.max(run.width));
-        for occupant in occupants {
+        let mut max_columns = longest.max(run.width);
+        if run.width == 1 && !graph.is_on_host() {
+            max_columns = max_columns.next_power_of_two().max(MIN_COLUMNS).min(graph.limits().context_tokens);
+        }
+        graph.inputs.begin(run.width, max_columns);
+        for occupant in occupants.iter() {
             match *occupant {
                 Some(index) => {
                     let row = &batch.rows()[index];
                     let new_tokens = batch.new_tokens(row);
-                    let input = InputRow { index, new_tokens, start: row.start, num_logits: row.num_logits };
+                    let (start, num_logits, wanted) = (row.start, row.num_logits, row.wanted);
+                    let input = InputRow { index, new_tokens, start, num_logits, wanted };
                     graph.inputs.push(&input, 0..row.end());
                 }
                 None => graph.inputs.push_idle(),
             }
         }
+        let is_full = occupants.iter().all(Option::is_some) && graph.inputs.scored_rows.len() == occupants.len();
+        let recurs = graph.can_capture() && run.width == 1 && is_full;
+        recurs.then_some(Recurring { first_slot: run.slots.start, num_rows: run.slots.len(), max_columns })
     }
 }
 
@@ -216,43 +248,51 @@ impl Model for GqaModel {
         ModelLimits {
             rewindable_tokens: self.rewindable_tokens,
             can_verify_drafts: self.graph.can_pad() && limits.context_tokens <= self.rewindable_tokens,
-            can_move_slots: self.graph.is_on_host(),
+            can_move_slots: true,
             ..limits
         }
     }
 
     fn forward(&mut self, batch: &Batch, logits: &mut Logits) -> Result<(), ModelError> {
+        if let Some(failure) = self.failure.take() {
+            return Err(failure);
+        }
         self.plan.fill(batch, self.plan_limits());
+        let num_scored = self.plan.runs().iter().map(|run| {
+            let num_wanted = self.plan.rows(run).iter().map(|index| batch.rows()[*index].num_logits).sum();
+            self.graph.num_computed_rows(run.slots.len(), run.width, num_wanted)
+        });
+        let num_scored = num_scored.sum();
+        self.graph.begin(num_scored)?;
         for index in 0..self.plan.runs().len() {
             let run = self.plan.runs()[index].clone();
-            self.fill_inputs(batch, &run);
+            let recurring = self.fill_inputs(batch, &run);
             let slots = run.slots.clone();
-            self.graph.run(logits, &(self.cache.as_slice(), run), bind_cache)?;
-            self.cache.iter_mut().for_each(|slab| slab.settle(&slots));
+            self.graph.run(logits, recurring, &(self.cache.as_slice(), run), bind_cache)?;
+            self.cache.iter_mut().try_for_each(|slab| slab.settle(&slots))?;
         }
-        Ok(())
+        self.graph.finish(batch, logits)
+    }
+
+    fn complete(&mut self, batch_rows: &[usize], logits: &mut Logits) -> Result<(), ModelError> {
+        self.graph.complete(batch_rows, logits)
     }
 
     fn time_in_runs(&self) -> Duration {
-        self.graph.time_in_runs
+        self.graph.time_in_runs()
+    }
+
+    fn copied(&self) -> Copied {
+        self.graph.copied()
     }
 
     fn copy_slot(&mut self, from: usize, to: usize, num_tokens: usize) -> Result<(), ModelError> {
-        for slab in &mut self.cache {
-            let num_bytes = slab.used_bytes(num_tokens);
-            for (from, to) in slab.heads(from, to) {
-                slab.buffer.copy(from, to, num_bytes);
-            }
-        }
-        Ok(())
+        Ok(self.cache.iter_mut().try_for_each(|slab| slab.copy(from, to, num_tokens))?)
     }
 
     fn swap_slots(&mut self, one: usize, other: usize, num_tokens: usize) {
-        for slab in &mut self.cache {
-            let num_bytes = slab.used_bytes(num_tokens);
-            for (one, other) in slab.heads(one, other) {
-                slab.buffer.swap(one, other, num_bytes);
-            }
-        }
+        let spare = &mut self.spare;
+        let swapped = self.cache.iter_mut().try_for_each(|slab| slab.swap(one, other, num_tokens, spare.as_mut()));
+        self.failure = swapped.err().map(ModelError::from).or(self.failure.take());
     }
 }

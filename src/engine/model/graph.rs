@@ -3,14 +3,16 @@
 use super::{
     FloatType, GraphEdits, LoadError, Logits, ModelError, ModelLimits, ModelSpec, ProviderConfig, ProviderName,
     Runtime,
-    edit::{self, Edited},
+    capture::Recurring,
+    device::{self, Device},
+    edit::{self, Edited, Scores},
     error::words,
     external_data::ExternalData,
-    ffi::{Run, Tensor},
-    inputs::Inputs,
+    ffi::{Buffer, Run, Stream, Tensor},
+    inputs::{Inputs, Stage},
     spec::{WINDOW_SLACK, window_columns},
 };
-use crate::engine::EngineConfig;
+use crate::engine::{Batch, Copied, EngineConfig, TopScoresIn};
 use half::{bf16, f16, slice::HalfFloatSliceExt};
 use ort::{
     memory::Allocator,
@@ -18,24 +20,31 @@ use ort::{
 };
 use std::{
     collections::BTreeMap,
-    ffi::CString,
-    fs, thread,
+    ffi::{CStr, CString},
+    fs,
+    sync::Arc,
+    thread,
     time::{Duration, Instant},
 };
 
 /// A session, its binding, and the host memory of its inputs.
 pub(super) struct Graph {
-    session: Session,
+    /// Where inputs and scores lie that the host does not share. Before the session, whose allocators it uses.
+    device: Option<Device>,
     binding: IoBinding,
+    session: Session,
+    /// What the session's runs are ordered by, on a device that has such.
+    stream: Option<Arc<Stream>>,
     host: Allocator,
     spec: ModelSpec,
     edits: GraphEdits,
     limits: ModelLimits,
-    device: ProviderConfig,
+    provider: ProviderConfig,
+    captures: bool,
     pub(super) inputs: Inputs,
     /// Scores that the run cannot write to their place.
     scratch: Scratch,
-    pub(super) time_in_runs: Duration,
+    time_in_runs: Duration,
 }
 
 /// In the graph's own type.
@@ -56,35 +65,34 @@ impl Graph {
         if num_bytes > isize::MAX.cast_unsigned() / 2 {
             return Err(LoadError::KvCache { num_bytes, message: "no machine has as much memory".to_owned() });
         }
-        let mut builder = session_builder(runtime, config).map_err(|error| failed(&spec, &error))?;
-        let device = register_providers(&mut builder, config)?;
-        let on_cpu = device.name == ProviderName::Cpu;
-        let wanted = GraphEdits {
-            accuracy_level: config.graph_edits.accuracy_level && on_cpu,
-            // What pads a row would enter its states.
-            query_seqlens: config.graph_edits.query_seqlens
-                && device.name != ProviderName::TensorRt
-                && !spec.has_states(),
-            logits_indices: config.graph_edits.logits_indices && !spec.has_last_logits_only,
-        };
-        let (session, edits) = open_edited(builder, &spec, wanted)?;
-        tracing::info!(?edits, "opened the graph");
+        let Opened { session, edits, provider, stream, captures } = open_session(runtime, &spec, config)?;
+        tracing::info!(?edits, captures, "opened the graph");
+        let on_gpu = provider.name != ProviderName::Cpu;
+        let has_device = on_gpu || edits.top_scores;
+        let device = has_device.then(|| {
+            let room = (num_slots, edits.top_scores);
+            Device::new(&session, provider.clone(), stream.clone(), &spec, room)
+        });
+        let device = device.transpose().map_err(|error| failed(&spec, &error))?;
         let binding = session.create_binding().map_err(|error| failed(&spec, &error))?;
         Ok(Self {
-            session,
+            device,
             binding,
+            session,
+            stream,
             host: Allocator::default(),
             limits: ModelLimits {
                 vocab_size: spec.vocab_size,
                 context_tokens,
-                chunk_tokens: if device.name == ProviderName::Cpu { CPU_CHUNK_TOKENS } else { GPU_CHUNK_TOKENS },
+                chunk_tokens: if on_gpu { GPU_CHUNK_TOKENS } else { CPU_CHUNK_TOKENS },
                 rewindable_tokens: 0,
                 can_verify_drafts: false,
                 can_move_slots: false,
             },
             edits,
-            device,
-            inputs: Inputs::new(&spec),
+            provider,
+            captures,
+            inputs: Inputs::new(&spec, edits),
             scratch: Scratch::default(),
             time_in_runs: Duration::ZERO,
             spec,
@@ -104,17 +112,22 @@ impl Graph {
         self.edits.query_seqlens && !self.spec.has_last_logits_only
     }
 
+    /// Whether runs that recur are captured.
+    pub(super) fn can_capture(&self) -> bool {
+        self.captures
+    }
+
     /// Columns that a cache tensor needs for each slot.
     pub(super) fn num_columns(&self, window: Option<usize>) -> usize {
         // Other providers take no window that is wider than it must be.
-        let slack = if self.device.name == ProviderName::Cpu { WINDOW_SLACK } else { 0 };
+        let slack = if self.is_on_host() { WINDOW_SLACK } else { 0 };
         let context_tokens = self.limits.context_tokens;
         window.map_or(context_tokens, |window| window_columns(window, slack, context_tokens))
     }
 
     /// Whether keys and values lie in memory that this process can reach.
     pub(super) fn is_on_host(&self) -> bool {
-        self.device.name == ProviderName::Cpu
+        self.provider.name == ProviderName::Cpu
     }
 
     /// What the operator is told of an error while it is loaded.
@@ -124,29 +137,69 @@ impl Graph {
 
     /// Where keys and values live.
     pub(super) fn device_allocator(&self) -> ort::Result<Allocator> {
-        self.device.allocator(&self.session)
+        self.provider.allocator(&self.session)
+    }
+
+    /// Memory for keys and values.
+    pub(super) fn allocate(&self, num_bytes: usize) -> ort::Result<Buffer> {
+        Buffer::allocate(self.device_allocator()?, num_bytes, self.stream.clone())
+    }
+
+    pub(super) fn time_in_runs(&self) -> Duration {
+        self.device.as_ref().map_or(self.time_in_runs, |device| device.time_in_runs)
+    }
+
+    pub(super) fn copied(&self) -> Copied {
+        self.device.as_ref().map_or(Copied::default(), Device::copied)
+    }
+
+    /// Starts a step, whose runs compute at most so many rows of scores.
+    pub(super) fn begin(&mut self, num_rows: usize) -> Result<(), ModelError> {
+        let Some(device) = &mut self.device else { return Ok(()) };
+        Ok(device.begin(&self.session, num_rows)?)
+    }
+
+    /// Rows of scores that a run computes in so many rows of a width, of which so many are wanted.
+    pub(super) fn num_computed_rows(&self, num_rows: usize, width: usize, num_wanted: usize) -> usize {
+        match self.edits.logits_indices {
+            true => num_wanted.max(1),
+            false if self.spec.has_last_logits_only => num_rows,
+            false => num_rows * width,
+        }
+    }
+
+    /// Ends a step: appends the scores that are wanted, where its runs have not.
+    pub(super) fn finish(&mut self, batch: &Batch, logits: &mut Logits) -> Result<(), ModelError> {
+        let Some(device) = &mut self.device else { return Ok(()) };
+        Ok(device.finish(batch, logits)?)
+    }
+
+    /// See [`Model::complete`](super::Model::complete).
+    pub(super) fn complete(&mut self, batch_rows: &[usize], logits: &mut Logits) -> Result<(), ModelError> {
+        let device = self.device.as_mut().expect("without a device, all scores were given");
+        Ok(device.complete(batch_rows, logits)?)
     }
 
     /// Computes the rows that [`inputs`](Self::inputs) holds, with what `cache` holds as `bind_cache` binds it, and
-    /// appends the scores that they want. Returns the outputs that the runtime allocated.
+    /// appends the scores that they want, or keeps them until the step is finished. Returns the outputs that the runtime
+    /// allocated.
     pub(super) fn run<K: ?Sized>(
         &mut self,
         logits: &mut Logits,
+        recurring: Option<Recurring>,
         cache: &K,
         bind_cache: impl for<'d> FnOnce(&'d K, &mut Run<'_, 'd>) -> ort::Result<()>,
     ) -> Result<Vec<Tensor<'static>>, ModelError> {
-        let Self { session, binding, host, spec, edits, limits, inputs, scratch, time_in_runs, .. } = self;
+        let Self { device, session, binding, host, spec, edits, limits, inputs, scratch, time_in_runs, .. } = self;
+        if let Some(device) = device {
+            let graph = device::Opened { session, binding, spec, edits: *edits };
+            return Ok(device.run(graph, inputs, recurring, cache, bind_cache)?);
+        }
         let memory = host.memory_info();
-        let (num_rows, width) = (inputs.num_rows(), inputs.width());
-        // How many places of each row the graph scores, and in how many rows it gives their scores.
-        let num_places = match &spec.num_logits {
-            _ if spec.has_last_logits_only => 1,
-            Some(_) if !edits.logits_indices => inputs.num_scored_places(),
-            Some(_) | None => width,
-        };
-        let computed = if edits.logits_indices { [1, inputs.scored_rows.len()] } else { [num_rows, num_places] };
+        let computed = inputs.scored_shape(spec, *edits);
         let num_computed = computed[0] * computed[1];
         let shape = [signed(computed[0]), signed(computed[1]), signed(limits.vocab_size)];
+        let places: Vec<usize> = inputs.scored_places(spec, *edits).map(|(_, place)| place).collect();
         let wanted = logits.extend(&inputs.scored_rows);
         let is_direct = spec.logits_type == FloatType::F32 && num_computed * limits.vocab_size == wanted.len();
         let scores = match spec.logits_type {
@@ -155,7 +208,7 @@ impl Graph {
             FloatType::F16 => Tensor::from_slice_mut(memory, resized(&mut scratch.f16, &shape), &shape)?,
             FloatType::BF16 => Tensor::from_slice_mut(memory, resized(&mut scratch.bf16, &shape), &shape)?,
         };
-        let fed = inputs.feed(memory, spec, *edits, num_places)?;
+        let fed = inputs.feed(&mut Stage::Host(memory), spec, *edits)?;
         let mut run = Run::new(session, binding);
         for (name, tensor) in fed.iter().flatten() {
             run.bind_input(name, tensor)?;
@@ -163,14 +216,10 @@ impl Graph {
         run.bind_output(c"logits", &scores)?;
         bind_cache(cache, &mut run)?;
         let began = Instant::now();
-        let outputs = run.execute()?;
+        let outputs = run.execute(None)?;
         *time_in_runs += began.elapsed();
         drop((scores, fed));
         if !is_direct {
-            let places = inputs.logits_indices.iter().enumerate().map(|(row, place)| match index(*place) {
-                _ if edits.logits_indices => row,
-                place => place / width * num_places + place % width + num_places - width,
-            });
             scratch.write(spec.logits_type, wanted.chunks_exact_mut(limits.vocab_size).zip(places));
         }
         Ok(outputs)
@@ -204,6 +253,52 @@ fn resized<'v, T: Clone + Default>(scratch: &'v mut Vec<T>, shape: &[i64]) -> &'
     &mut scratch[..num_elements]
 }
 
+/// A session, and how it came to be.
+struct Opened {
+    session: Session,
+    edits: GraphEdits,
+    provider: ProviderConfig,
+    stream: Option<Arc<Stream>>,
+    captures: bool,
+}
+
+/// Opens the graph on the first provider that can be had, with the edits that it and the runtime allow.
+fn open_session(runtime: &Runtime, spec: &ModelSpec, config: &EngineConfig) -> Result<Opened, LoadError> {
+    let open = |wants_captures: bool| {
+        let mut builder = session_builder(runtime, config).map_err(|error| failed(spec, &error))?;
+        let Registered { provider, stream, captures } = register_providers(&mut builder, config, wants_captures)?;
+        let on_cpu = provider.name == ProviderName::Cpu;
+        let wanted = GraphEdits {
+            accuracy_level: config.graph_edits.accuracy_level && on_cpu,
+            // What pads a row would enter its states.
+            query_seqlens: config.graph_edits.query_seqlens
+                && provider.name != ProviderName::TensorRt
+                && !spec.has_states(),
+            logits_indices: config.graph_edits.logits_indices && !spec.has_last_logits_only,
+            sequence_lengths: config.graph_edits.sequence_lengths,
+            top_scores: match config.top_scores {
+                TopScoresIn::Gpu => !on_cpu,
+                TopScoresIn::Always => true,
+                TopScoresIn::Never => false,
+            },
+        };
+        let (session, edits) = open_edited(builder, spec, wanted)?;
+        Ok(Opened { session, edits, provider, stream, captures })
+    };
+    // A run that is captured is run more than once: a state, or a window, would take its tokens in more than once.
+    let can_capture = config.cuda_graphs && !spec.has_states() && !spec.has_windows();
+    match open(can_capture) {
+        Err(LoadError::Session { message, .. }) if can_capture && message.contains(NOT_CAPTURED) => {
+            tracing::warn!(message, "the graph cannot be captured; each step launches its operators one by one");
+            open(false)
+        }
+        opened => opened,
+    }
+}
+
+/// What ONNX Runtime says where some of a graph does not run on the device, or branches.
+const NOT_CAPTURED: &str = "graph capture feature";
+
 /// Opens the graph with the edits that it and the runtime allow.
 fn open_edited(
     mut builder: SessionBuilder,
@@ -221,9 +316,12 @@ fn open_edited(
     let mut builder = builder
         .with_config_entry(DATA_FOLDER, data.folder.to_string_lossy())
         .map_err(|error| failed(spec, &error.into()))?;
+    let scores =
+        Scores { vocab_size: spec.vocab_size, element_type: spec.logits_type, of_all: !spec.has_last_logits_only };
     // The file is read anew for each try, and only its edited copy kept: with its weights inside, it may be large.
-    let edited =
-        |wanted| edit::edit(&read()?, wanted, |file| data.name(file)).map_err(|error| unreadable(error.to_string()));
+    let edited = |wanted| {
+        edit::edit(&read()?, wanted, scores, |file| data.name(file)).map_err(|error| unreadable(error.to_string()))
+    };
     let Edited { model, made } = edited(wanted)?;
     let error = match builder.commit_from_memory(&model) {
         Ok(session) => return Ok((session, made)),
@@ -265,6 +363,11 @@ pub(super) fn c_name(name: &str) -> CString {
     CString::new(name).expect("the graph was read, so its names hold no NUL")
 }
 
+/// A name of ours as protobuf wants it.
+pub(super) fn text(name: &CStr) -> &str {
+    name.to_str().expect("names of ours are text")
+}
+
 fn session_builder(runtime: &Runtime, config: &EngineConfig) -> ort::Result<SessionBuilder> {
     let allowed = thread::available_parallelism().map_or(1, usize::from);
     let threads = match config.intra_op_threads {
@@ -283,19 +386,35 @@ fn session_builder(runtime: &Runtime, config: &EngineConfig) -> ort::Result<Sess
 /// Session option: the cores of each thread but the first, which is the engine's own.
 const AFFINITY: &str = "session.intra_op_thread_affinities";
 
-/// Registers every provider that the config names; returns the first one that could be.
-fn register_providers(builder: &mut SessionBuilder, config: &EngineConfig) -> Result<ProviderConfig, LoadError> {
-    let cpu = ProviderConfig { name: ProviderName::Cpu, options: BTreeMap::new() };
-    let mut device = None;
+/// The first provider that could be registered, and what orders the work on its device.
+struct Registered {
+    provider: ProviderConfig,
+    stream: Option<Arc<Stream>>,
+    captures: bool,
+}
+
+/// Registers every provider that the config names.
+fn register_providers(
+    builder: &mut SessionBuilder,
+    config: &EngineConfig,
+    wants_captures: bool,
+) -> Result<Registered, LoadError> {
+    let mut first = None;
     for provider in &config.providers {
-        match provider.register(builder) {
-            Ok(()) => {
+        let registered = provider.open_stream().and_then(|stream| {
+            let captures = wants_captures && provider.can_capture();
+            provider.register(builder, stream.as_deref(), captures)?;
+            Ok(Registered { provider: provider.clone(), stream, captures })
+        });
+        match registered {
+            Ok(registered) => {
                 tracing::info!(provider = %provider.name, "registered execution provider");
-                device.get_or_insert_with(|| provider.clone());
+                first.get_or_insert(registered);
             }
             Err(error) if config.fallback => tracing::warn!(%error, "going on without this execution provider"),
             Err(error) => return Err(error),
         }
     }
-    Ok(device.unwrap_or(cpu))
+    let cpu = || ProviderConfig { name: ProviderName::Cpu, options: BTreeMap::new() };
+    Ok(first.unwrap_or_else(|| Registered { provider: cpu(), stream: None, captures: false }))
 }

@@ -1,6 +1,8 @@
 //! The seam between deciding what to compute and computing it.
 
+mod capture;
 mod concat;
+mod device;
 mod edit;
 mod error;
 mod external_data;
@@ -8,21 +10,27 @@ mod ffi;
 mod gqa;
 mod graph;
 mod inputs;
+mod logits;
 mod plan;
 pub(crate) mod proto;
 mod provider;
 mod runtime;
+mod sequence_lengths;
 mod spec;
+mod splice;
+mod top_scores;
 
 pub use edit::GraphEdits;
 pub use error::{LoadError, ModelError};
 pub(crate) use external_data::{DataFileError, locate as locate_data_file};
+pub use logits::{Logits, Scores, TopScores, Wanted};
 pub use provider::{ProviderConfig, ProviderName};
 pub use runtime::Runtime;
 pub(crate) use spec::MAX_CACHE_RANK;
 pub use spec::{
     CacheKind, CacheTensor, ElementType, FloatType, GraphFamily, IntType, ModelSpec, NumLogits, PositionIds,
 };
+pub use top_scores::NUM_TOP_SCORES;
 
 use super::{Batch, EngineConfig, TokenId};
 use concat::ConcatModel;
@@ -35,16 +43,31 @@ pub trait Model: Send {
     /// What it can take.
     fn limits(&self) -> ModelLimits;
 
-    /// Computes every new token of the batch and appends the scores that its rows want. A row starts at 0, at the
-    /// number of tokens that its slot holds or, where that is [rewindable](ModelLimits::rewindable_tokens), anywhere in
-    /// between; what the slot held beyond is forgotten. Slots without a row keep what they hold.
+    /// Computes every new token of the batch and appends the scores that its rows [want](Wanted), or all of them. A row
+    /// starts at 0, at the number of tokens that its slot holds or, where that is
+    /// [rewindable](ModelLimits::rewindable_tokens), anywhere in between; what the slot held beyond is forgotten. Slots
+    /// without a row keep what they hold.
     ///
     /// # Errors
     /// When the backend fails; the batch's sequences then finish with an error.
     fn forward(&mut self, batch: &Batch, logits: &mut Logits) -> Result<(), ModelError>;
 
+    /// Appends all scores of these rows of the last batch, of which [`forward`](Self::forward) appended the best.
+    ///
+    /// # Errors
+    /// When the backend fails.
+    fn complete(&mut self, batch_rows: &[usize], logits: &mut Logits) -> Result<(), ModelError> {
+        let _ = (batch_rows, logits);
+        unreachable!("a model that keeps scores to itself gives them when it is asked")
+    }
+
     /// Time that the backend itself has run so far, the rest of [`forward`](Self::forward) aside.
     fn time_in_runs(&self) -> Duration;
+
+    /// What has crossed the bus so far; nothing where the device is the host.
+    fn copied(&self) -> Copied {
+        Copied::default()
+    }
 
     /// Makes the slot `to` hold the first `num_tokens` tokens that the slot `from` holds: all of them where these are
     /// not [rewindable](ModelLimits::rewindable_tokens). Only where [`can_move_slots`](ModelLimits::can_move_slots).
@@ -54,7 +77,7 @@ pub trait Model: Send {
     fn copy_slot(&mut self, from: usize, to: usize, num_tokens: usize) -> Result<(), ModelError>;
 
     /// Exchanges what two slots hold, of which the longer one is `num_tokens`. Only where
-    /// [`can_move_slots`](ModelLimits::can_move_slots).
+    /// [`can_move_slots`](ModelLimits::can_move_slots). Where that fails, so does the next [`forward`](Self::forward).
     fn swap_slots(&mut self, one: usize, other: usize, num_tokens: usize);
 }
 
@@ -67,8 +90,16 @@ impl Model for Box<dyn Model> {
         (**self).forward(batch, logits)
     }
 
+    fn complete(&mut self, batch_rows: &[usize], logits: &mut Logits) -> Result<(), ModelError> {
+        (**self).complete(batch_rows, logits)
+    }
+
     fn time_in_runs(&self) -> Duration {
         (**self).time_in_runs()
+    }
+
+    fn copied(&self) -> Copied {
+        (**self).copied()
     }
 
     fn copy_slot(&mut self, from: usize, to: usize, num_tokens: usize) -> Result<(), ModelError> {
@@ -78,6 +109,15 @@ impl Model for Box<dyn Model> {
     fn swap_slots(&mut self, one: usize, other: usize, num_tokens: usize) {
         (**self).swap_slots(one, other, num_tokens);
     }
+}
+
+/// Bytes between host and device.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Copied {
+    /// Tokens, lengths and the like.
+    pub to_device: u64,
+    /// Scores.
+    pub to_host: u64,
 }
 
 /// What a loaded model can take.
@@ -96,56 +136,6 @@ pub struct ModelLimits {
     pub can_verify_drafts: bool,
     /// Whether keys and values can be copied from slot to slot.
     pub can_move_slots: bool,
-}
-
-/// Scores of what may come next. They are refilled for each step.
-#[derive(Debug)]
-pub struct Logits {
-    /// As large as any step has needed.
-    scores: Vec<f32>,
-    /// For each row of scores, the row of the batch that it belongs to. Those of one row are in the order of its tokens.
-    rows: Vec<usize>,
-    vocab_size: usize,
-}
-
-impl Logits {
-    /// No rows yet.
-    pub fn new(vocab_size: usize) -> Self {
-        assert!(vocab_size > 0, "the vocabulary is not empty");
-        Self { scores: Vec::new(), rows: Vec::new(), vocab_size }
-    }
-
-    /// Forgets all rows.
-    pub fn clear(&mut self) {
-        self.rows.clear();
-    }
-
-    /// Room for a row of scores for each of these rows of the batch, to be written as a whole.
-    pub fn extend(&mut self, batch_rows: &[usize]) -> &mut [f32] {
-        let begin = self.rows.len() * self.vocab_size;
-        self.rows.extend_from_slice(batch_rows);
-        let end = self.rows.len() * self.vocab_size;
-        if self.scores.len() < end {
-            self.scores.resize(end, 0.0);
-        }
-        &mut self.scores[begin..end]
-    }
-
-    /// How many rows of scores there are.
-    pub fn num_rows(&self) -> usize {
-        self.rows.len()
-    }
-
-    /// For each row of the batch that has scores, its number and all of its rows of scores, one behind the other.
-    pub fn by_batch_row_mut(&mut self) -> impl Iterator<Item = (usize, &mut [f32])> {
-        let Self { scores, rows, vocab_size } = self;
-        let mut scores = &mut scores[..];
-        rows.chunk_by(|one, next| one == next).map(move |rows| {
-            let (of_row, rest) = std::mem::take(&mut scores).split_at_mut(rows.len() * *vocab_size);
-            scores = rest;
-            (rows[0], of_row)
-        })
-    }
 }
 
 /// Opens the graph on the providers that the config names, allocates its KV cache and computes a token, so that a graph

@@ -1,6 +1,6 @@
 //! Execution providers: which device runs the graph.
 
-use super::{LoadError, error::words};
+use super::{LoadError, error::words, ffi::Stream};
 use ort::{
     ep::{self, ArbitrarilyConfigurableExecutionProvider, ExecutionProvider, ExecutionProviderDispatch},
     memory::{AllocationDevice, Allocator, AllocatorType, MemoryInfo, MemoryType},
@@ -10,7 +10,7 @@ use serde::{
     Deserialize, Deserializer,
     de::{self, MapAccess, Visitor, value::MapAccessDeserializer},
 };
-use std::{collections::BTreeMap, fmt};
+use std::{collections::BTreeMap, fmt, sync::Arc};
 
 /// A provider and its options, in the config either `"cuda"` or `{ name = "cuda", options = { device_id = 1 } }`.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -115,13 +115,26 @@ impl<'de> Deserialize<'de> for OptionValue {
 
 impl ProviderConfig {
     /// Adds this provider to a session that is being made.
-    pub(super) fn register(&self, builder: &mut SessionBuilder) -> Result<(), LoadError> {
+    pub(super) fn register(
+        &self,
+        builder: &mut SessionBuilder,
+        stream: Option<&Stream>,
+        captures: bool,
+    ) -> Result<(), LoadError> {
+        let mut options = self.options.clone();
+        if let Some(stream) = stream {
+            options.insert("has_user_compute_stream".to_owned(), "1".to_owned());
+            options.insert("user_compute_stream".to_owned(), stream.address().to_string());
+        }
+        if self.can_capture() {
+            options.insert(CAPTURE.to_owned(), u8::from(captures).to_string());
+        }
         let (available, dispatch) = match self.name {
             ProviderName::Cpu => (Ok(true), ep::CPU::default().build()),
-            ProviderName::Cuda => (ep::CUDA::is_available(), self.configure(ep::CUDA::default())),
-            ProviderName::TensorRt => (ep::TensorRT::is_available(), self.configure(ep::TensorRT::default())),
+            ProviderName::Cuda => (ep::CUDA::is_available(), configure(ep::CUDA::default(), &options)),
+            ProviderName::TensorRt => (ep::TensorRT::is_available(), configure(ep::TensorRT::default(), &options)),
         };
-        let error = |message: String| LoadError::Provider { name: self.name, message, advice: self.name.advice() };
+        let error = |message: String| self.error(message);
         match available {
             Ok(true) => dispatch.register(builder).map_err(|cause| error(words(&cause))),
             Ok(false) => Err(error("this build of ONNX Runtime does not have it".to_owned())),
@@ -129,11 +142,29 @@ impl ProviderConfig {
         }
     }
 
-    fn configure<E>(&self, provider: E) -> ExecutionProviderDispatch
-    where
-        E: ArbitrarilyConfigurableExecutionProvider + Into<ExecutionProviderDispatch>,
-    {
-        self.options.iter().fold(provider, |provider, (key, value)| provider.with_arbitrary_config(key, value)).into()
+    fn error(&self, message: String) -> LoadError {
+        LoadError::Provider { name: self.name, message, advice: self.name.advice() }
+    }
+
+    /// What the work on this provider's device will be ordered by, so that copies need not wait for runs, nor runs for
+    /// copies. None where that is the processor itself.
+    pub(super) fn open_stream(&self) -> Result<Option<Arc<Stream>>, LoadError> {
+        match self.name {
+            ProviderName::Cpu => Ok(None),
+            ProviderName::Cuda | ProviderName::TensorRt => {
+                Stream::open(self.device_id()).map(Some).map_err(|error| self.error(words(&error)))
+            }
+        }
+    }
+
+    /// Whether runs can be captured on it, unless its own options say not to.
+    pub(super) fn can_capture(&self) -> bool {
+        self.name == ProviderName::Cuda && self.options.get(CAPTURE).is_none_or(|value| value != "0")
+    }
+
+    /// Number of the device, where there are several.
+    fn device_id(&self) -> i32 {
+        self.options.get("device_id").and_then(|id| id.parse().ok()).unwrap_or(0)
     }
 
     /// Where tensors that stay on this provider's device live.
@@ -141,13 +172,22 @@ impl ProviderConfig {
         match self.name {
             ProviderName::Cpu => Ok(Allocator::default()),
             ProviderName::Cuda | ProviderName::TensorRt => {
-                let device_id = self.options.get("device_id").and_then(|id| id.parse().ok()).unwrap_or(0);
-                let memory =
-                    MemoryInfo::new(AllocationDevice::CUDA, device_id, AllocatorType::Device, MemoryType::Default)?;
+                let (device, kind) = (AllocationDevice::CUDA, AllocatorType::Device);
+                let memory = MemoryInfo::new(device, self.device_id(), kind, MemoryType::Default)?;
                 Allocator::new(session, memory)
             }
         }
     }
+}
+
+/// The option by which CUDA's provider is told to capture runs.
+const CAPTURE: &str = "enable_cuda_graph";
+
+fn configure<E>(provider: E, options: &BTreeMap<String, String>) -> ExecutionProviderDispatch
+where
+    E: ArbitrarilyConfigurableExecutionProvider + Into<ExecutionProviderDispatch>,
+{
+    options.iter().fold(provider, |provider, (key, value)| provider.with_arbitrary_config(key, value)).into()
 }
 
 impl ProviderName {

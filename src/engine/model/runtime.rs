@@ -57,7 +57,7 @@ impl Runtime {
     pub fn check(&self, provider: &ProviderConfig) -> Result<(), LoadError> {
         let builder = Session::builder(&self.environment);
         let mut builder = builder.map_err(|error| LoadError::LibraryUnusable { message: words(&error) })?;
-        provider.register(&mut builder)
+        provider.register(&mut builder, None, false)
     }
 }
 

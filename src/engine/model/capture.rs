@@ -1,0 +1,79 @@
+//! Runs that recur are captured once and replayed: a decode step launches some hundred operators, each of which takes the
+//! host as long as a small one takes the device.
+//!
+//! ONNX Runtime captures what runs under an id that it has not seen, in a run or two more than asked for, and replays it from
+//! then on without a look at what is bound: everything has to lie where it lay, and have the same shape.
+
+use ort::{Result, session::RunOptions};
+use std::collections::HashMap;
+
+/// What makes two runs launch the same work in the same places.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+pub(super) struct Recurring {
+    /// Where its slots begin.
+    pub(super) first_slot: usize,
+    /// Rows, of one token each, all of them scored.
+    pub(super) num_rows: usize,
+    /// What the operators are told of the longest row, so that they share the work among as many threads as that takes.
+    pub(super) max_columns: usize,
+}
+
+/// Runs that have been seen, and those of them that are captured.
+pub(super) struct Captures {
+    seen: HashMap<Recurring, Seen>,
+    num_captured: usize,
+    next_id: u64,
+    plain: RunOptions,
+}
+
+#[derive(Default)]
+struct Seen {
+    num_times: usize,
+    options: Option<RunOptions>,
+}
+
+/// A run that is seen less often costs less than capturing it.
+const MIN_TIMES: usize = 4;
+/// Each takes some memory of the device, which is never given back.
+const MAX_CAPTURED: usize = 256;
+/// Kinds of runs that are remembered.
+const MAX_SEEN: usize = 4096;
+
+/// Under this id nothing is captured.
+const NO_CAPTURE: &str = "-1";
+const ID: &str = "gpu_graph_id";
+
+impl Captures {
+    pub(super) fn new() -> Result<Self> {
+        Ok(Self { seen: HashMap::new(), num_captured: 0, next_id: 1, plain: options(NO_CAPTURE)? })
+    }
+
+    /// Something lies in another place from now on.
+    pub(super) fn forget(&mut self) {
+        self.seen.clear();
+    }
+
+    /// What to run with.
+    pub(super) fn options(&mut self, run: Option<Recurring>) -> Result<&RunOptions> {
+        let Some(run) = run else { return Ok(&self.plain) };
+        if MAX_SEEN <= self.seen.len() {
+            self.seen.retain(|_, seen| seen.options.is_some());
+        }
+        let seen = self.seen.entry(run).or_default();
+        seen.num_times += 1;
+        if seen.options.is_none() && MIN_TIMES <= seen.num_times && self.num_captured < MAX_CAPTURED {
+            seen.options = Some(options(&self.next_id.to_string())?);
+            self.next_id += 1;
+            self.num_captured += 1;
+        }
+        Ok(seen.options.as_ref().unwrap_or(&self.plain))
+    }
+}
+
+/// The device is waited for when scores are fetched, and not after each run.
+fn options(id: &str) -> Result<RunOptions> {
+    let mut options = RunOptions::new()?;
+    options.disable_device_sync()?;
+    options.set(ID, id)?;
+    Ok(options)
+}

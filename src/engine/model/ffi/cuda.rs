@@ -1,0 +1,215 @@
+//! The calls of NVIDIA's CUDA runtime that ONNX Runtime's C API has no counterpart for: copies that do not wait, on the
+//! stream that the graph runs on, and how much memory a device has. The library is the one that ONNX Runtime's provider
+//! needs anyway; it is looked up at run time, so that one binary runs with and without a GPU.
+
+use libloading::Library;
+use ort::{Error, Result};
+use std::{
+    ffi::{CStr, c_char, c_int, c_uint, c_void},
+    ptr::{self, NonNull},
+    sync::Arc,
+};
+
+/// `cudaError_t`
+type Status = c_int;
+
+/// `cudaMemcpyKind`: the addresses tell.
+const MEMCPY_DEFAULT: c_int = 4;
+/// `cudaStreamNonBlocking`: does not wait for the default stream.
+const NON_BLOCKING: c_uint = 1;
+
+/// Functions of `libcudart`, which stays loaded for as long as they can be called.
+struct Cuda {
+    set_device: unsafe extern "C" fn(c_int) -> Status,
+    mem_get_info: unsafe extern "C" fn(*mut usize, *mut usize) -> Status,
+    stream_create: unsafe extern "C" fn(*mut *mut c_void, c_uint) -> Status,
+    stream_destroy: unsafe extern "C" fn(*mut c_void) -> Status,
+    stream_synchronize: unsafe extern "C" fn(*mut c_void) -> Status,
+    memcpy: unsafe extern "C" fn(*mut c_void, *const c_void, usize, c_int, *mut c_void) -> Status,
+    memcpy_2d:
+        unsafe extern "C" fn(*mut c_void, usize, *const c_void, usize, usize, usize, c_int, *mut c_void) -> Status,
+    host_alloc: unsafe extern "C" fn(*mut *mut c_void, usize, c_uint) -> Status,
+    host_free: unsafe extern "C" fn(*mut c_void) -> Status,
+    error_string: unsafe extern "C" fn(Status) -> *const c_char,
+    _library: Library,
+}
+
+/// What ONNX Runtime's provider is linked against, newest first.
+const LIBRARIES: [&str; 2] = ["libcudart.so.13", "libcudart.so.12"];
+
+impl Cuda {
+    fn load() -> Result<Self> {
+        let mut missing = String::new();
+        for name in LIBRARIES {
+            // SAFETY: the CUDA runtime has no initializers that could do harm.
+            match unsafe { Library::new(name) } {
+                Ok(library) => {
+                    // SAFETY: the types are those of `cuda_runtime_api.h`, the same in all of these versions.
+                    return unsafe { Self::look_up(library) }.map_err(|error| Error::new(error.to_string()));
+                }
+                Err(error) => missing = error.to_string(),
+            }
+        }
+        Err(Error::new(format!("the CUDA runtime library cannot be loaded: {missing}")))
+    }
+
+    /// # Safety
+    /// `library` must be `libcudart`.
+    unsafe fn look_up(library: Library) -> std::result::Result<Self, libloading::Error> {
+        // SAFETY: as the caller promises.
+        unsafe {
+            Ok(Self {
+                set_device: *library.get(b"cudaSetDevice\0")?,
+                mem_get_info: *library.get(b"cudaMemGetInfo\0")?,
+                stream_create: *library.get(b"cudaStreamCreateWithFlags\0")?,
+                stream_destroy: *library.get(b"cudaStreamDestroy\0")?,
+                stream_synchronize: *library.get(b"cudaStreamSynchronize\0")?,
+                memcpy: *library.get(b"cudaMemcpyAsync\0")?,
+                memcpy_2d: *library.get(b"cudaMemcpy2DAsync\0")?,
+                host_alloc: *library.get(b"cudaHostAlloc\0")?,
+                host_free: *library.get(b"cudaFreeHost\0")?,
+                error_string: *library.get(b"cudaGetErrorString\0")?,
+                _library: library,
+            })
+        }
+    }
+
+    /// Names the error as ONNX Runtime does, so that one reader understands both.
+    fn check(&self, status: Status) -> Result<()> {
+        if status == 0 {
+            return Ok(());
+        }
+        // SAFETY: the function returns a constant string for every number.
+        let words = unsafe { CStr::from_ptr((self.error_string)(status)) };
+        Err(Error::new(format!("CUDA failure {status}: {}", words.to_string_lossy())))
+    }
+}
+
+/// An order of work on one device: each copy and each run begins when what came before has ended.
+pub(in crate::engine::model) struct Stream {
+    cuda: Cuda,
+    raw: NonNull<c_void>,
+    device_id: c_int,
+}
+
+// SAFETY: the CUDA runtime may be called from any thread, and a stream is not tied to one.
+unsafe impl Send for Stream {}
+// SAFETY: as above; its own locks order what several threads ask.
+unsafe impl Sync for Stream {}
+
+impl Stream {
+    /// On this device.
+    pub(in crate::engine::model) fn open(device_id: i32) -> Result<Arc<Self>> {
+        let cuda = Cuda::load()?;
+        let mut raw = ptr::null_mut();
+        // SAFETY: the out pointer is valid.
+        unsafe {
+            cuda.check((cuda.set_device)(device_id))?;
+            cuda.check((cuda.stream_create)(&raw mut raw, NON_BLOCKING))?;
+        }
+        let raw = NonNull::new(raw).expect("a stream of its own is not null");
+        Ok(Arc::new(Self { cuda, raw, device_id }))
+    }
+
+    /// Its address, for providers that shall run on it.
+    pub(in crate::engine::model) fn address(&self) -> usize {
+        self.raw.as_ptr().addr()
+    }
+
+    /// Bytes of the device's memory: free, and in all.
+    pub(in crate::engine::model) fn memory(&self) -> Result<(usize, usize)> {
+        let (mut free, mut total) = (0, 0);
+        // SAFETY: the out pointers are valid.
+        unsafe {
+            self.cuda.check((self.cuda.set_device)(self.device_id))?;
+            self.cuda.check((self.cuda.mem_get_info)(&raw mut free, &raw mut total))?;
+        }
+        Ok((free, total))
+    }
+
+    /// Waits until everything that was asked for is done.
+    pub(in crate::engine::model) fn synchronize(&self) -> Result<()> {
+        // SAFETY: the stream is valid.
+        self.cuda.check(unsafe { (self.cuda.stream_synchronize)(self.raw.as_ptr()) })
+    }
+
+    /// Copies within the device.
+    ///
+    /// # Safety
+    /// Both ranges must lie in one device's memory and stay allocated until the stream is past this.
+    pub(super) unsafe fn copy(&self, from: *const c_void, to: *mut c_void, num_bytes: usize) -> Result<()> {
+        // SAFETY: as the caller promises.
+        self.cuda.check(unsafe { (self.cuda.memcpy)(to, from, num_bytes, MEMCPY_DEFAULT, self.raw.as_ptr()) })
+    }
+
+    /// Copies `num_rows` times `row_bytes`, whose beginnings are so many bytes apart.
+    ///
+    /// # Safety
+    /// As for [`copy`](Self::copy), of all rows.
+    pub(super) unsafe fn copy_rows(
+        &self,
+        (from, from_pitch): (*const c_void, usize),
+        (to, to_pitch): (*mut c_void, usize),
+        row_bytes: usize,
+        num_rows: usize,
+    ) -> Result<()> {
+        let stream = self.raw.as_ptr();
+        // SAFETY: as the caller promises.
+        self.cuda.check(unsafe {
+            (self.cuda.memcpy_2d)(to, to_pitch, from, from_pitch, row_bytes, num_rows, MEMCPY_DEFAULT, stream)
+        })
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        // SAFETY: the stream is ours and not used again; that the device is lost is known by now.
+        unsafe {
+            (self.cuda.stream_synchronize)(self.raw.as_ptr());
+            (self.cuda.stream_destroy)(self.raw.as_ptr());
+        }
+    }
+}
+
+/// Host memory that a device reads and writes by itself.
+pub(super) struct Pinned {
+    stream: Arc<Stream>,
+    data: NonNull<u8>,
+    num_bytes: usize,
+}
+
+// SAFETY: the memory belongs to this value alone.
+unsafe impl Send for Pinned {}
+
+impl Pinned {
+    pub(super) fn allocate(stream: &Arc<Stream>, num_bytes: usize) -> Result<Self> {
+        let mut data = ptr::null_mut();
+        // SAFETY: the out pointer is valid.
+        unsafe {
+            stream.cuda.check((stream.cuda.set_device)(stream.device_id))?;
+            stream.cuda.check((stream.cuda.host_alloc)(&raw mut data, num_bytes.max(1), 0))?;
+        }
+        let data = NonNull::new(data.cast::<u8>()).expect("allocated memory is not null");
+        // SAFETY: the memory is as large and nobody else has it; slices are of initialized bytes.
+        unsafe { data.write_bytes(0, num_bytes) };
+        Ok(Self { stream: Arc::clone(stream), data, num_bytes })
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.num_bytes
+    }
+
+    pub(super) fn as_ptr(&self) -> *mut u8 {
+        self.data.as_ptr()
+    }
+}
+
+impl Drop for Pinned {
+    fn drop(&mut self) {
+        // SAFETY: the memory is ours; the device may still be at work on it, and is waited for.
+        unsafe {
+            (self.stream.cuda.stream_synchronize)(self.stream.raw.as_ptr());
+            (self.stream.cuda.host_free)(self.data.as_ptr().cast());
+        }
+    }
+}
