@@ -16,7 +16,9 @@ pub(super) struct Counters {
     generated_tokens: AtomicU64,
     guessed_tokens: AtomicU64,
     accepted_tokens: AtomicU64,
+    preemptions: AtomicU64,
     running: AtomicUsize,
+    blocks_in_use: AtomicUsize,
 }
 
 /// What an engine has to do at one moment.
@@ -28,8 +30,12 @@ pub struct Load {
     pub waiting: usize,
     /// Tokens of the prompts of those.
     pub waiting_tokens: usize,
-    /// Slots, each with the memory for a whole context.
+    /// Slots: each has the memory for a whole context, unless keys and values lie in blocks.
     pub slots: usize,
+    /// Blocks that hold what running requests need.
+    pub blocks_in_use: usize,
+    /// Blocks; none where keys and values lie in slots.
+    pub blocks: usize,
     /// More requests may not wait.
     pub max_waiting: usize,
     /// More tokens of prompts may not wait.
@@ -55,6 +61,8 @@ pub struct Stats {
     pub guessed_tokens: u64,
     /// Of these, guesses that were right.
     pub accepted_tokens: u64,
+    /// Requests that had to give up their blocks to others, and went on later.
+    pub preemptions: u64,
 }
 
 impl Counters {
@@ -66,12 +74,21 @@ impl Counters {
         self.generated_tokens.fetch_add(generated_tokens, Ordering::Relaxed);
     }
 
-    pub(super) fn set_running(&self, requests: usize) {
+    pub(super) fn set_running(&self, requests: usize, blocks_in_use: usize) {
         self.running.store(requests, Ordering::Relaxed);
+        self.blocks_in_use.store(blocks_in_use, Ordering::Relaxed);
     }
 
     pub(super) fn running(&self) -> usize {
         self.running.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn blocks_in_use(&self) -> usize {
+        self.blocks_in_use.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn count_preemption(&self) {
+        self.preemptions.fetch_add(1, Ordering::Relaxed);
     }
 
     pub(super) fn count_admission(&self, prompt_tokens: usize, cached_tokens: usize) {
@@ -95,7 +112,16 @@ impl Counters {
             generated_tokens: read(&self.generated_tokens),
             guessed_tokens: read(&self.guessed_tokens),
             accepted_tokens: read(&self.accepted_tokens),
+            preemptions: read(&self.preemptions),
         }
+    }
+}
+
+impl Load {
+    /// Share of the memory for keys and values that running requests hold: blocks or, without these, slots.
+    pub fn cache_usage(&self) -> f64 {
+        let (in_use, all) = if self.blocks == 0 { (self.running, self.slots) } else { (self.blocks_in_use, self.blocks) };
+        in_use as f64 / all as f64
     }
 }
 
@@ -111,6 +137,7 @@ impl Stats {
             generated_tokens: self.generated_tokens - earlier.generated_tokens,
             guessed_tokens: self.guessed_tokens - earlier.guessed_tokens,
             accepted_tokens: self.accepted_tokens - earlier.accepted_tokens,
+            preemptions: self.preemptions - earlier.preemptions,
         }
     }
 }

@@ -6,7 +6,7 @@ use crate::{
     fake_model::{FakeModel, says},
 };
 use ortolan::engine::{
-    Engine, EngineConfig, EngineError, EngineHandle, FinishReason, Request, ServiceClass, TokenEvent, TokenId,
+    Engine, EngineConfig, EngineError, EngineHandle, FinishReason, Request, ServiceClass, Stats, TokenEvent, TokenId,
     TokenStream,
 };
 use rand::{Rng, RngExt, SeedableRng};
@@ -62,11 +62,12 @@ impl Conversations {
 
 /// Reads a reply to its end, or until its client has had enough. Returns the number of cached tokens.
 fn check(mut stream: TokenStream, case: &Case) -> usize {
-    let mut said = Vec::new();
+    let (mut said, mut has_begun) = (Vec::new(), false);
     while said.len() < case.num_read {
         match stream.blocking_recv().expect("a stream ends with `Finished`") {
             TokenEvent::Token(token) => said.push(token),
-            TokenEvent::Queued | TokenEvent::Started => {}
+            TokenEvent::Started => assert!(!std::mem::replace(&mut has_begun, true), "it begins once"),
+            TokenEvent::Queued => assert!(!has_begun, "it waits before it begins"),
             TokenEvent::Logprobs(_) => panic!("nobody asked for them"),
             TokenEvent::Finished { reason, num_cached_tokens } => {
                 assert_eq!((said, reason), (case.expected.clone(), FinishReason::Length));
@@ -84,8 +85,14 @@ fn submit(handle: &EngineHandle, case: &Case) -> Result<TokenStream, EngineError
     handle.submit(case.request.clone())
 }
 
-/// Keeps about `num_open` requests open; returns how many prompt tokens were cached.
-fn simulate(model: FakeModel, config: &EngineConfig, seed: u64, num_requests: usize, num_open: usize) -> usize {
+/// Keeps about `num_open` requests open; returns how many prompt tokens were cached, and what the engine has counted.
+fn simulate(
+    model: FakeModel,
+    config: &EngineConfig,
+    seed: u64,
+    num_requests: usize,
+    num_open: usize,
+) -> (usize, Stats) {
     let (engine, handle) = Engine::new(config, model.saying_few(NUM_SAID));
     let engine = thread::spawn(|| engine.run());
     let mut conversations = Conversations { random: ChaCha8Rng::seed_from_u64(seed), known: VecDeque::new() };
@@ -114,14 +121,32 @@ fn simulate(model: FakeModel, config: &EngineConfig, seed: u64, num_requests: us
     assert!(stats.accepted_tokens <= stats.guessed_tokens && stats.cached_tokens <= stats.prompt_tokens);
     drop(handle);
     engine.join().unwrap(); // `run` asserts that no KV slot leaked.
-    num_cached
+    (num_cached, stats)
 }
 
 #[test]
 fn ten_thousand_requests_say_what_each_would_say_alone() {
     let config = EngineConfig { max_waiting: NonZeroU32::new(20).unwrap(), ..config(6, 24) };
-    let num_cached = simulate(FakeModel::default(), &config, 1, NUM_REQUESTS, 24);
+    let (num_cached, _) = simulate(FakeModel::default(), &config, 1, NUM_REQUESTS, 24);
     assert!(10 * NUM_REQUESTS < num_cached, "conversations go on from what was computed: {num_cached}");
+}
+
+#[test]
+fn ten_thousand_requests_say_the_same_where_blocks_run_out() {
+    let config = EngineConfig { max_waiting: NonZeroU32::new(20).unwrap(), ..config(6, 24) };
+    let (num_cached, stats) = simulate(FakeModel::in_blocks(64, 4), &config, 1, NUM_REQUESTS, 24);
+    assert!(NUM_REQUESTS < num_cached, "conversations go on from what was computed: {num_cached}");
+    assert!(NUM_REQUESTS / 10 < stats.preemptions as usize, "blocks run out often: {stats:?}");
+}
+
+#[test]
+fn nothing_changes_with_blocks_of_any_size() {
+    for (seed, max_batch_size, max_step_tokens) in [(2, 1, 1), (3, 2, 7), (4, 9, 300), (6, 12, 0)] {
+        for (num_blocks, block_tokens) in [(240, 1), (57, 4), (15, 16), (1, 256), (4, 128)] {
+            let model = FakeModel::in_blocks(num_blocks, block_tokens);
+            simulate(model, &config(max_batch_size, max_step_tokens), seed, 200, 12);
+        }
+    }
 }
 
 #[test]
@@ -136,7 +161,8 @@ fn nothing_changes_with_few_slots_tiny_steps_or_a_model_that_only_appends() {
 #[test]
 fn without_a_prefix_cache_nothing_is_reused() {
     let config = EngineConfig { prefix_cache: false, ..config(4, 24) };
-    assert_eq!(simulate(FakeModel::default(), &config, 5, 500, 12), 0);
+    assert_eq!(simulate(FakeModel::default(), &config, 5, 500, 12).0, 0);
+    assert_eq!(simulate(FakeModel::in_blocks(60, 4), &config, 5, 500, 12).0, 0);
 }
 
 #[test]
