@@ -33,7 +33,10 @@ impl Cache {
         let limits = model.limits();
         if let Some(blocks) = limits.blocks {
             // So a sequence that is alone never lacks a block, and none waits for ever.
-            assert!(limits.context_tokens <= blocks.num_blocks * blocks.block_tokens, "the blocks hold a whole context");
+            assert!(
+                limits.context_tokens <= blocks.num_blocks * blocks.block_tokens,
+                "the blocks hold a whole context"
+            );
             assert!(!limits.can_move_slots, "a slot beside blocks holds nothing that could be moved");
         }
         Self {

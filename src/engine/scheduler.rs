@@ -124,7 +124,8 @@ impl Scheduler {
             let wanted = |Running { sequence, place }: &Running| cache.num_wanted_blocks(place, sequence.num_tokens());
             let num_spared = self.running.iter().map(wanted).sum();
             let running = self.running.iter().map(|running| (running.place.slot_index(), running.sequence.prefix()));
-            let Some((place, num_cached_tokens)) = cache.allocate(first.who.tokens(), num_spared, running, model) else {
+            let Some((place, num_cached_tokens)) = cache.allocate(first.who.tokens(), num_spared, running, model)
+            else {
                 break;
             };
             let Waiting { turn, who, .. } = self.waiting.remove(0);

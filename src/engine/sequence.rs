@@ -1,7 +1,8 @@
 //! A request that has begun.
 
 use super::{
-    Batch, FinishReason, Prefix, Row, SampleError, Sampler, TokenEvent, TokenId, cache::Place, draft, request::Submission,
+    Batch, FinishReason, Prefix, Row, SampleError, Sampler, TokenEvent, TokenId, cache::Place, draft,
+    request::Submission,
 };
 use std::{ops::Range, sync::Arc};
 use tokio::sync::{OwnedSemaphorePermit, mpsc};

@@ -120,7 +120,8 @@ impl Counters {
 impl Load {
     /// Share of the memory for keys and values that running requests hold: blocks or, without these, slots.
     pub fn cache_usage(&self) -> f64 {
-        let (in_use, all) = if self.blocks == 0 { (self.running, self.slots) } else { (self.blocks_in_use, self.blocks) };
+        let (in_use, all) =
+            if self.blocks == 0 { (self.running, self.slots) } else { (self.blocks_in_use, self.blocks) };
         in_use as f64 / all as f64
     }
 }

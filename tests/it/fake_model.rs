@@ -59,7 +59,11 @@ impl Default for FakeModel {
 
 impl FakeModel {
     pub(crate) fn failing_from(run: usize) -> Self {
-        Self { first_failing_run: Some(run), ..Self::default() }
+        Self::default().which_fails_from(run)
+    }
+
+    pub(crate) fn which_fails_from(self, run: usize) -> Self {
+        Self { first_failing_run: Some(run), ..self }
     }
 
     pub(crate) fn panicking_from(run: usize) -> Self {
