@@ -6,9 +6,9 @@ use std::ops::Range;
 /// One sequence's part of a batch.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Row {
-    /// KV row.
+    /// KV row or, where keys and values lie in blocks, place in the batch.
     pub slot_index: usize,
-    /// Position of the first new token; as many tokens are in the KV row already.
+    /// Position of the first new token; as many tokens are in the cache already.
     pub start: usize,
     /// How many of the last new tokens are to be followed by a sampled one, which needs a row of scores for each: none in
     /// the middle of a prompt, one at its end and while decoding, more where a draft is to be verified.
@@ -16,6 +16,7 @@ pub struct Row {
     /// How much of those scores is wanted.
     pub wanted: Wanted,
     tokens: Range<usize>,
+    blocks: Range<usize>,
 }
 
 impl Row {
@@ -35,6 +36,7 @@ impl Row {
 pub struct Batch {
     rows: Vec<Row>,
     tokens: Vec<TokenId>,
+    blocks: Vec<u32>,
 }
 
 impl Batch {
@@ -42,6 +44,7 @@ impl Batch {
     pub fn clear(&mut self) {
         self.rows.clear();
         self.tokens.clear();
+        self.blocks.clear();
     }
 
     /// Adds a row that computes `new_tokens`, at least one, at positions from `start` on. With a draft, the last of them is
@@ -52,7 +55,23 @@ impl Batch {
         self.tokens.extend_from_slice(new_tokens);
         self.tokens.extend_from_slice(draft.unwrap_or_default());
         let num_logits = draft.map_or(0, |draft| 1 + draft.len());
-        self.rows.push(Row { slot_index, start, num_logits, wanted: Wanted::All, tokens: begin..self.tokens.len() });
+        let none = self.blocks.len()..self.blocks.len();
+        self.rows.push(Row {
+            slot_index,
+            start,
+            num_logits,
+            wanted: Wanted::All,
+            tokens: begin..self.tokens.len(),
+            blocks: none,
+        });
+    }
+
+    /// Tells in which blocks the last row's keys and values lie, in the order of its tokens and at least up to its end.
+    pub fn set_blocks(&mut self, blocks: &[u32]) {
+        let row = self.rows.last_mut().expect("a row was pushed");
+        self.blocks.truncate(row.blocks.start);
+        self.blocks.extend_from_slice(blocks);
+        row.blocks.end = self.blocks.len();
     }
 
     /// Says how much of the last row's scores is wanted, where that is not all.
@@ -68,6 +87,11 @@ impl Batch {
     /// The new tokens of one of this batch's rows.
     pub fn new_tokens(&self, row: &Row) -> &[TokenId] {
         &self.tokens[row.tokens.clone()]
+    }
+
+    /// The blocks of one of this batch's rows; none where keys and values lie in slots.
+    pub fn blocks(&self, row: &Row) -> &[u32] {
+        &self.blocks[row.blocks.clone()]
     }
 
     /// New tokens of all rows together.

@@ -89,6 +89,8 @@ impl EngineHandle {
             waiting: requests.saturating_sub(running),
             waiting_tokens: max_waiting_tokens - self.token_permits.available_permits(),
             slots: self.slots,
+            blocks_in_use: self.counters.blocks_in_use(),
+            blocks: self.limits.blocks.map_or(0, |limits| limits.num_blocks),
             max_waiting: self.max_waiting,
             max_waiting_tokens,
         }

@@ -256,6 +256,7 @@ mod tests {
                 rewindable_tokens,
                 can_verify_drafts: false,
                 can_move_slots,
+                blocks: None,
             };
             Self { rows: vec![Vec::new(); num_rows], limits }
         }

@@ -3,6 +3,8 @@
 //! One OS thread owns every mutable thing here, so nothing is locked. Others hold an [`EngineHandle`].
 
 mod batch;
+mod block_cache;
+mod cache;
 mod config;
 mod constraint;
 mod draft;
@@ -18,15 +20,16 @@ mod sequence;
 mod stats;
 
 pub use batch::{Batch, Row};
+pub use block_cache::{BlockCache, BlockTable};
 pub use config::{EngineConfig, TopScoresIn};
 pub use constraint::{Constraint, ConstraintError};
 pub use error::EngineError;
 pub use handle::{EngineHandle, TokenStream};
 pub use kv_cache::{KvCache, Prefix, Slot};
 pub use model::{
-    CacheKind, CacheTensor, Copied, ElementType, FloatType, GraphEdits, GraphFamily, IntType, LoadError, Logits, Model,
-    ModelError, ModelLimits, ModelSpec, NUM_TOP_SCORES, NumLogits, PositionIds, ProviderConfig, ProviderName, Runtime,
-    Scores, TopScores, Wanted, load,
+    BlockLimits, CacheKind, CacheTensor, Copied, ElementType, FloatType, GraphEdits, GraphFamily, IntType, LoadError,
+    Logits, Model, ModelError, ModelLimits, ModelSpec, NUM_TOP_SCORES, NumLogits, PositionIds, ProviderConfig,
+    ProviderName, Runtime, Scores, TopScores, Wanted, load,
 };
 pub(crate) use model::{DataFileError, MAX_CACHE_RANK, locate_data_file, proto};
 pub use request::{FinishReason, Request, ServiceClass, TokenEvent, TokenId};
@@ -35,6 +38,7 @@ pub use scheduler::Scheduler;
 pub use sequence::Sequence;
 pub use stats::{Load, Stats};
 
+use cache::Cache;
 use handle::Command;
 use sampling_threads::SamplingThreads;
 use sequence::Taken;
@@ -55,7 +59,7 @@ pub struct Engine<M> {
     commands: mpsc::Receiver<Command>,
     stopping: Arc<AtomicBool>,
     scheduler: Scheduler,
-    kv_cache: KvCache,
+    kv_cache: Cache,
     model: M,
     sampling_threads: SamplingThreads,
     batch: Batch,
@@ -76,7 +80,7 @@ impl<M: Model> Engine<M> {
                 0 => config.max_batch_size.get() as usize + limits.chunk_tokens,
                 set => set as usize,
             }),
-            kv_cache: KvCache::new(config.max_batch_size, config.prefix_cache, &model),
+            kv_cache: Cache::new(config, &model),
             model,
             sampling_threads: SamplingThreads::new(config.sampling_threads, limits.vocab_size),
             batch: Batch::default(),
@@ -100,7 +104,7 @@ impl<M: Model> Engine<M> {
         let (began, ran_before) = (Instant::now(), self.model.time_in_runs());
         self.scheduler.retire_cancelled(&mut self.kv_cache);
         self.scheduler.schedule(&mut self.kv_cache, &mut self.model, &self.counters, &mut self.batch);
-        self.counters.set_running(self.scheduler.num_running());
+        self.counters.set_running(self.scheduler.num_running(), self.kv_cache.num_blocks_in_use());
         if self.batch.rows().is_empty() {
             return;
         }
@@ -116,7 +120,7 @@ impl<M: Model> Engine<M> {
             }
         };
         self.scheduler.retire_finished(&mut self.kv_cache);
-        self.counters.set_running(self.scheduler.num_running());
+        self.counters.set_running(self.scheduler.num_running(), self.kv_cache.num_blocks_in_use());
         self.counters.count_step(began.elapsed(), self.model.time_in_runs() - ran_before, num_generated);
         self.counters.set_copied(self.model.copied());
     }
@@ -200,7 +204,7 @@ impl<M: Model> Engine<M> {
 impl<M> Drop for Engine<M> {
     /// Whatever ends the engine thread, every request that got in is told so.
     fn drop(&mut self) {
-        self.counters.set_running(0);
+        self.counters.set_running(0, 0);
         self.commands.close();
         // Unlike `try_recv`, this waits for a sender that is in the middle of sending.
         while let Some(command) = self.commands.blocking_recv() {

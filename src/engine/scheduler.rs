@@ -1,6 +1,11 @@
 //! Which sequences run in the next step, and how far.
 
-use super::{Batch, FinishReason, KvCache, Model, Prefix, Sequence, TokenEvent, request::Submission, stats::Counters};
+use super::{
+    Batch, FinishReason, Model, Prefix, Sequence, TokenEvent,
+    cache::{Cache, Place},
+    request::Submission,
+    stats::Counters,
+};
 
 /// Decides what each step computes.
 #[derive(Debug)]
@@ -8,7 +13,7 @@ pub struct Scheduler {
     /// In the order in which they will be admitted.
     waiting: Vec<Waiting>,
     /// In the order of their turns.
-    running: Vec<Sequence>,
+    running: Vec<Running>,
     max_step_tokens: usize,
     num_arrived: u64,
 }
@@ -18,7 +23,22 @@ struct Waiting {
     turn: u64,
     /// Whether it has been told.
     is_told: bool,
-    submission: Submission,
+    who: Who,
+}
+
+#[derive(Debug)]
+enum Who {
+    /// A request that has just come.
+    New(Submission),
+    /// A sequence that gave up its place to those before it, with all that it has said.
+    Preempted(Box<Sequence>),
+}
+
+/// A sequence and its place in the cache.
+#[derive(Debug)]
+struct Running {
+    sequence: Sequence,
+    place: Place,
 }
 
 impl Scheduler {
@@ -41,28 +61,35 @@ impl Scheduler {
     pub(super) fn add(&mut self, submission: Submission) {
         let turn = submission.turn(self.num_arrived);
         self.num_arrived += 1;
-        let position = self.waiting.partition_point(|waiting| waiting.turn <= turn);
-        self.waiting.insert(position, Waiting { turn, is_told: false, submission });
+        self.wait(Waiting { turn, is_told: false, who: Who::New(submission) });
     }
 
-    /// Admits waiting requests while slots last, then fills the batch: every sequence that decodes gets its one token
-    /// first, then prompts share what is left of the step, in the order of their turns, then guesses. So a long prompt never holds up a
-    /// running reply for more than one step.
+    fn wait(&mut self, newcomer: Waiting) {
+        let position = self.waiting.partition_point(|waiting| waiting.turn <= newcomer.turn);
+        self.waiting.insert(position, newcomer);
+    }
+
+    /// Admits waiting requests while there is room, then fills the batch: every sequence that decodes gets its one token
+    /// first, then prompts share what is left of the step, in the order of their turns, then guesses. So a long prompt never
+    /// holds up a running reply for more than one step.
     ///
     /// The first unfinished prompt always advances by at least one token, so that many decoding sequences cannot
     /// starve it.
     pub(super) fn schedule(
         &mut self,
-        kv_cache: &mut KvCache,
+        cache: &mut Cache,
         model: &mut impl Model,
         counters: &Counters,
         batch: &mut Batch,
     ) {
-        self.admit(kv_cache, model, counters);
-        self.close_gap(kv_cache, model);
+        for Running { sequence, place } in &mut self.running {
+            cache.settle(place, sequence.prefix());
+        }
+        self.admit(cache, model, counters);
+        self.close_gap(cache, model);
         batch.clear();
         let (mut num_decoding, mut num_prompt_tokens) = (0, 0);
-        for sequence in &self.running {
+        for Running { sequence, .. } in &self.running {
             match sequence.num_missing_tokens() {
                 1 => num_decoding += 1,
                 num_missing => num_prompt_tokens += num_missing,
@@ -70,86 +97,153 @@ impl Scheduler {
         }
         let left = self.max_step_tokens.saturating_sub(num_decoding);
         let max_draft_tokens = left.saturating_sub(num_prompt_tokens).checked_div(num_decoding).unwrap_or(0);
-        for sequence in self.running.iter_mut().filter(|sequence| sequence.num_missing_tokens() == 1) {
-            sequence.push_row(batch, 1, max_draft_tokens);
-        }
         let mut budget = left.max(1);
-        for sequence in self.running.iter_mut().filter(|sequence| 1 < sequence.num_missing_tokens()) {
-            let num_tokens = sequence.num_missing_tokens().min(budget);
-            if num_tokens == 0 {
-                break;
+        let mut index = 0;
+        while let Some(Running { sequence, .. }) = self.running.get_mut(index) {
+            let (num_tokens, max_draft_tokens) = match sequence.num_missing_tokens() {
+                1 => (1, max_draft_tokens),
+                num_missing => (num_missing.min(budget), 0),
+            };
+            if 1 < sequence.num_missing_tokens() {
+                budget -= num_tokens;
             }
-            sequence.push_row(batch, num_tokens, 0);
-            budget -= num_tokens;
+            sequence.plan_row(num_tokens, max_draft_tokens);
+            if 0 < num_tokens && self.make_room(index, num_tokens, cache, counters) {
+                let Running { sequence, place } = &self.running[index];
+                sequence.push_row(batch, num_tokens, place);
+            }
+            index += 1;
         }
     }
 
-    fn admit(&mut self, kv_cache: &mut KvCache, model: &mut impl Model, counters: &Counters) {
-        while kv_cache.has_room() && !self.waiting.is_empty() {
-            let Waiting { turn, submission, .. } = self.waiting.remove(0);
-            let prompt = Prefix { tokens: &submission.prompt, salt: submission.cache_salt };
-            let running = self.running.iter().map(|sequence| (sequence.slot_index(), sequence.prefix()));
-            let (slot, num_cached_tokens) = kv_cache.allocate(prompt, running, model).expect("there is room");
-            counters.count_admission(submission.prompt.len(), num_cached_tokens);
-            let position = self.running.partition_point(|sequence| sequence.turn() <= turn);
-            self.running.insert(position, Sequence::new(submission, turn, slot, num_cached_tokens));
+    fn admit(&mut self, cache: &mut Cache, model: &mut impl Model, counters: &Counters) {
+        while cache.has_slot()
+            && let Some(first) = self.waiting.first()
+        {
+            // What those that run are going to need, so that nobody is admitted only to be preempted.
+            let wanted = |Running { sequence, place }: &Running| cache.num_wanted_blocks(place, sequence.num_tokens());
+            let num_spared = self.running.iter().map(wanted).sum();
+            let running = self.running.iter().map(|running| (running.place.slot_index(), running.sequence.prefix()));
+            let Some((place, num_cached_tokens)) = cache.allocate(first.who.tokens(), num_spared, running, model)
+            else {
+                break;
+            };
+            let Waiting { turn, who, .. } = self.waiting.remove(0);
+            let sequence = match who {
+                Who::New(submission) => {
+                    counters.count_admission(submission.prompt.len(), num_cached_tokens);
+                    Sequence::new(submission, turn, num_cached_tokens)
+                }
+                Who::Preempted(sequence) => sequence.resume(num_cached_tokens),
+            };
+            let position = self.running.partition_point(|running| running.sequence.turn() <= turn);
+            self.running.insert(position, Running { sequence, place });
         }
         for waiting in self.waiting.iter_mut().filter(|waiting| !waiting.is_told) {
             waiting.is_told = true;
-            waiting.submission.emit(TokenEvent::Queued);
+            if let Who::New(submission) = &waiting.who {
+                submission.emit(TokenEvent::Queued);
+            }
         }
     }
 
     /// Moves the sequence in the last row up when a row before it has become free.
-    fn close_gap(&mut self, kv_cache: &mut KvCache, model: &mut impl Model) {
-        let Some(first) = self.running.iter().map(Sequence::slot_index).min() else { return };
-        let last = self.running.iter_mut().max_by_key(|sequence| sequence.slot_index()).expect("there is a first one");
-        let num_tokens = last.prefix().tokens.len();
-        kv_cache.close_gap(first, last.slot_mut(), num_tokens, model);
+    fn close_gap(&mut self, cache: &mut Cache, model: &mut impl Model) {
+        let Some(first) = self.running.iter().map(|running| running.place.slot_index()).min() else { return };
+        let last = self.running.iter_mut().max_by_key(|running| running.place.slot_index());
+        let Running { sequence, place } = last.expect("there is a first one");
+        cache.close_gap(first, place, sequence.prefix().tokens.len(), model);
+    }
+
+    /// Makes room for a sequence's planned row: without its guess, if that does not fit, and then by preempting those whose
+    /// turn comes last. False where it was itself one of these.
+    fn make_room(&mut self, index: usize, num_tokens: usize, cache: &mut Cache, counters: &Counters) -> bool {
+        loop {
+            let Running { sequence, place } = &mut self.running[index];
+            let start = sequence.prefix().tokens.len();
+            let end = start + num_tokens;
+            if cache.reserve(place, start..end + sequence.num_guessed()) {
+                return true;
+            }
+            sequence.drop_guess();
+            if cache.reserve(place, start..end) {
+                return true;
+            }
+            let Running { sequence, place } = self.running.pop().expect("there is this one at least");
+            assert!(!self.running.is_empty(), "the blocks hold a whole context");
+            counters.count_preemption();
+            let Prefix { tokens, salt } = sequence.prefix();
+            cache.release(place, tokens.to_vec(), salt);
+            self.wait(Waiting { turn: sequence.turn(), is_told: true, who: Who::Preempted(Box::new(sequence)) });
+            if self.running.len() == index {
+                return false;
+            }
+        }
     }
 
     /// The sequence that owns a KV row.
     pub(super) fn running_mut(&mut self, slot_index: usize) -> &mut Sequence {
-        let owner = self.running.iter_mut().find(|sequence| sequence.slot_index() == slot_index);
-        owner.expect("a batch holds running slots only")
+        let owner = self.running.iter_mut().find(|running| running.place.slot_index() == slot_index);
+        &mut owner.expect("a batch holds running slots only").sequence
     }
 
     /// Running sequences, each with what belongs to its KV row.
     pub(super) fn running_with<T>(&mut self, owned: impl Iterator<Item = (usize, T)>) -> Vec<(&mut Sequence, T)> {
         let mut owned: Vec<(usize, T)> = owned.collect();
-        let with = self.running.iter_mut().filter_map(|sequence| {
-            let place = owned.iter().position(|(slot_index, _)| *slot_index == sequence.slot_index())?;
-            Some((sequence, owned.swap_remove(place).1))
+        let with = self.running.iter_mut().filter_map(|running| {
+            let place = owned.iter().position(|(slot_index, _)| *slot_index == running.place.slot_index())?;
+            Some((&mut running.sequence, owned.swap_remove(place).1))
         });
         with.collect()
     }
 
-    /// Frees the slots of finished sequences.
-    pub(super) fn retire_finished(&mut self, kv_cache: &mut KvCache) {
-        self.retire(kv_cache, Sequence::is_finished);
+    /// Frees the places of finished sequences.
+    pub(super) fn retire_finished(&mut self, cache: &mut Cache) {
+        self.retire(cache, Sequence::is_finished);
     }
 
-    /// Frees the slots of sequences nobody listens to, and forgets requests nobody waits for.
-    pub(super) fn retire_cancelled(&mut self, kv_cache: &mut KvCache) {
-        self.waiting.retain(|waiting| !waiting.submission.events.is_closed());
-        self.retire(kv_cache, Sequence::is_cancelled);
+    /// Frees the places of sequences nobody listens to, and forgets requests nobody waits for.
+    pub(super) fn retire_cancelled(&mut self, cache: &mut Cache) {
+        self.waiting.retain(|waiting| !waiting.who.is_cancelled());
+        self.retire(cache, Sequence::is_cancelled);
     }
 
     /// Ends everything that waits or runs.
-    pub(super) fn finish_all(&mut self, reason: FinishReason, kv_cache: &mut KvCache) {
+    pub(super) fn finish_all(&mut self, reason: FinishReason, cache: &mut Cache) {
         for waiting in self.waiting.drain(..) {
-            waiting.submission.finish(reason);
+            match waiting.who {
+                Who::New(submission) => submission.finish(reason),
+                Who::Preempted(mut sequence) => sequence.finish(reason),
+            }
         }
-        for sequence in &mut self.running {
-            sequence.finish(reason);
+        for running in &mut self.running {
+            running.sequence.finish(reason);
         }
-        self.retire_finished(kv_cache);
+        self.retire_finished(cache);
     }
 
-    fn retire(&mut self, kv_cache: &mut KvCache, done: impl Fn(&Sequence) -> bool) {
-        for sequence in self.running.extract_if(.., |sequence| done(sequence)) {
-            let (slot, tokens, salt) = sequence.into_slot();
-            kv_cache.release(slot, tokens, salt);
+    fn retire(&mut self, cache: &mut Cache, done: impl Fn(&Sequence) -> bool) {
+        for Running { sequence, place } in self.running.extract_if(.., |running| done(&running.sequence)) {
+            let (tokens, salt) = sequence.into_computed();
+            cache.release(place, tokens, salt);
+        }
+    }
+}
+
+impl Who {
+    /// All tokens that it has.
+    fn tokens(&self) -> Prefix<'_> {
+        match self {
+            Self::New(submission) => Prefix { tokens: &submission.prompt, salt: submission.cache_salt },
+            Self::Preempted(sequence) => sequence.all_tokens(),
+        }
+    }
+
+    /// Whether the listener has gone.
+    fn is_cancelled(&self) -> bool {
+        match self {
+            Self::New(submission) => submission.events.is_closed(),
+            Self::Preempted(sequence) => sequence.is_cancelled(),
         }
     }
 }

@@ -1,13 +1,13 @@
-//! A request that owns a slot.
+//! A request that has begun.
 
 use super::{
-    Batch, FinishReason, Picked, Prefix, Row, SampleError, Sampler, Scores, Slot, TokenEvent, TokenId, draft,
+    Batch, FinishReason, Picked, Prefix, Row, SampleError, Sampler, Scores, TokenEvent, TokenId, cache::Place, draft,
     request::Submission,
 };
 use std::{ops::Range, sync::Arc};
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
-/// A running request: its tokens, how many of them are computed, and its KV row.
+/// A request that has begun: its tokens, and how many of them are computed.
 #[derive(Debug)]
 pub struct Sequence {
     tokens: Vec<TokenId>,
@@ -24,7 +24,6 @@ pub struct Sequence {
     cache_salt: u64,
     drafting: Drafting,
     events: mpsc::Sender<TokenEvent>,
-    slot: Slot,
     _permit: OwnedSemaphorePermit,
     finished: bool,
     failed: bool,
@@ -60,8 +59,8 @@ const MIN_ACCEPTED_SHARE: f32 = 0.3;
 const PAUSE_STEPS: u32 = 16;
 
 impl Sequence {
-    /// Its slot holds the first `num_cached_tokens` of its prompt.
-    pub(super) fn new(submission: Submission, turn: u64, slot: Slot, num_cached_tokens: usize) -> Self {
+    /// Its place holds the first `num_cached_tokens` of its prompt.
+    pub(super) fn new(submission: Submission, turn: u64, num_cached_tokens: usize) -> Self {
         submission.emit(TokenEvent::Started);
         let Submission { prompt, sampling, constraint, stop_tokens, max_output_tokens, events, permit, .. } =
             submission;
@@ -86,26 +85,31 @@ impl Sequence {
                 num_guessed: 0,
             },
             events,
-            slot,
             _permit: permit,
             finished: false,
             failed: false,
         }
     }
 
-    /// Its row of the KV tensors.
-    pub fn slot_index(&self) -> usize {
-        self.slot.index()
+    /// Goes on in another place, which holds the first `num_computed_tokens`. The rest is computed again, replies too.
+    pub(super) fn resume(self, num_computed_tokens: usize) -> Self {
+        assert!(num_computed_tokens < self.tokens.len(), "the last token is computed for its scores");
+        Self { num_computed_tokens, ..self }
     }
 
-    /// The same, to exchange for another row.
-    pub(super) fn slot_mut(&mut self) -> &mut Slot {
-        &mut self.slot
+    /// Prompt and reply.
+    pub(super) fn all_tokens(&self) -> Prefix<'_> {
+        Prefix { tokens: &self.tokens, salt: self.cache_salt }
     }
 
-    /// What its row of the KV tensors holds.
+    /// What its place holds.
     pub(super) fn prefix(&self) -> Prefix<'_> {
         Prefix { tokens: &self.tokens[..self.num_computed_tokens], salt: self.cache_salt }
+    }
+
+    /// Tokens of prompt and reply.
+    pub(super) fn num_tokens(&self) -> usize {
+        self.tokens.len()
     }
 
     /// Tokens known but not computed: one while decoding, more while the prompt is computed.
@@ -118,19 +122,34 @@ impl Sequence {
         self.turn
     }
 
-    /// Adds the next `num_tokens` missing tokens to the batch; behind the last of them a guess of at most
+    /// Prepares a row of the next `num_tokens` missing tokens: behind the last of them comes a guess of at most
     /// `max_draft_tokens`.
-    pub(super) fn push_row(&mut self, batch: &mut Batch, num_tokens: usize, max_draft_tokens: usize) {
-        let start = self.num_computed_tokens;
-        let end = start + num_tokens;
-        let reaches_end = end == self.tokens.len();
+    pub(super) fn plan_row(&mut self, num_tokens: usize, max_draft_tokens: usize) {
+        let reaches_end = self.num_missing_tokens() == num_tokens;
         self.drafting.is_on_course = true;
         // The guess comes after what the step itself yields, so one token less than is left.
         let num_left = self.max_output_tokens - (self.tokens.len() - self.num_prompt_tokens);
         let max_tokens = max_draft_tokens.min(num_left - 1);
         self.drafting.guess = if reaches_end { self.drafting.guess_next(&self.tokens, max_tokens) } else { 0..0 };
-        let draft = reaches_end.then(|| &self.tokens[self.drafting.guess.clone()]);
-        batch.push(self.slot.index(), start, &self.tokens[start..end], draft);
+    }
+
+    /// Tokens of the guess in the planned row.
+    pub(super) fn num_guessed(&self) -> usize {
+        self.drafting.guess.len()
+    }
+
+    /// Plans the row without a guess.
+    pub(super) fn drop_guess(&mut self) {
+        self.drafting.guess = 0..0;
+    }
+
+    /// Adds the planned row to the batch.
+    pub(super) fn push_row(&self, batch: &mut Batch, num_tokens: usize, place: &Place) {
+        let start = self.num_computed_tokens;
+        let end = start + num_tokens;
+        let draft = (end == self.tokens.len()).then(|| &self.tokens[self.drafting.guess.clone()]);
+        batch.push(place.slot_index(), start, &self.tokens[start..end], draft);
+        batch.set_blocks(place.blocks());
         batch.want(self.sampler.wanted(self.top_logprobs));
     }
 
@@ -224,7 +243,7 @@ impl Sequence {
         self.emit(TokenEvent::Finished { reason, num_cached_tokens: self.num_cached_tokens });
     }
 
-    /// Ends the sequence because a run failed: nobody knows what its KV row holds.
+    /// Ends the sequence because a run failed: nobody knows what its place holds.
     pub(super) fn fail(&mut self) {
         self.failed = true;
         self.finish(FinishReason::Error);
@@ -239,10 +258,10 @@ impl Sequence {
         self.events.is_closed()
     }
 
-    /// The slot, the tokens that it holds, and their salt.
-    pub(super) fn into_slot(mut self) -> (Slot, Vec<TokenId>, u64) {
+    /// The tokens that its place holds, and their salt.
+    pub(super) fn into_computed(mut self) -> (Vec<TokenId>, u64) {
         self.tokens.truncate(if self.failed { 0 } else { self.num_computed_tokens });
-        (self.slot, self.tokens, self.cache_salt)
+        (self.tokens, self.cache_salt)
     }
 
     fn emit(&self, event: TokenEvent) {

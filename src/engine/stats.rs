@@ -17,9 +17,11 @@ pub(super) struct Counters {
     generated_tokens: AtomicU64,
     guessed_tokens: AtomicU64,
     accepted_tokens: AtomicU64,
+    preemptions: AtomicU64,
     running: AtomicUsize,
     bytes_to_device: AtomicU64,
     bytes_to_host: AtomicU64,
+    blocks_in_use: AtomicUsize,
 }
 
 /// What an engine has to do at one moment.
@@ -31,8 +33,12 @@ pub struct Load {
     pub waiting: usize,
     /// Tokens of the prompts of those.
     pub waiting_tokens: usize,
-    /// Slots, each with the memory for a whole context.
+    /// Slots: each has the memory for a whole context, unless keys and values lie in blocks.
     pub slots: usize,
+    /// Blocks that hold what running requests need.
+    pub blocks_in_use: usize,
+    /// Blocks; none where keys and values lie in slots.
+    pub blocks: usize,
     /// More requests may not wait.
     pub max_waiting: usize,
     /// More tokens of prompts may not wait.
@@ -60,6 +66,8 @@ pub struct Stats {
     pub accepted_tokens: u64,
     /// What has crossed the bus.
     pub copied: Copied,
+    /// Requests that had to give up their blocks to others, and went on later.
+    pub preemptions: u64,
 }
 
 impl Counters {
@@ -71,8 +79,9 @@ impl Counters {
         self.generated_tokens.fetch_add(generated_tokens, Ordering::Relaxed);
     }
 
-    pub(super) fn set_running(&self, requests: usize) {
+    pub(super) fn set_running(&self, requests: usize, blocks_in_use: usize) {
         self.running.store(requests, Ordering::Relaxed);
+        self.blocks_in_use.store(blocks_in_use, Ordering::Relaxed);
     }
 
     pub(super) fn set_copied(&self, copied: Copied) {
@@ -82,6 +91,14 @@ impl Counters {
 
     pub(super) fn running(&self) -> usize {
         self.running.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn blocks_in_use(&self) -> usize {
+        self.blocks_in_use.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn count_preemption(&self) {
+        self.preemptions.fetch_add(1, Ordering::Relaxed);
     }
 
     pub(super) fn count_admission(&self, prompt_tokens: usize, cached_tokens: usize) {
@@ -106,7 +123,17 @@ impl Counters {
             guessed_tokens: read(&self.guessed_tokens),
             accepted_tokens: read(&self.accepted_tokens),
             copied: Copied { to_device: read(&self.bytes_to_device), to_host: read(&self.bytes_to_host) },
+            preemptions: read(&self.preemptions),
         }
+    }
+}
+
+impl Load {
+    /// Share of the memory for keys and values that running requests hold: blocks or, without these, slots.
+    pub fn cache_usage(&self) -> f64 {
+        let (in_use, all) =
+            if self.blocks == 0 { (self.running, self.slots) } else { (self.blocks_in_use, self.blocks) };
+        in_use as f64 / all as f64
     }
 }
 
@@ -126,6 +153,7 @@ impl Stats {
                 to_device: self.copied.to_device - earlier.copied.to_device,
                 to_host: self.copied.to_host - earlier.copied.to_host,
             },
+            preemptions: self.preemptions - earlier.preemptions,
         }
     }
 }

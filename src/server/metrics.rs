@@ -140,9 +140,15 @@ fn encode_engines(exposition: &mut Exposition<'_>) -> fmt::Result {
     let (name, help) = ("ortolan_queued_prompt_tokens_limit", "Tokens of prompts that may wait");
     exposition.gauges(name, None, help, |model| Some(load(model)?.max_waiting_tokens as f64))?;
     let (name, vllm) = ("ortolan_kv_cache_usage_ratio", Some("vllm:kv_cache_usage_perc"));
-    let help = "Slots in use, of all; each has the memory for a whole context";
-    exposition.gauges(name, vllm, help, |model| load(model).map(|load| load.running as f64 / load.slots as f64))?;
+    let help = "Blocks in use, of all; slots where there are no blocks, since each has the memory for a whole context";
+    exposition.gauges(name, vllm, help, |model| Some(load(model)?.cache_usage()))?;
     exposition.gauges("ortolan_kv_slots", None, "Slots", |model| Some(load(model)?.slots as f64))?;
+    exposition.gauges("ortolan_kv_blocks", None, "Blocks; none where there are only slots", |model| {
+        Some(load(model)?.blocks as f64)
+    })?;
+    let (name, vllm) = ("ortolan_preemptions", Some("vllm:num_preemptions"));
+    let help = "Requests that gave up their blocks to others and went on later";
+    exposition.counters(name, vllm, help, |model| Some(stats(model)?.preemptions as f64))?;
     let (name, vllm) = ("ortolan_prefix_cache_queried_tokens", Some("vllm:prefix_cache_queries"));
     let help = "Tokens of prompts that were looked up in the prefix cache";
     exposition.counters(name, vllm, help, |model| Some(stats(model)?.prompt_tokens as f64))?;

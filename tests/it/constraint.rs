@@ -35,7 +35,7 @@ impl Constraint for Counting {
     }
 }
 
-fn counting_from(first: u32, max_output_tokens: u32) -> Request {
+pub(crate) fn counting_from(first: u32, max_output_tokens: u32) -> Request {
     Request { constraint: Some(Box::new(Counting(first))), ..request(&[1, 2, 1, 2], max_output_tokens) }
 }
 

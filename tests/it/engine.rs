@@ -1,6 +1,9 @@
 //! The engine loop over a fake model: batching, chunks, cancellation, failure, shutdown.
 
-use crate::fake_model::{CONTEXT_TOKENS, FakeModel, VOCAB_SIZE};
+use crate::{
+    fake_model::{CONTEXT_TOKENS, FakeModel, VOCAB_SIZE},
+    tiny_model::token_ids,
+};
 use ortolan::engine::{
     Engine, EngineConfig, EngineError, EngineHandle, FinishReason, GraphEdits, Request, SamplingParams, ServiceClass,
     TokenEvent, TokenId, TokenStream, TopScoresIn,
@@ -92,9 +95,12 @@ proptest! {
         max_step_tokens in 1_u32..24,
     ) {
         let batched = generate(FakeModel::default(), &config(max_batch_size, max_step_tokens), &prompts);
-        for (prompt, output) in prompts.iter().zip(&batched) {
+        // Room for one request and half of another.
+        let in_blocks = generate(FakeModel::in_blocks(18, 4), &config(max_batch_size, max_step_tokens), &prompts);
+        for ((prompt, output), in_blocks) in prompts.iter().zip(&batched).zip(&in_blocks) {
             let alone = generate(FakeModel::default(), &config(1, 1000), slice::from_ref(prompt));
             prop_assert_eq!(&alone[0], output);
+            prop_assert_eq!(token_ids(in_blocks), token_ids(output));
         }
     }
 

@@ -1,6 +1,6 @@
 //! A model without ONNX Runtime, whose next token depends on every token before it.
 
-use ortolan::engine::{Batch, Logits, Model, ModelError, ModelLimits, TokenId};
+use ortolan::engine::{Batch, BlockLimits, Logits, Model, ModelError, ModelLimits, Row, TokenId};
 use std::{
     collections::BTreeMap,
     sync::{
@@ -29,6 +29,14 @@ pub(crate) struct FakeModel {
     script: Option<Vec<u32>>,
     runs: Arc<AtomicUsize>,
     kv: BTreeMap<usize, Vec<TokenId>>,
+    blocks: Option<Blocks>,
+}
+
+/// Tokens by block and offset.
+#[derive(Debug)]
+struct Blocks {
+    limits: BlockLimits,
+    tokens: Vec<TokenId>,
 }
 
 impl Default for FakeModel {
@@ -44,13 +52,18 @@ impl Default for FakeModel {
             script: None,
             runs: Arc::default(),
             kv: BTreeMap::new(),
+            blocks: None,
         }
     }
 }
 
 impl FakeModel {
     pub(crate) fn failing_from(run: usize) -> Self {
-        Self { first_failing_run: Some(run), ..Self::default() }
+        Self::default().which_fails_from(run)
+    }
+
+    pub(crate) fn which_fails_from(self, run: usize) -> Self {
+        Self { first_failing_run: Some(run), ..self }
     }
 
     pub(crate) fn panicking_from(run: usize) -> Self {
@@ -60,6 +73,17 @@ impl FakeModel {
     /// Can neither rewind nor move what its slots hold.
     pub(crate) fn rigid() -> Self {
         Self { is_rigid: true, ..Self::default() }
+    }
+
+    /// Keeps what it computes in blocks, which hold one context of at most the usual length.
+    pub(crate) fn in_blocks(num_blocks: usize, block_tokens: usize) -> Self {
+        let limits = BlockLimits { num_blocks, block_tokens };
+        let tokens = vec![TokenId(u32::MAX); num_blocks * block_tokens];
+        Self {
+            context_tokens: tokens.len().min(CONTEXT_TOKENS),
+            blocks: Some(Blocks { limits, tokens }),
+            ..Self::default()
+        }
     }
 
     /// Takes conversations of so many tokens.
@@ -91,6 +115,43 @@ impl FakeModel {
     }
 }
 
+impl FakeModel {
+    /// What the cache holds up to the end of a row.
+    fn held_after(&mut self, batch: &Batch, row: &Row) -> Vec<TokenId> {
+        if let Some(blocks) = &self.blocks {
+            return (0..row.end()).map(|position| blocks.tokens[blocks.place(batch, row, position)]).collect();
+        }
+        let history = self.kv.entry(row.slot_index).or_default();
+        let can_start =
+            if self.is_rigid && 0 < row.start { row.start == history.len() } else { row.start <= history.len() };
+        assert!(can_start, "a row goes on from what its slot holds");
+        history.truncate(row.start);
+        history.extend_from_slice(batch.new_tokens(row));
+        history.clone()
+    }
+}
+
+impl Blocks {
+    fn place(&self, batch: &Batch, row: &Row, position: usize) -> usize {
+        let BlockLimits { block_tokens, .. } = self.limits;
+        batch.blocks(row)[position / block_tokens] as usize * block_tokens + position % block_tokens
+    }
+
+    /// Writes the new tokens of all rows before any is read, as the rows of a run have no order.
+    fn write(&mut self, batch: &Batch) {
+        for (index, row) in batch.rows().iter().enumerate() {
+            for (position, token) in (row.start..).zip(batch.new_tokens(row)) {
+                let place = self.place(batch, row, position);
+                self.tokens[place] = *token;
+            }
+            let written = &batch.blocks(row)[row.start / self.limits.block_tokens..];
+            let of_others = batch.rows().iter().enumerate().filter(|(other, _)| *other != index);
+            let mut read = of_others.flat_map(|(_, other)| batch.blocks(other));
+            assert!(!read.any(|block| written.contains(block)), "a block that is shared is not written");
+        }
+    }
+}
+
 impl Model for FakeModel {
     fn limits(&self) -> ModelLimits {
         ModelLimits {
@@ -99,7 +160,8 @@ impl Model for FakeModel {
             chunk_tokens: 32,
             rewindable_tokens: if self.is_rigid { 0 } else { self.context_tokens },
             can_verify_drafts: !self.is_rigid,
-            can_move_slots: !self.is_rigid,
+            can_move_slots: !self.is_rigid && self.blocks.is_none(),
+            blocks: self.blocks.as_ref().map(|blocks| blocks.limits),
         }
     }
 
@@ -113,18 +175,14 @@ impl Model for FakeModel {
             return Err(ModelError::new("injected"));
         }
 
+        if let Some(blocks) = &mut self.blocks {
+            blocks.write(batch);
+        }
         for (index, row) in batch.rows().iter().enumerate() {
-            let history = self.kv.entry(row.slot_index).or_default();
-            let can_start =
-                if self.is_rigid && 0 < row.start { row.start == history.len() } else { row.start <= history.len() };
-            assert!(can_start, "a row goes on from what its slot holds");
             let is_prompt = row.start == 0 || row.num_logits == 0 || (row.num_logits == 1 && 1 < row.num_tokens());
-            history.truncate(row.start);
-            for (position, token) in batch.new_tokens(row).iter().enumerate() {
-                history.push(*token);
-                if position + row.num_logits < row.num_tokens() {
-                    continue;
-                }
+            let held = self.held_after(batch, row);
+            for end in row.end() - row.num_logits..row.end() {
+                let history = &held[..=end];
                 let next = match &self.script {
                     Some(script) => {
                         // The first sampled row of a sequence ends its prompt, however long that was.

@@ -4,6 +4,7 @@
 
 mod adversarial;
 mod auth;
+mod blocks;
 mod cli;
 mod compaction;
 mod completions;

@@ -133,6 +133,7 @@ async fn what_was_done_is_counted_under_both_names() {
         ("ortolan_requests_running{model=\"fake\"}", "vllm:num_requests_running{model_name=\"fake\"}", 0.0),
         ("ortolan_requests_waiting{model=\"fake\"}", "vllm:num_requests_waiting{model_name=\"fake\"}", 0.0),
         ("ortolan_kv_cache_usage_ratio{model=\"fake\"}", "vllm:kv_cache_usage_perc{model_name=\"fake\"}", 0.0),
+        ("ortolan_preemptions_total{model=\"fake\"}", "vllm:num_preemptions_total{model_name=\"fake\"}", 0.0),
         (
             "ortolan_generation_tokens_total{model=\"fake\"}",
             "vllm:generation_tokens_total{model_name=\"fake\"}",
@@ -201,6 +202,24 @@ fn a_client_that_leaves_is_counted_and_its_slot_is_free_again() {
     while series()[running] != 0.0 {}
     let aborted = "ortolan_replies_total{model=\"fake\",finish_reason=\"abort\"}";
     while series()[aborted] != 2.0 {}
+    server.signal();
+    server.thread.join().unwrap();
+}
+
+#[test]
+fn where_there_are_blocks_these_are_what_fills_up() {
+    let (model, permits, _) = FakeModel::in_blocks(128, 4).gated();
+    let server = Running::start(models(model, &config(2, 256)), &[]);
+    let series = || parse(&exchange(&server, "GET /metrics HTTP/1.1\r\nhost: localhost\r\n\r\n").1);
+    let client = server.send(&json!({ "input": "hi", "stream": true, "max_output_tokens": 100 }));
+    let usage = "ortolan_kv_cache_usage_ratio{model=\"fake\"}";
+    while series()[usage] == 0.0 {}
+    let series_while_it_runs = series();
+    assert_eq!(series_while_it_runs["ortolan_kv_blocks{model=\"fake\"}"], 128.0);
+    let num_blocks = 128.0 * series_while_it_runs[usage];
+    assert!(num_blocks.fract() == 0.0 && num_blocks < 64.0, "{num_blocks} blocks, where one of two slots is taken");
+    drop((client, permits));
+    while series()[usage] != 0.0 {}
     server.signal();
     server.thread.join().unwrap();
 }

@@ -6,7 +6,7 @@ use crate::{
     fake_model::{FakeModel, says},
 };
 use ortolan::engine::{
-    Engine, EngineConfig, EngineError, EngineHandle, FinishReason, Request, ServiceClass, TokenEvent, TokenId,
+    Engine, EngineConfig, EngineError, EngineHandle, FinishReason, Request, ServiceClass, Stats, TokenEvent, TokenId,
     TokenStream,
 };
 use rand::{Rng, RngExt, SeedableRng};
@@ -38,10 +38,11 @@ impl Conversations {
         };
         let num_new = random.random_range(1..40);
         prompt.extend((0..num_new).map(|_| random.next_u32() % 8));
-        if 200 < prompt.len() {
-            prompt.truncate(random.random_range(1..200)); // An edit in the middle of a long conversation.
+        if 120 < prompt.len() {
+            prompt.truncate(random.random_range(1..120)); // An edit in the middle of a long conversation.
         }
-        let max_output_tokens = random.random_range(1..24);
+        let is_long = random.random_bool(0.3);
+        let max_output_tokens = random.random_range(1..if is_long { 100 } else { 20 });
         let expected = says(&prompt, NUM_SAID, max_output_tokens as usize);
         let num_read = if random.random_bool(0.1) { random.random_range(0..4) } else { usize::MAX };
         let request = Request {
@@ -62,11 +63,12 @@ impl Conversations {
 
 /// Reads a reply to its end, or until its client has had enough. Returns the number of cached tokens.
 fn check(mut stream: TokenStream, case: &Case) -> usize {
-    let mut said = Vec::new();
+    let (mut said, mut has_begun) = (Vec::new(), false);
     while said.len() < case.num_read {
         match stream.blocking_recv().expect("a stream ends with `Finished`") {
             TokenEvent::Token(token) => said.push(token),
-            TokenEvent::Queued | TokenEvent::Started => {}
+            TokenEvent::Started => assert!(!std::mem::replace(&mut has_begun, true), "it begins once"),
+            TokenEvent::Queued => assert!(!has_begun, "it waits before it begins"),
             TokenEvent::Logprobs(_) => panic!("nobody asked for them"),
             TokenEvent::Finished { reason, num_cached_tokens } => {
                 assert_eq!((said, reason), (case.expected.clone(), FinishReason::Length));
@@ -84,8 +86,14 @@ fn submit(handle: &EngineHandle, case: &Case) -> Result<TokenStream, EngineError
     handle.submit(case.request.clone())
 }
 
-/// Keeps about `num_open` requests open; returns how many prompt tokens were cached.
-fn simulate(model: FakeModel, config: &EngineConfig, seed: u64, num_requests: usize, num_open: usize) -> usize {
+/// Keeps about `num_open` requests open; returns how many prompt tokens were cached, and what the engine has counted.
+fn simulate(
+    model: FakeModel,
+    config: &EngineConfig,
+    seed: u64,
+    num_requests: usize,
+    num_open: usize,
+) -> (usize, Stats) {
     let (engine, handle) = Engine::new(config, model.saying_few(NUM_SAID));
     let engine = thread::spawn(|| engine.run());
     let mut conversations = Conversations { random: ChaCha8Rng::seed_from_u64(seed), known: VecDeque::new() };
@@ -114,14 +122,32 @@ fn simulate(model: FakeModel, config: &EngineConfig, seed: u64, num_requests: us
     assert!(stats.accepted_tokens <= stats.guessed_tokens && stats.cached_tokens <= stats.prompt_tokens);
     drop(handle);
     engine.join().unwrap(); // `run` asserts that no KV slot leaked.
-    num_cached
+    (num_cached, stats)
 }
 
 #[test]
 fn ten_thousand_requests_say_what_each_would_say_alone() {
     let config = EngineConfig { max_waiting: NonZeroU32::new(20).unwrap(), ..config(6, 24) };
-    let num_cached = simulate(FakeModel::default(), &config, 1, NUM_REQUESTS, 24);
+    let (num_cached, _) = simulate(FakeModel::default(), &config, 1, NUM_REQUESTS, 24);
     assert!(10 * NUM_REQUESTS < num_cached, "conversations go on from what was computed: {num_cached}");
+}
+
+#[test]
+fn ten_thousand_requests_say_the_same_where_blocks_run_out() {
+    let config = EngineConfig { max_waiting: NonZeroU32::new(20).unwrap(), ..config(6, 24) };
+    let (num_cached, stats) = simulate(FakeModel::in_blocks(120, 2), &config, 1, NUM_REQUESTS, 24);
+    assert!(NUM_REQUESTS < num_cached, "conversations go on from what was computed: {num_cached}");
+    assert!(NUM_REQUESTS as u64 / 10 < stats.preemptions, "blocks run out often: {stats:?}");
+}
+
+#[test]
+fn nothing_changes_with_blocks_of_any_size() {
+    for (seed, max_batch_size, max_step_tokens) in [(2, 1, 1), (3, 2, 7), (4, 9, 300), (6, 12, 0)] {
+        for (num_blocks, block_tokens) in [(240, 1), (57, 4), (15, 16), (1, 256), (4, 128)] {
+            let model = FakeModel::in_blocks(num_blocks, block_tokens);
+            simulate(model, &config(max_batch_size, max_step_tokens), seed, 200, 12);
+        }
+    }
 }
 
 #[test]
@@ -136,12 +162,20 @@ fn nothing_changes_with_few_slots_tiny_steps_or_a_model_that_only_appends() {
 #[test]
 fn without_a_prefix_cache_nothing_is_reused() {
     let config = EngineConfig { prefix_cache: false, ..config(4, 24) };
-    assert_eq!(simulate(FakeModel::default(), &config, 5, 500, 12), 0);
+    assert_eq!(simulate(FakeModel::default(), &config, 5, 500, 12).0, 0);
+    assert_eq!(simulate(FakeModel::in_blocks(60, 4), &config, 5, 500, 12).0, 0);
 }
 
 #[test]
 fn nobody_goes_on_from_another_tenants_prompt() {
-    let (engine, handle) = Engine::new(&config(4, 64), FakeModel::default());
+    // All but the last token, whose scores are needed.
+    assert_eq!(cached_by_tenants(FakeModel::default()), [0, 59, 0, 59, 59]);
+    // Of these, the full blocks.
+    assert_eq!(cached_by_tenants(FakeModel::in_blocks(128, 4)), [0, 56, 0, 56, 56]);
+}
+
+fn cached_by_tenants(model: FakeModel) -> [usize; 5] {
+    let (engine, handle) = Engine::new(&config(4, 64), model);
     let engine = thread::spawn(|| engine.run());
     let prompt: Vec<u32> = (0..60).collect();
     let cached = |cache_salt| {
@@ -153,10 +187,10 @@ fn nobody_goes_on_from_another_tenants_prompt() {
             }
         }
     };
-    // All but the last token, whose scores are needed.
-    assert_eq!([cached(1), cached(1), cached(2), cached(1), cached(2)], [0, 59, 0, 59, 59]);
+    let cached = [1, 1, 2, 1, 2].map(cached);
     drop(handle);
     engine.join().unwrap();
+    cached
 }
 
 #[test]

@@ -88,6 +88,7 @@ impl Graph {
                 rewindable_tokens: 0,
                 can_verify_drafts: false,
                 can_move_slots: false,
+                blocks: None,
             },
             edits,
             provider,

@@ -136,6 +136,20 @@ pub struct ModelLimits {
     pub can_verify_drafts: bool,
     /// Whether keys and values can be copied from slot to slot.
     pub can_move_slots: bool,
+    /// Where there are some, keys and values lie in blocks, and a slot is only a place in the batch: rows carry the ids of
+    /// their blocks, of which the first may be those of other rows too, and start anywhere up to where these are filled;
+    /// slots can not be moved, since they hold nothing. None means that each slot has the memory for a whole context.
+    pub blocks: Option<BlockLimits>,
+}
+
+/// The memory of a model that keeps keys and values in blocks.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct BlockLimits {
+    /// Blocks that all sequences share; together they hold a whole context at least.
+    pub num_blocks: usize,
+    /// Tokens in a block, a power of two: the token at a position is in the block `position / block_tokens` of its row,
+    /// at the offset `position % block_tokens`.
+    pub block_tokens: usize,
 }
 
 /// Opens the graph on the providers that the config names, allocates its KV cache and computes a token, so that a graph

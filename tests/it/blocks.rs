@@ -1,0 +1,169 @@
+//! The engine where blocks run out: whoever came first goes on, and the others notice nothing.
+
+use crate::{
+    constraint::counting_from,
+    engine::{self, config, drain, next},
+    fake_model::{FakeModel, says},
+    tiny_model::token_ids,
+};
+use ortolan::engine::{
+    Engine, EngineConfig, EngineError, EngineHandle, FinishReason, Load, Request, SamplingParams, ServiceClass, Stats,
+    TokenEvent, TokenStream,
+};
+use std::{iter, thread};
+
+/// One that says as much as it may.
+fn request(prompt: &[u32], max_output_tokens: u32) -> Request {
+    Request { stop_tokens: [].into(), ..engine::request(prompt, max_output_tokens) }
+}
+
+/// Everything that each request is told, and what the engine has counted.
+fn run(model: FakeModel, config: &EngineConfig, requests: Vec<Request>) -> (Vec<Vec<TokenEvent>>, Stats) {
+    let (engine, handle) = Engine::new(config, model);
+    let streams: Vec<_> = requests.into_iter().map(|request| handle.submit(request).unwrap()).collect();
+    let engine = thread::spawn(|| engine.run());
+    let told = streams.into_iter().map(|mut stream| iter::from_fn(|| stream.blocking_recv()).collect()).collect();
+    handle.shut_down();
+    engine.join().unwrap(); // `run` asserts that no block leaked.
+    (told, handle.stats())
+}
+
+fn reason(events: &[TokenEvent]) -> FinishReason {
+    let Some(TokenEvent::Finished { reason, .. }) = events.last() else { panic!("{events:?}") };
+    *reason
+}
+
+#[test]
+fn a_sequence_alone_goes_on_to_the_end_of_the_memory() {
+    for block_tokens in [1, 4, 32] {
+        let model = || FakeModel::in_blocks(32 / block_tokens, block_tokens);
+        let prompt: Vec<u32> = (10..30).collect();
+        let (told, stats) = run(model(), &config(2, 7), vec![request(&prompt, 100)]);
+        assert_eq!(token_ids(&told[0]), says(&prompt, 64, 12).iter().map(|token| token.0).collect::<Vec<_>>());
+        assert_eq!((reason(&told[0]), stats.preemptions), (FinishReason::Length, 0));
+        let (_engine, handle) = Engine::new(&config(2, 7), model());
+        let refused = handle.submit(request(&[5; 32], 1));
+        assert!(matches!(refused, Err(EngineError::PromptTooLong { prompt_tokens: 32, context_tokens: 32 })));
+    }
+}
+
+#[test]
+fn who_came_last_gives_up_its_blocks_and_goes_on_later() {
+    // Both have room to begin with, and neither to end beside the other.
+    let requests = || [5, 6].map(|token| request(&[token; 10], 20)).to_vec();
+    let (told, stats) = run(FakeModel::in_blocks(10, 4), &config(4, 64), requests());
+    let (undisturbed, _) = run(FakeModel::in_blocks(100, 4), &config(4, 64), requests());
+    for (events, undisturbed) in told.iter().zip(&undisturbed) {
+        assert_eq!(token_ids(events), token_ids(undisturbed));
+    }
+    assert_eq!(stats.preemptions, 1, "the second one, and once");
+    for events in &told {
+        let num = |wanted: TokenEvent| events.iter().filter(|event| **event == wanted).count();
+        assert_eq!((num(TokenEvent::Started), num(TokenEvent::Queued), reason(events)), (1, 0, FinishReason::Length));
+    }
+    assert_eq!((stats.prompt_tokens, stats.generated_tokens), (20, 40), "nothing is counted twice");
+}
+
+#[test]
+fn who_goes_on_finds_what_it_had_computed() {
+    let steps = |prefix_cache| {
+        let config = EngineConfig { prefix_cache, ..config(4, 5) };
+        run(FakeModel::in_blocks(16, 4), &config, [5, 6].map(|token| request(&[token; 10], 30)).to_vec()).1.steps
+    };
+    assert!(steps(true) < steps(false), "{} steps, and {} without", steps(true), steps(false));
+}
+
+#[test]
+fn a_request_of_a_better_class_is_preempted_last() {
+    let flex = Request { service_class: ServiceClass::Flex, ..request(&[5; 10], 20) };
+    let priority = Request { service_class: ServiceClass::Priority, ..request(&[6; 10], 20) };
+    let (model, permits, _) = FakeModel::in_blocks(10, 4).gated();
+    let (engine, handle) = Engine::new(&config(4, 64), model);
+    let engine = thread::spawn(|| engine.run());
+    let mut flex = handle.submit(flex).unwrap();
+    permits.send(()).unwrap();
+    assert!(matches!(next(&mut flex), Some(TokenEvent::Token(_))), "it runs already");
+    let priority = handle.submit(priority).unwrap();
+    drop(permits);
+    assert_eq!(token_ids(&drain(priority)).len(), 20);
+    assert_eq!(token_ids(&drain(flex)).len(), 19, "one was read already");
+    assert_eq!(handle.stats().preemptions, 1);
+    drop(handle);
+    engine.join().unwrap();
+}
+
+#[test]
+fn neither_draws_nor_penalties_nor_probabilities_nor_constraints_notice() {
+    let sampling = SamplingParams {
+        temperature: 0.3,
+        repetition_penalty: 1.2,
+        frequency_penalty: 0.1,
+        seed: Some(7),
+        ..SamplingParams::default()
+    };
+    let drawn = |token| Request { sampling: sampling.clone(), top_logprobs: Some(2), ..request(&[token; 9], 25) };
+    let requests = || vec![request(&[5; 9], 25), drawn(6), counting_from(33, 7), drawn(7)];
+    let told = |num_blocks, num_preemptions_expected: bool| {
+        let (told, stats) = run(FakeModel::in_blocks(num_blocks, 4), &config(4, 16), requests());
+        assert_eq!(0 < stats.preemptions, num_preemptions_expected, "{stats:?}");
+        told
+    };
+    let is_told_alike = |event: &TokenEvent| !matches!(event, TokenEvent::Queued);
+    let told = [told(12, true), told(100, false)].map(|told: Vec<Vec<TokenEvent>>| {
+        told.into_iter().map(|events| events.into_iter().filter(is_told_alike).collect()).collect::<Vec<Vec<_>>>()
+    });
+    assert_eq!(told[0], told[1]);
+}
+
+/// Runs two requests until the second one has given up its blocks, then does something, and returns all that both are told.
+fn while_preempted(act: impl FnOnce(&EngineHandle, &mut Option<TokenStream>)) -> [Vec<TokenEvent>; 2] {
+    let (model, permits, _) = FakeModel::in_blocks(10, 4).gated();
+    let (engine, handle) = Engine::new(&config(4, 64), model);
+    let [mut first, second] = [5, 6].map(|token| handle.submit(request(&[token; 10], 20)).unwrap());
+    let engine = thread::spawn(|| engine.run());
+    let mut told = Vec::new();
+    while handle.stats().preemptions == 0 {
+        permits.send(()).unwrap();
+        told.push(next(&mut first).expect("it goes on"));
+    }
+    while handle.load().waiting == 0 {}
+    let Load { running, waiting, blocks_in_use, blocks, .. } = handle.load();
+    assert_eq!((running, waiting, blocks), (1, 1, 10));
+    assert!((1..=8).contains(&blocks_in_use), "{blocks_in_use}");
+    let mut second = Some(second);
+    act(&handle, &mut second);
+    drop(permits);
+    told.extend(drain(first));
+    let told = [told, second.map(drain).unwrap_or_default()];
+    while handle.load() != (Load { blocks_in_use: 0, running: 0, waiting: 0, waiting_tokens: 0, ..handle.load() }) {}
+    drop(handle);
+    engine.join().unwrap(); // `run` asserts that no block leaked.
+    told
+}
+
+#[test]
+fn a_client_may_leave_while_its_request_is_preempted() {
+    let [first, second] = while_preempted(|_, second| drop(second.take()));
+    assert_eq!((token_ids(&first).len(), reason(&first)), (20, FinishReason::Length));
+    assert_eq!(second, []);
+}
+
+#[test]
+fn a_server_may_stop_while_a_request_is_preempted() {
+    for told in while_preempted(|handle, _| handle.shut_down()) {
+        let is_end = |event: &&TokenEvent| matches!(event, TokenEvent::Finished { .. });
+        assert_eq!((reason(&told), told.iter().filter(is_end).count()), (FinishReason::Shutdown, 1));
+    }
+}
+
+#[test]
+fn a_run_that_fails_leaves_no_block_behind() {
+    for first_failing_run in 1..20 {
+        let model = FakeModel::in_blocks(10, 4).which_fails_from(first_failing_run);
+        let (told, _) = run(model, &config(4, 7), [5, 6, 7].map(|token| request(&[token; 10], 20)).to_vec());
+        for events in told {
+            let is_end = |event: &&TokenEvent| matches!(event, TokenEvent::Finished { .. });
+            assert_eq!((reason(&events), events.iter().filter(is_end).count()), (FinishReason::Error, 1));
+        }
+    }
+}
