@@ -76,6 +76,10 @@ fn kinds(cache: &[CacheTensor]) -> [String; 2] {
                 let window = window.map_or_else(String::new, |window| format!(", the last {window} tokens"));
                 columns.insert(format!("{num_heads} heads of {head_size} in {element_type}{window}"));
             }
+            CacheKind::Blocks { sizes } => {
+                let sizes: Vec<String> = sizes.iter().map(ToString::to_string).collect();
+                columns.insert(format!("{} in {element_type}, in blocks", sizes.join(" x ")));
+            }
             CacheKind::State { sizes, .. } => {
                 let sizes: Vec<String> = sizes.iter().map(ToString::to_string).collect();
                 states.insert(format!("{} in {element_type}", sizes.join(" x ")));

@@ -32,6 +32,8 @@ pub struct EngineConfig {
     pub top_scores: TopScoresIn,
     /// Whether steps that recur are captured and replayed on the device instead of being launched operator by operator.
     pub cuda_graphs: bool,
+    /// Of the device's memory that is free once the weights are there, how much is taken for blocks of keys and values.
+    pub memory_share: f32,
     /// Threads that ONNX Runtime computes one operator with; 0 takes one for each core that the process may use.
     pub intra_op_threads: usize,
     /// Cores of each of these threads but the first, as ONNX Runtime spells them; empty pins none.

@@ -31,16 +31,23 @@ pub(super) fn spec(
     if mask_type.is_none() && cache.iter().any(|tensor| matches!(tensor.kind, CacheKind::Columns { .. })) {
         return Err(missing("attention_mask"));
     }
+    if reader.is_paged() {
+        reader.check_paged()?;
+    }
     let num_layers = reader.num_layers(&cache)?;
     let logits = reader.logits()?;
-    let vocab_size = reader.size(logits, 2, "vocab_size", config.vocab_size)?;
+    let vocab_size = reader.size(logits, logits.shape.len() - 1, "vocab_size", config.vocab_size)?;
     reader.agree("vocab_size", vocab_size, config.vocab_size)?;
     if MAX_VOCAB_SIZE < vocab_size {
         return Err(reader.unsupported(format!("`logits` scores {vocab_size} tokens, and no model has as many")));
     }
     Ok(ModelSpec {
         path: path.to_path_buf(),
-        family: if reader.has_shared_buffers() { GraphFamily::Gqa } else { GraphFamily::Concat },
+        family: match () {
+            () if reader.is_paged() => GraphFamily::Paged,
+            () if reader.has_shared_buffers() => GraphFamily::Gqa,
+            () => GraphFamily::Concat,
+        },
         cache,
         num_layers,
         ids_type,
@@ -50,7 +57,9 @@ pub(super) fn spec(
         num_logits: reader.num_logits()?,
         has_cache_branch: reader.has_cache_branch()?,
         logits_type: reader.float_type(logits)?,
-        has_last_logits_only: logits.shape[1] == Some(1),
+        has_logits_indices: reader.input("logits_indices").is_some(),
+        has_attention_metadata: reader.input("attention_metadata").is_some(),
+        has_last_logits_only: !reader.is_paged() && logits.shape[1] == Some(1),
         vocab_size,
         context_tokens,
     })
@@ -59,10 +68,20 @@ pub(super) fn spec(
 /// What a step tells the graph; every other input has to be a part of the cache.
 const KNOWN_INPUTS: [&str; 6] =
     ["input_ids", "attention_mask", "position_ids", "num_logits_to_keep", "logits_to_keep", "use_cache_branch"];
+/// The same for graphs whose rows are packed, all of 32 bits, and how many dimensions each has.
+const PACKED_INPUTS: [(&str, usize); 5] = [
+    ("cumulative_sequence_lengths", 1),
+    ("past_sequence_lengths", 1),
+    ("block_table", 2),
+    ("attention_metadata", 1),
+    ("logits_indices", 1),
+];
+/// Those of them that have to be there.
+const NUM_REQUIRED: usize = 3;
 
 /// Inputs that only graphs of another kind have, what these are, and what to take instead.
 const OTHER_KINDS: [(&str, &str); 8] = [
-    ("block_table", PAGED),
+    ("block_table_windowed", WINDOWED),
     (
         "inputs_embeds",
         "it takes embeddings instead of tokens, as the language part of a model for pictures or sound does; take an export of the text model with `input_ids`",
@@ -74,7 +93,7 @@ const OTHER_KINDS: [(&str, &str); 8] = [
     ("encoder_attention_mask", SEQ2SEQ),
     ("decoder_input_ids", SEQ2SEQ),
 ];
-const PAGED: &str = "it keeps keys and values in pages; take an export without paged attention";
+const WINDOWED: &str = "it keeps the blocks of some layers in a ring; export it with `windowed_kv_cache=false`";
 const ENCODER: &str = "it encodes pictures or sound; take the graph of a language model";
 const SEQ2SEQ: &str = "it is a part of an encoder-decoder model; take a decoder-only model";
 
@@ -99,9 +118,6 @@ struct Reader<'a> {
 
 impl Reader<'_> {
     fn refuse_other_kinds(&self) -> Result<(), ModelDirError> {
-        if self.graph.summary.operators.contains_key("PagedAttention") {
-            return Err(self.unsupported(PAGED.to_owned()));
-        }
         match OTHER_KINDS.iter().find(|(name, _)| self.input(name).is_some()) {
             Some((name, what)) => Err(self.unsupported(format!("its input `{name}` says that {what}"))),
             None => Ok(()),
@@ -111,6 +127,7 @@ impl Reader<'_> {
     /// An input of a number for each token of each row.
     fn integers(&self, name: &str) -> Result<Option<IntType>, ModelDirError> {
         match self.input(name) {
+            Some(input) if self.is_paged() && input.shape == [None] => self.int_type(input).map(Some),
             Some(input) if input.shape != [None, None] => Err(self.unsupported(format!(
                 "`{name}` has the shape {}; export it with a batch and a length that vary",
                 shape(input)
@@ -121,7 +138,9 @@ impl Reader<'_> {
 
     /// What a step leaves for the next one: whatever else the graph takes.
     fn cache(&self) -> Result<Vec<CacheTensor>, ModelDirError> {
-        let others = self.graph.inputs.iter().filter(|input| !KNOWN_INPUTS.contains(&input.name.as_str()));
+        let is_packed = |name: &str| self.is_paged() && PACKED_INPUTS.iter().any(|(packed, _)| *packed == name);
+        let is_known = |name: &str| KNOWN_INPUTS.contains(&name) || is_packed(name);
+        let others = self.graph.inputs.iter().filter(|input| !is_known(&input.name));
         let cache = others.map(|input| self.cache_tensor(input)).collect::<Result<Vec<_>, _>>()?;
         if cache.is_empty() {
             return Err(self.unsupported("it has no inputs `past_key_values.*`; export it with a KV cache".to_owned()));
@@ -150,6 +169,16 @@ impl Reader<'_> {
         }
         let sizes: Option<Vec<usize>> = past.shape.iter().skip(1).copied().collect();
         let kind = match (past.shape.as_slice(), sizes) {
+            ([_, _, _, _], _) if self.is_paged() => CacheKind::Blocks {
+                sizes: vec![
+                    self.size(past, 2, "num_key_value_heads", self.config.num_kv_heads())?,
+                    self.size(past, 3, "head_dim", self.config.head_size())?,
+                ],
+            },
+            // What a quantized cache is to be multiplied by, a number for each token and head.
+            ([_, _, _], _) if self.is_paged() => CacheKind::Blocks {
+                sizes: vec![self.size(past, 2, "num_key_value_heads", self.config.num_kv_heads())?],
+            },
             ([None, _, None, _], _) => self.columns(past, present)?,
             ([None, _, ..], Some(sizes))
                 if sizes.len() < MAX_CACHE_RANK && !sizes.contains(&0) && agree(past, present) =>
@@ -252,6 +281,28 @@ impl Reader<'_> {
         if shape.inputs == ["attention_mask"] { usize::try_from(*longest).ok() } else { None }
     }
 
+    /// Whether rows are packed and keys and values lie in blocks.
+    fn is_paged(&self) -> bool {
+        self.graph.summary.operators.contains_key("PagedAttention")
+    }
+
+    /// Whether what a packed run is told has the types and dimensions that ortolan knows.
+    fn check_paged(&self) -> Result<(), ModelDirError> {
+        for (number, (name, rank)) in PACKED_INPUTS.iter().enumerate() {
+            match self.input(name) {
+                None if number < NUM_REQUIRED => return Err(self.unsupported(format!("it has no input `{name}`"))),
+                Some(input) if input.element_type != ElementCode::INT32 || input.shape.len() != *rank => {
+                    return Err(self.unsupported(format!("`{name}` is not int32 with {rank} dimensions")));
+                }
+                Some(_) | None => {}
+            }
+        }
+        match self.input("position_ids") {
+            Some(_) => Err(self.unsupported("its rows are packed and it takes `position_ids`".to_owned())),
+            None => Ok(()),
+        }
+    }
+
     fn has_shared_buffers(&self) -> bool {
         self.graph.summary.operators.contains_key(SHARED_BUFFERS)
     }
@@ -316,12 +367,13 @@ impl Reader<'_> {
         self.graph.inputs.iter().find(|input| input.name == name)
     }
 
-    /// `[batch, sequence, vocab_size]`
+    /// `[batch, sequence, vocab_size]`, of packed rows `[tokens, vocab_size]`
     fn logits(&self) -> Result<&TensorInfo, ModelDirError> {
+        let rank = if self.is_paged() { 2 } else { 3 };
         match self.graph.outputs.iter().find(|output| output.name == "logits") {
-            Some(logits) if logits.shape.len() == 3 => Ok(logits),
+            Some(logits) if logits.shape.len() == rank => Ok(logits),
             Some(logits) => {
-                Err(self.unsupported(format!("`logits` has {} dimensions instead of 3", logits.shape.len())))
+                Err(self.unsupported(format!("`logits` has {} dimensions instead of {rank}", logits.shape.len())))
             }
             None => {
                 let message = "it has no output `logits`; export it for text generation, with its language-model head";

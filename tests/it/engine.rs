@@ -34,6 +34,7 @@ pub(crate) fn config(max_batch_size: u32, max_step_tokens: u32) -> EngineConfig 
         },
         top_scores: TopScoresIn::Gpu,
         cuda_graphs: true,
+        memory_share: 0.8,
         intra_op_threads: 1,
         intra_op_affinity: String::new(),
         spin: false,

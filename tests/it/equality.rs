@@ -77,6 +77,7 @@ fn a_thousand_requests_over_each_other_kind_of_cache_say_what_each_says_alone() 
         let spec = open(&name).spec;
         let kind = |tensor: &CacheTensor| match &tensor.kind {
             CacheKind::Columns { window, .. } => (window.is_some(), None),
+            CacheKind::Blocks { .. } => unreachable!("nothing here runs on a GPU"),
             CacheKind::State { sizes, is_in_place } => (false, Some((sizes.len(), *is_in_place))),
         };
         let kinds: BTreeSet<_> = spec.cache.iter().map(kind).collect();

@@ -125,6 +125,7 @@ impl ConcatModel {
             let per_member = match &link.tensor.kind {
                 CacheKind::Columns { num_heads, head_size, .. } => num_heads * group.num_columns * head_size,
                 CacheKind::State { sizes, .. } => sizes.iter().product(),
+                CacheKind::Blocks { .. } => unreachable!("blocks are another family's"),
             };
             let expected = group.members.len() * per_member * link.tensor.element_type.num_bytes();
             let found = present.host_bytes()?.len();
@@ -179,6 +180,7 @@ impl ConcatModel {
                 self.put_columns_together(number, [*num_heads, *head_size], (wanted, num_columns))
             }
             CacheKind::State { sizes, .. } => self.put_states_together(number, sizes, wanted),
+            CacheKind::Blocks { .. } => unreachable!("blocks are another family's"),
         });
         let cache = cache.collect::<Result<_, _>>()?;
         let member = |(slot_index, num_tokens): &(usize, usize)| Member {

@@ -2,11 +2,12 @@
 //! more often than once in a step.
 
 use super::{
-    FloatType, GraphEdits, Logits, ModelSpec, NUM_TOP_SCORES, ProviderConfig, Wanted,
+    FloatType, Logits, ModelSpec, NUM_TOP_SCORES, ProviderConfig, Wanted,
     capture::{Captures, Recurring},
+    error::words,
     ffi::{Buffer, Piece, Run, Stream, Tensor, Transfers},
     graph::signed,
-    inputs::{Inputs, Stage},
+    inputs::{ALIGNMENT, Fed, MAX_INPUTS, Stage},
     top_scores,
 };
 use crate::engine::{Batch, Copied, ElementType, TokenId};
@@ -39,12 +40,67 @@ pub(super) struct Device {
     pub(super) time_in_runs: Duration,
 }
 
-/// What [`top_scores`] adds to the graph.
+/// What [`top_scores`] adds to the graph: of each run of a step the values, the tokens and the totals of its rows.
 struct Top {
-    values: Buffer,
-    tokens: Buffer,
-    totals: Buffer,
+    buffer: Buffer,
     width: usize,
+    /// Where each run's rows begin, how many they are, and where in the buffer they lie.
+    runs: Vec<TopRun>,
+}
+
+#[derive(Clone, Copy)]
+struct TopRun {
+    first_row: usize,
+    num_rows: usize,
+    first_byte: usize,
+}
+
+impl TopRun {
+    /// Where the tokens begin, the totals, and what comes behind: numbers that take eight bytes before those that take four.
+    fn places(self, width: usize) -> [usize; 4] {
+        let pairs = self.num_rows * width;
+        let tokens = self.first_byte;
+        let values = tokens + pairs * size_of::<i64>();
+        let totals = values + pairs * size_of::<f32>();
+        [tokens, values, totals, totals + self.num_rows * size_of::<f32>()]
+    }
+}
+
+impl Top {
+    /// Where the rows of the step's next run lie.
+    fn next_run(&self, first_row: usize, num_rows: usize) -> TopRun {
+        let behind = self.runs.last().map_or(0, |run| run.places(self.width)[3].next_multiple_of(ALIGNMENT));
+        TopRun { first_row, num_rows, first_byte: behind }
+    }
+
+    /// Bytes that so many rows take, in runs of any number of them.
+    fn num_bytes(num_rows: usize, width: usize) -> usize {
+        let row = TopRun { first_row: 0, num_rows: 1, first_byte: 0 }.places(width)[3];
+        num_rows * row.next_multiple_of(ALIGNMENT)
+    }
+}
+
+/// Inputs of a run as a family has them.
+pub(super) trait Feed {
+    /// Lets the graph score something where nothing is wanted: operators on a device do not take empty tensors.
+    fn prepare(&mut self, spec: &ModelSpec);
+
+    /// Dimensions of the scores that the graph computes, the vocabulary aside.
+    fn scored_shape(&self, spec: &ModelSpec) -> Vec<usize>;
+
+    /// Of each row of scores that is wanted, the batch's row and its place among those that the graph computes.
+    fn scored_places(&self, spec: &ModelSpec) -> impl Iterator<Item = (usize, usize)>;
+
+    /// At least as many bytes as [`feed`](Self::feed) stages, what lies between inputs aside.
+    fn num_bytes(&self, spec: &ModelSpec) -> usize;
+
+    /// What the graph takes beside its cache.
+    fn feed<'d>(
+        &'d mut self,
+        stage: &mut Stage<'_, 'd>,
+        spec: &ModelSpec,
+        has_top_scores: bool,
+    ) -> ort::Result<[Option<Fed<'d>>; MAX_INPUTS]>;
 }
 
 /// Bytes of inputs that there is room for at first.
@@ -55,7 +111,6 @@ pub(super) struct Opened<'g> {
     pub(super) session: &'g mut Session,
     pub(super) binding: &'g mut IoBinding,
     pub(super) spec: &'g ModelSpec,
-    pub(super) edits: GraphEdits,
 }
 
 impl Device {
@@ -69,8 +124,7 @@ impl Device {
     ) -> ort::Result<Self> {
         let allocate = |num_bytes| Buffer::allocate(provider.allocator(session)?, num_bytes, stream.clone());
         let width = NUM_TOP_SCORES.min(spec.vocab_size);
-        let top =
-            || Ok::<_, ort::Error>(Top { values: allocate(1)?, tokens: allocate(1)?, totals: allocate(1)?, width });
+        let top = || Ok::<_, ort::Error>(Top { buffer: allocate(1)?, width, runs: Vec::new() });
         let mut device = Self {
             transfers: Transfers::new(stream.as_ref())?,
             staged: Vec::new(),
@@ -110,15 +164,11 @@ impl Device {
             self.captures.forget();
             self.scores = self.allocate(session, num_rows * self.row_bytes())?;
             if let Some(width) = self.top.as_ref().map(|top| top.width) {
-                let num_bytes = num_rows * width * size_of::<f32>();
-                self.top = Some(Top {
-                    values: self.allocate(session, num_bytes)?,
-                    tokens: self.allocate(session, num_bytes)?,
-                    totals: self.allocate(session, num_rows * size_of::<f32>())?,
-                    width,
-                });
+                let buffer = self.allocate(session, Top::num_bytes(num_rows, width))?;
+                self.top = Some(Top { buffer, width, runs: Vec::new() });
             }
         }
+        self.top.iter_mut().for_each(|top| top.runs.clear());
         Ok(())
     }
 
@@ -126,27 +176,25 @@ impl Device {
     pub(super) fn run<K: ?Sized>(
         &mut self,
         graph: Opened<'_>,
-        inputs: &mut Inputs,
+        inputs: &mut impl Feed,
         recurring: Option<Recurring>,
         cache: &K,
         bind_cache: impl for<'d> FnOnce(&'d K, &mut Run<'_, 'd>) -> ort::Result<()>,
     ) -> ort::Result<Vec<Tensor<'static>>> {
-        let Opened { session, binding, spec, edits } = graph;
-        if edits.logits_indices {
-            inputs.score_something();
-        }
-        let shape = inputs.scored_shape(spec, edits);
-        let num_bytes = inputs.num_bytes(spec, edits);
+        let Opened { session, binding, spec } = graph;
+        inputs.prepare(spec);
+        let shape = inputs.scored_shape(spec);
+        let num_bytes = inputs.num_bytes(spec) + MAX_INPUTS * ALIGNMENT;
         if self.inputs.num_bytes() < num_bytes {
             self.captures.forget();
             self.inputs = self.allocate(session, num_bytes.next_power_of_two())?;
         }
         let row_bytes = self.row_bytes();
         let Self { transfers, staged, inputs: place, scores, top, num_rows, wanted, captures, time_in_runs, .. } = self;
-        wanted.extend(inputs.scored_places(spec, edits).map(|(row, place)| (row, *num_rows + place)));
+        wanted.extend(inputs.scored_places(spec).map(|(row, place)| (row, *num_rows + place)));
         staged.clear();
         let mut stage = Stage::Device { staged, buffer: place };
-        let fed = inputs.feed(&mut stage, spec, edits)?;
+        let fed = inputs.feed(&mut stage, spec, top.is_some())?;
         let began = Instant::now();
         transfers.upload(staged, place)?;
         let num_computed = shape.iter().product::<usize>();
@@ -154,24 +202,39 @@ impl Device {
         dimensions.push(signed(self.vocab_size));
         let logits_type = ElementType::Float(self.logits_type);
         let scores = Tensor::from_buffer(scores, *num_rows * row_bytes, &dimensions, logits_type)?;
-        let mut run = Run::new(session, binding);
-        for (name, tensor) in fed.iter().flatten() {
-            run.bind_input(name, tensor)?;
-        }
-        run.bind_output(c"logits", &scores)?;
-        if let Some(Top { values, tokens, totals, width }) = top {
-            let pairs = [signed(num_computed), signed(*width)];
-            let first_pair = *num_rows * *width * size_of::<f32>();
-            run.bind_output(top_scores::VALUES, &Tensor::over_buffer::<f32>(values, first_pair, &pairs)?)?;
-            run.bind_output(top_scores::TOKENS, &Tensor::over_buffer::<i32>(tokens, first_pair, &pairs)?)?;
-            let first_total = *num_rows * size_of::<f32>();
-            let column = [signed(num_computed), 1];
-            run.bind_output(top_scores::TOTALS, &Tensor::over_buffer::<f32>(totals, first_total, &column)?)?;
-        }
-        bind_cache(cache, &mut run)?;
+        let of_run = top.as_ref().map(|top| top.next_run(*num_rows, num_computed));
         // What is captured finds and leaves everything where it was the first time.
         let recurring = recurring.filter(|_| *num_rows == 0);
-        let outputs = run.execute(Some(captures.options(recurring)?))?;
+        let replayed = captures.captured(recurring).map(|options| Run::new(session, binding).execute(Some(options)));
+        let replayed = replayed.and_then(|outputs| match outputs {
+            Ok(outputs) => Some(outputs),
+            Err(error) => {
+                tracing::warn!(error = words(&error), "a captured step is run anew");
+                captures.bind_replays();
+                None
+            }
+        });
+        let outputs = if let Some(outputs) = replayed {
+            outputs
+        } else {
+            let mut run = Run::new(session, binding);
+            for (name, tensor) in fed.iter().flatten() {
+                run.bind_input(name, tensor)?;
+            }
+            run.bind_output(c"logits", &scores)?;
+            if let (Some(Top { buffer, width, .. }), Some(of_run)) = (top.as_ref(), of_run) {
+                let [tokens, values, totals, _] = of_run.places(*width);
+                let (pairs, column) = ([signed(num_computed), signed(*width)], [signed(num_computed), 1]);
+                run.bind_output(top_scores::TOKENS, &Tensor::over_buffer::<i64>(buffer, tokens, &pairs)?)?;
+                run.bind_output(top_scores::VALUES, &Tensor::over_buffer::<f32>(buffer, values, &pairs)?)?;
+                run.bind_output(top_scores::TOTALS, &Tensor::over_buffer::<f32>(buffer, totals, &column)?)?;
+            }
+            bind_cache(cache, &mut run)?;
+            run.execute(Some(captures.options(recurring)?))?
+        };
+        if let (Some(top), Some(of_run)) = (top, of_run) {
+            top.runs.push(of_run);
+        }
         *num_rows += num_computed;
         *time_in_runs += began.elapsed();
         Ok(outputs)
@@ -185,12 +248,10 @@ impl Device {
         let is_best = |row: usize| self.top.is_some() && batch.rows()[row].wanted != Wanted::All;
         let (best, all): (Vec<_>, Vec<_>) = self.wanted.iter().copied().partition(|(row, _)| is_best(*row));
         let mut pieces = Vec::new();
-        if let (Some(top), false) = (&self.top, best.is_empty()) {
+        if let (Some(Top { buffer, width, runs }), false) = (&self.top, best.is_empty()) {
             // Those of all rows: they are less than what single copies would cost.
-            let pairs = 0..self.num_rows * top.width * size_of::<f32>();
-            pieces.push(Piece { buffer: &top.values, bytes: pairs.clone() });
-            pieces.push(Piece { buffer: &top.tokens, bytes: pairs });
-            pieces.push(Piece { buffer: &top.totals, bytes: 0..self.num_rows * size_of::<f32>() });
+            let end = runs.last().map_or(0, |run| run.places(*width)[3]);
+            pieces.push(Piece { buffer, bytes: 0..end });
         }
         let num_best_bytes = pieces.iter().map(|piece| piece.bytes.len()).sum::<usize>();
         let row_bytes = self.row_bytes();
@@ -200,13 +261,15 @@ impl Device {
         self.time_in_runs += began.elapsed();
         let (best_bytes, all_bytes) = bytes.split_at(num_best_bytes);
         write_all(&all, all_bytes, self.logits_type, logits);
-        if let (Some(top), false) = (&self.top, best.is_empty()) {
-            let (values, rest) = best_bytes.split_at(self.num_rows * top.width * size_of::<f32>());
-            let (tokens, totals) = rest.split_at(values.len());
+        if let Some(Top { width, runs, .. }) = &self.top {
             for (row, place) in best {
-                let pairs = (place * top.width..(place + 1) * top.width)
-                    .map(|at| (f32::from_bits(word(values, at)), TokenId(word(tokens, at))));
-                logits.push_top(row, pairs, f32::from_bits(word(totals, place)));
+                let run = runs[runs.partition_point(|run| run.first_row <= place) - 1];
+                let (place, [tokens, values, totals, _]) = (place - run.first_row, run.places(*width));
+                let pairs = (place * width..(place + 1) * width).map(|at| {
+                    let token = word(best_bytes, tokens + at * size_of::<i64>());
+                    (f32::from_bits(word(best_bytes, values + at * size_of::<f32>())), TokenId(token))
+                });
+                logits.push_top(row, pairs, f32::from_bits(word(best_bytes, totals + place * size_of::<f32>())));
             }
         }
         Ok(())
@@ -226,10 +289,10 @@ fn row(scores: &Buffer, place: usize, row_bytes: usize) -> Piece<'_> {
     Piece { buffer: scores, bytes: place * row_bytes..(place + 1) * row_bytes }
 }
 
-/// The 32 bits of one number.
+/// The lower 32 bits of the number that begins at this byte.
 fn word(bytes: &[u8], at: usize) -> u32 {
-    let (words, _) = bytes.as_chunks();
-    u32::from_ne_bytes(words[at])
+    let bytes = bytes[at..].first_chunk().expect("numbers lie inside what was asked for");
+    u32::from_le_bytes(*bytes)
 }
 
 /// Adds rows of scores, which lie one behind the other.

@@ -26,7 +26,7 @@ pub(super) const LOGITS_INDICES: &str = "logits_indices";
 const NUM_LOGITS: [&str; 2] = ["num_logits_to_keep", "logits_to_keep"];
 
 /// `[engine.graph_edits]`: which edits are wanted, and of an edited graph, which were made.
-#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq)]
 #[serde(deny_unknown_fields)]
 pub struct GraphEdits {
     /// Feeds input 16 of every `GroupQueryAttention`, so that rows of different lengths share one run. Needs ONNX

@@ -75,12 +75,13 @@ impl Slab {
                 (*num_heads, num_columns, head_size * element_bytes, vec![*num_heads, num_columns, *head_size])
             }
             CacheKind::State { sizes, .. } => (1, 1, sizes.iter().product::<usize>() * element_bytes, sizes.clone()),
+            CacheKind::Blocks { .. } => unreachable!("blocks are another family's"),
         };
         let num_bytes = num_slots * num_heads * num_columns * column_bytes;
         let (mut shape, rank) = ([1; MAX_CACHE_RANK], 1 + sizes.len());
         shape[1..rank].copy_from_slice(&sizes.into_iter().map(signed).collect::<Vec<_>>());
         let state = match tensor.kind {
-            CacheKind::Columns { .. } => None,
+            CacheKind::Columns { .. } | CacheKind::Blocks { .. } => None,
             CacheKind::State { is_in_place, .. } => Some(State {
                 zeros: Tensor::zeros(&shape[..rank], tensor.element_type)?,
                 second_half: (!is_in_place).then_some(num_bytes),

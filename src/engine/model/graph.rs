@@ -1,10 +1,10 @@
 //! An open graph: everything that both families do alike.
 
 use super::{
-    FloatType, GraphEdits, LoadError, Logits, ModelError, ModelLimits, ModelSpec, ProviderConfig, ProviderName,
-    Runtime,
+    FloatType, GraphEdits, GraphFamily, LoadError, Logits, ModelError, ModelLimits, ModelSpec, ProviderConfig,
+    ProviderName, Runtime,
     capture::Recurring,
-    device::{self, Device},
+    device::{self, Device, Feed},
     edit::{self, Edited, Scores},
     error::words,
     external_data::ExternalData,
@@ -60,7 +60,12 @@ impl Graph {
     pub(super) fn open(runtime: &Runtime, spec: ModelSpec, config: &EngineConfig) -> Result<Self, LoadError> {
         let context_tokens = spec.context_tokens.min(config.max_context_tokens.get() as usize);
         let num_slots = config.max_batch_size.get() as usize;
-        let num_bytes = spec.cache_bytes_per_slot(context_tokens).saturating_mul(num_slots);
+        let num_bytes = match spec.family {
+            GraphFamily::Paged => 0, // As many blocks as there is room for.
+            GraphFamily::Gqa | GraphFamily::Concat => {
+                spec.cache_bytes_per_slot(context_tokens).saturating_mul(num_slots)
+            }
+        };
         // Sizes are computed without care from here on; a state may take twice its own.
         if num_bytes > isize::MAX.cast_unsigned() / 2 {
             return Err(LoadError::KvCache { num_bytes, message: "no machine has as much memory".to_owned() });
@@ -191,16 +196,16 @@ impl Graph {
         cache: &K,
         bind_cache: impl for<'d> FnOnce(&'d K, &mut Run<'_, 'd>) -> ort::Result<()>,
     ) -> Result<Vec<Tensor<'static>>, ModelError> {
-        let Self { device, session, binding, host, spec, edits, limits, inputs, scratch, time_in_runs, .. } = self;
+        let Self { device, session, binding, host, spec, limits, inputs, scratch, time_in_runs, .. } = self;
         if let Some(device) = device {
-            let graph = device::Opened { session, binding, spec, edits: *edits };
+            let graph = device::Opened { session, binding, spec };
             return Ok(device.run(graph, inputs, recurring, cache, bind_cache)?);
         }
         let memory = host.memory_info();
-        let computed = inputs.scored_shape(spec, *edits);
-        let num_computed = computed[0] * computed[1];
-        let shape = [signed(computed[0]), signed(computed[1]), signed(limits.vocab_size)];
-        let places: Vec<usize> = inputs.scored_places(spec, *edits).map(|(_, place)| place).collect();
+        let computed = inputs.scored_shape(spec);
+        let num_computed = computed.iter().product::<usize>();
+        let shape: Vec<i64> = computed.into_iter().chain([limits.vocab_size]).map(signed).collect();
+        let places: Vec<usize> = inputs.scored_places(spec).map(|(_, place)| place).collect();
         let wanted = logits.extend(&inputs.scored_rows);
         let is_direct = spec.logits_type == FloatType::F32 && num_computed * limits.vocab_size == wanted.len();
         let scores = match spec.logits_type {
@@ -209,7 +214,7 @@ impl Graph {
             FloatType::F16 => Tensor::from_slice_mut(memory, resized(&mut scratch.f16, &shape), &shape)?,
             FloatType::BF16 => Tensor::from_slice_mut(memory, resized(&mut scratch.bf16, &shape), &shape)?,
         };
-        let fed = inputs.feed(&mut Stage::Host(memory), spec, *edits)?;
+        let fed = inputs.feed(&mut Stage::Host(memory), spec, false)?;
         let mut run = Run::new(session, binding);
         for (name, tensor) in fed.iter().flatten() {
             run.bind_input(name, tensor)?;
@@ -224,6 +229,28 @@ impl Graph {
             scratch.write(spec.logits_type, wanted.chunks_exact_mut(limits.vocab_size).zip(places));
         }
         Ok(outputs)
+    }
+}
+
+impl Graph {
+    /// The same for rows that are packed, on a device.
+    pub(super) fn run_packed<K: ?Sized>(
+        &mut self,
+        inputs: &mut impl Feed,
+        recurring: Option<Recurring>,
+        cache: &K,
+        bind_cache: impl for<'d> FnOnce(&'d K, &mut Run<'_, 'd>) -> ort::Result<()>,
+    ) -> Result<(), ModelError> {
+        let Self { device, session, binding, spec, .. } = self;
+        let device = device.as_mut().expect("the operator that packed rows are for runs on devices only");
+        let graph = device::Opened { session, binding, spec };
+        device.run(graph, inputs, recurring, cache, bind_cache)?;
+        Ok(())
+    }
+
+    /// Bytes of the device's memory that nobody has taken, where it has some of its own.
+    pub(super) fn free_memory(&self) -> ort::Result<Option<usize>> {
+        self.stream.as_ref().map(|stream| stream.memory().map(|(free, _)| free)).transpose()
     }
 }
 
@@ -275,7 +302,9 @@ fn open_session(runtime: &Runtime, spec: &ModelSpec, config: &EngineConfig) -> R
             query_seqlens: config.graph_edits.query_seqlens
                 && provider.name != ProviderName::TensorRt
                 && !spec.has_states(),
-            logits_indices: config.graph_edits.logits_indices && !spec.has_last_logits_only,
+            logits_indices: config.graph_edits.logits_indices
+                && !spec.has_last_logits_only
+                && spec.family != GraphFamily::Paged,
             sequence_lengths: config.graph_edits.sequence_lengths,
             top_scores: match config.top_scores {
                 TopScoresIn::Gpu => !on_cpu,
@@ -317,8 +346,11 @@ fn open_edited(
     let mut builder = builder
         .with_config_entry(DATA_FOLDER, data.folder.to_string_lossy())
         .map_err(|error| failed(spec, &error.into()))?;
-    let scores =
-        Scores { vocab_size: spec.vocab_size, element_type: spec.logits_type, of_all: !spec.has_last_logits_only };
+    let scores = Scores {
+        vocab_size: spec.vocab_size,
+        element_type: spec.logits_type,
+        of_all: !spec.has_last_logits_only && !spec.has_logits_indices,
+    };
     // The file is read anew for each try, and only its edited copy kept: with its weights inside, it may be large.
     let edited = |wanted| {
         edit::edit(&read()?, wanted, scores, |file| data.name(file)).map_err(|error| unreadable(error.to_string()))

@@ -2,6 +2,7 @@
 
 use super::{
     GraphEdits, IntType, ModelSpec, Wanted,
+    device::Feed,
     ffi::{Buffer, Element, Tensor, bytes_of},
     graph::{c_name, index, signed},
     sequence_lengths::{SEQLENS_K, TOTAL_SEQUENCE_LENGTH},
@@ -35,8 +36,8 @@ pub(super) struct Inputs {
     scored_temperatures: Vec<f32>,
     /// The same for every row of scores that the graph computes, wanted or not.
     inverse_temperatures: Vec<f32>,
-    /// Whether the graph is told lengths instead of a mask.
-    has_lengths: bool,
+    /// What was done to the graph, and so to its inputs.
+    edits: GraphEdits,
     /// The most that a row has scored, and at least one.
     max_logits: usize,
     is_padded: bool,
@@ -78,7 +79,7 @@ pub(super) enum Stage<'s, 'd> {
 }
 
 /// Where one input may begin behind another: operators read several numbers at once.
-const ALIGNMENT: usize = 256;
+pub(super) const ALIGNMENT: usize = 256;
 
 impl<'d> Stage<'_, 'd> {
     pub(super) fn tensor<T: Element>(&mut self, numbers: &'d [T], shape: &[i64]) -> ort::Result<Tensor<'d>> {
@@ -120,11 +121,7 @@ pub(super) struct InputRow<'b> {
 impl Inputs {
     /// For a graph with these inputs.
     pub(super) fn new(spec: &ModelSpec, edits: GraphEdits) -> Self {
-        Self {
-            num_logits_name: spec.num_logits.as_ref().map(|input| c_name(&input.name)),
-            has_lengths: edits.sequence_lengths,
-            ..Self::default()
-        }
+        Self { num_logits_name: spec.num_logits.as_ref().map(|input| c_name(&input.name)), edits, ..Self::default() }
     }
 
     /// Starts a run of `width` tokens per row, over keys and values of `mask_width` columns with the new ones.
@@ -141,12 +138,6 @@ impl Inputs {
         (self.width, self.mask_width) = (width, mask_width);
     }
 
-    /// Rows of scores that the graph computes, as it orders them: of each row of the run so many places, or of one row
-    /// those that are picked.
-    pub(super) fn scored_shape(&self, spec: &ModelSpec, edits: GraphEdits) -> [usize; 2] {
-        if edits.logits_indices { [1, self.logits_indices.len()] } else { [self.num_rows(), self.num_places(spec)] }
-    }
-
     /// How many places of each row the graph scores, where it is not told which.
     fn num_places(&self, spec: &ModelSpec) -> usize {
         match &spec.num_logits {
@@ -156,48 +147,119 @@ impl Inputs {
         }
     }
 
-    /// Of each row of scores that is wanted, the batch's row and its place among those that the graph computes.
-    pub(super) fn scored_places(&self, spec: &ModelSpec, edits: GraphEdits) -> impl Iterator<Item = (usize, usize)> {
+    /// What nobody wants is computed at temperature 1.
+    fn spread_temperatures(&mut self, spec: &ModelSpec) {
+        let mut spread = std::mem::take(&mut self.inverse_temperatures);
+        spread.clear();
+        spread.resize(self.scored_shape(spec).iter().product(), 1.0);
+        for ((_, place), inverse) in self.scored_places(spec).zip(&self.scored_temperatures) {
+            spread[place] = *inverse;
+        }
+        self.inverse_temperatures = spread;
+    }
+
+    /// Words have the same position on each axis.
+    fn repeat_positions(&mut self, num_axes: usize) {
+        let num_positions = self.position_ids.len();
+        (1..num_axes).for_each(|_| self.position_ids.extend_from_within(..num_positions));
+    }
+
+    /// Adds a row that attends to the given columns.
+    pub(super) fn push(&mut self, row: &InputRow<'_>, attended: Range<usize>) {
+        let num_tokens = row.new_tokens.len();
+        assert!(num_tokens <= self.width, "the widest row sets the width");
+        let end = self.num_rows() * self.width + num_tokens;
+        self.logits_indices.extend(signed(end - row.num_logits)..signed(end));
+        self.scored_rows.resize(self.logits_indices.len(), row.index);
+        let inverse = match row.wanted {
+            Wanted::All => 1.0,
+            Wanted::Top { temperature } => temperature.recip(),
+        };
+        self.scored_temperatures.resize(self.logits_indices.len(), inverse);
+        self.max_logits = self.max_logits.max(row.num_logits);
+        self.token_ids.extend(row.new_tokens.iter().map(|token| i64::from(token.0)));
+        self.push_padded(num_tokens, row.start, attended);
+    }
+
+    /// Adds a row that computes nothing. Only where the graph takes `query_seqlens`.
+    pub(super) fn push_idle(&mut self) {
+        // The operator wants at least one column, and neither reads nor writes it.
+        self.push_padded(0, 0, 0..1);
+    }
+
+    fn push_padded(&mut self, num_tokens: usize, start: usize, attended: Range<usize>) {
+        self.is_padded |= num_tokens < self.width;
+        self.query_seqlens.push(i32::try_from(num_tokens).expect("a context is shorter than 2^31"));
+        self.token_ids.resize(self.num_rows() * self.width, 0);
+        self.position_ids.extend(signed(start)..signed(start + self.width));
+        if self.edits.sequence_lengths {
+            self.seqlens_k.push(i32::try_from(attended.end - 1).expect("a context is shorter than 2^31"));
+            return;
+        }
+        let first_column = self.attention_mask.len();
+        self.attention_mask.resize(first_column + self.mask_width, 0);
+        self.attention_mask[first_column..][attended].fill(1);
+    }
+
+    pub(super) fn num_rows(&self) -> usize {
+        self.query_seqlens.len()
+    }
+
+    /// How many of each row's last places hold all that is scored: all of them where rows are padded behind their tokens.
+    fn num_scored_places(&self) -> usize {
+        if self.is_padded { self.width } else { self.max_logits }
+    }
+}
+
+impl Feed for Inputs {
+    fn prepare(&mut self, _spec: &ModelSpec) {
+        if self.edits.logits_indices && self.logits_indices.is_empty() {
+            self.logits_indices.push(0);
+        }
+    }
+
+    /// Of each row of the run so many places, or of one row those that are picked.
+    fn scored_shape(&self, spec: &ModelSpec) -> Vec<usize> {
+        if self.edits.logits_indices {
+            vec![1, self.logits_indices.len()]
+        } else {
+            vec![self.num_rows(), self.num_places(spec)]
+        }
+    }
+
+    fn scored_places(&self, spec: &ModelSpec) -> impl Iterator<Item = (usize, usize)> {
         let (width, num_places) = (self.width, self.num_places(spec));
         let places = self.logits_indices.iter().enumerate().map(move |(number, place)| match index(*place) {
-            _ if edits.logits_indices => number,
+            _ if self.edits.logits_indices => number,
             place => place / width * num_places + place % width + num_places - width,
         });
         self.scored_rows.iter().copied().zip(places)
     }
 
-    /// Lets the graph score one place where none is wanted: operators on a device do not take empty tensors.
-    pub(super) fn score_something(&mut self) {
-        if self.logits_indices.is_empty() {
-            self.logits_indices.push(0);
-        }
-    }
-
-    /// At least as many bytes as [`feed`](Self::feed) stages.
-    pub(super) fn num_bytes(&self, spec: &ModelSpec, edits: GraphEdits) -> usize {
+    fn num_bytes(&self, spec: &ModelSpec) -> usize {
         let num_axes = spec.position_ids.and_then(|positions| positions.num_axes).unwrap_or(1);
-        let num_scored: usize = self.scored_shape(spec, edits).iter().product();
+        let num_scored: usize = self.scored_shape(spec).iter().product();
         let num_wide = self.token_ids.len() + self.attention_mask.len() + num_axes * self.position_ids.len();
         let num_wide = num_wide + self.logits_indices.len();
         let num_narrow = self.query_seqlens.len() + self.seqlens_k.len() + num_scored;
-        num_wide * size_of::<i64>() + num_narrow * size_of::<i32>() + MAX_INPUTS * ALIGNMENT
+        num_wide * size_of::<i64>() + num_narrow * size_of::<i32>()
     }
 
-    /// What the graph takes of the rows that were added.
-    pub(super) fn feed<'d>(
+    fn feed<'d>(
         &'d mut self,
         stage: &mut Stage<'_, 'd>,
         spec: &ModelSpec,
-        edits: GraphEdits,
+        has_top_scores: bool,
     ) -> ort::Result<[Option<Fed<'d>>; MAX_INPUTS]> {
+        let edits = self.edits;
         // All places are spelled 0.
         let num_places = if edits.logits_indices { self.width } else { self.num_places(spec) };
         self.num_logits = [if num_places == self.width { 0 } else { signed(num_places) }];
         self.has_past = [self.width < self.mask_width];
         self.total_sequence_length = [i32::try_from(self.mask_width).expect("a context is shorter than 2^31")];
         self.repeat_positions(spec.position_ids.and_then(|positions| positions.num_axes).unwrap_or(1));
-        if edits.top_scores {
-            self.spread_temperatures(spec, edits);
+        if has_top_scores {
+            self.spread_temperatures(spec);
         }
         let (num_rows, width, mask_width) = (signed(self.num_rows()), signed(self.width), signed(self.mask_width));
         let Self { narrow, .. } = self;
@@ -240,79 +302,16 @@ impl Inputs {
             fed[7] = Some((SEQLENS_K, stage.tensor(&self.seqlens_k, &[num_rows])?));
             fed[8] = Some((TOTAL_SEQUENCE_LENGTH, stage.on_host(&self.total_sequence_length, &[])?));
         }
-        if edits.top_scores {
+        if has_top_scores {
             let shape = [signed(self.inverse_temperatures.len()), 1];
             fed[9] = Some((INVERSE_TEMPERATURES, stage.tensor(&self.inverse_temperatures, &shape)?));
         }
         Ok(fed)
     }
-
-    /// What nobody wants is computed at temperature 1.
-    fn spread_temperatures(&mut self, spec: &ModelSpec, edits: GraphEdits) {
-        let mut spread = std::mem::take(&mut self.inverse_temperatures);
-        spread.clear();
-        spread.resize(self.scored_shape(spec, edits).iter().product(), 1.0);
-        for ((_, place), inverse) in self.scored_places(spec, edits).zip(&self.scored_temperatures) {
-            spread[place] = *inverse;
-        }
-        self.inverse_temperatures = spread;
-    }
-
-    /// Words have the same position on each axis.
-    fn repeat_positions(&mut self, num_axes: usize) {
-        let num_positions = self.position_ids.len();
-        (1..num_axes).for_each(|_| self.position_ids.extend_from_within(..num_positions));
-    }
-
-    /// Adds a row that attends to the given columns.
-    pub(super) fn push(&mut self, row: &InputRow<'_>, attended: Range<usize>) {
-        let num_tokens = row.new_tokens.len();
-        assert!(num_tokens <= self.width, "the widest row sets the width");
-        let end = self.num_rows() * self.width + num_tokens;
-        self.logits_indices.extend(signed(end - row.num_logits)..signed(end));
-        self.scored_rows.resize(self.logits_indices.len(), row.index);
-        let inverse = match row.wanted {
-            Wanted::All => 1.0,
-            Wanted::Top { temperature } => temperature.recip(),
-        };
-        self.scored_temperatures.resize(self.logits_indices.len(), inverse);
-        self.max_logits = self.max_logits.max(row.num_logits);
-        self.token_ids.extend(row.new_tokens.iter().map(|token| i64::from(token.0)));
-        self.push_padded(num_tokens, row.start, attended);
-    }
-
-    /// Adds a row that computes nothing. Only where the graph takes `query_seqlens`.
-    pub(super) fn push_idle(&mut self) {
-        // The operator wants at least one column, and neither reads nor writes it.
-        self.push_padded(0, 0, 0..1);
-    }
-
-    fn push_padded(&mut self, num_tokens: usize, start: usize, attended: Range<usize>) {
-        self.is_padded |= num_tokens < self.width;
-        self.query_seqlens.push(i32::try_from(num_tokens).expect("a context is shorter than 2^31"));
-        self.token_ids.resize(self.num_rows() * self.width, 0);
-        self.position_ids.extend(signed(start)..signed(start + self.width));
-        if self.has_lengths {
-            self.seqlens_k.push(i32::try_from(attended.end - 1).expect("a context is shorter than 2^31"));
-            return;
-        }
-        let first_column = self.attention_mask.len();
-        self.attention_mask.resize(first_column + self.mask_width, 0);
-        self.attention_mask[first_column..][attended].fill(1);
-    }
-
-    pub(super) fn num_rows(&self) -> usize {
-        self.query_seqlens.len()
-    }
-
-    /// How many of each row's last places hold all that is scored: all of them where rows are padded behind their tokens.
-    fn num_scored_places(&self) -> usize {
-        if self.is_padded { self.width } else { self.max_logits }
-    }
 }
 
 /// A tensor of integers in the graph's own format.
-fn integers<'d>(
+pub(super) fn integers<'d>(
     stage: &mut Stage<'_, 'd>,
     wide: &'d [i64],
     shape: &[i64],

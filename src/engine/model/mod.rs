@@ -11,6 +11,7 @@ mod gqa;
 mod graph;
 mod inputs;
 mod logits;
+mod paged;
 mod plan;
 pub(crate) mod proto;
 mod provider;
@@ -36,6 +37,7 @@ use super::{Batch, EngineConfig, TokenId};
 use concat::ConcatModel;
 use gqa::GqaModel;
 use graph::Graph;
+use paged::PagedModel;
 use std::time::Duration;
 
 /// Implemented by one type per graph family and, in tests, by a fake.
@@ -160,14 +162,29 @@ pub struct BlockLimits {
 pub fn load(runtime: &Runtime, spec: ModelSpec, config: &EngineConfig) -> Result<Box<dyn Model>, LoadError> {
     let (family, path) = (spec.family, spec.path.clone());
     let graph = Graph::open(runtime, spec, config)?;
+    let is_on_host = graph.is_on_host();
     let num_slots = config.max_batch_size.get() as usize;
     let mut model: Box<dyn Model> = match family {
         GraphFamily::Gqa => Box::new(GqaModel::new(graph, num_slots, config.run_overhead_tokens)?),
         GraphFamily::Concat => Box::new(ConcatModel::new(graph)?),
+        GraphFamily::Paged => Box::new(PagedModel::new(graph, config)?),
     };
-    let mut batch = Batch::default();
-    batch.push(0, 0, &[TokenId(0)], Some(&[]));
-    let computed = model.forward(&batch, &mut Logits::new(model.limits().vocab_size));
-    computed.map_err(|error| LoadError::Run { path, message: error.to_string() })?;
+    let limits = model.limits();
+    // A device loads its kernels when they are first used, and a step takes the most memory when it computes as much of a
+    // prompt as steps do: better now than when a client waits.
+    let longest = limits.chunk_tokens.min(limits.context_tokens - 1).max(1);
+    let prompts: &[usize] = if is_on_host { &[1] } else { &[1, longest] };
+    let (mut batch, mut logits) = (Batch::default(), Logits::new(limits.vocab_size));
+    for num_tokens in prompts {
+        batch.clear();
+        batch.push(0, 0, &vec![TokenId(0); *num_tokens], Some(&[]));
+        if let Some(BlockLimits { block_tokens, .. }) = limits.blocks {
+            let num_blocks = u32::try_from(num_tokens.div_ceil(block_tokens)).expect("a context has fewer blocks");
+            batch.set_blocks(&(0..num_blocks).collect::<Vec<_>>());
+        }
+        logits.clear();
+        let computed = model.forward(&batch, &mut logits);
+        computed.map_err(|error| LoadError::Run { path: path.clone(), message: error.to_string() })?;
+    }
     Ok(model)
 }

@@ -9,6 +9,8 @@ pub enum GraphFamily {
     Gqa,
     /// Plain attention: present is past with the new tokens appended.
     Concat,
+    /// `PagedAttention`: keys and values lie in blocks that a table tells of, and rows are packed.
+    Paged,
 }
 
 impl GraphFamily {
@@ -17,6 +19,7 @@ impl GraphFamily {
         match self {
             Self::Gqa => "gqa",
             Self::Concat => "concat",
+            Self::Paged => "paged",
         }
     }
 }
@@ -112,6 +115,11 @@ pub enum CacheKind {
         /// Where the operator evicts what is so many tokens old, so that there need not be a column for each token.
         window: Option<usize>,
     },
+    /// Keys or values of one layer, `[num_blocks, block_tokens, sizes…]`: a place in a block for each token.
+    Blocks {
+        /// What one token leaves.
+        sizes: Vec<usize>,
+    },
     /// A state of convolution or recurrence, `[batch, sizes…]`: of one size, whatever the number of tokens. Nothing can be
     /// taken out of it again.
     State {
@@ -136,6 +144,9 @@ impl CacheTensor {
             CacheKind::Columns { num_heads, head_size, window: None } => {
                 num_heads.saturating_mul(head_size).saturating_mul(self.element_type.num_bytes())
             }
+            CacheKind::Blocks { ref sizes } => {
+                sizes.iter().copied().fold(self.element_type.num_bytes(), usize::saturating_mul)
+            }
             CacheKind::Columns { window: Some(_), .. } | CacheKind::State { .. } => 0,
         }
     }
@@ -148,6 +159,7 @@ impl CacheTensor {
                     window.map_or(context_tokens, |window| window_columns(window, WINDOW_SLACK, context_tokens));
                 num_heads.saturating_mul(*head_size).saturating_mul(columns)
             }
+            CacheKind::Blocks { sizes } => sizes.iter().copied().fold(context_tokens, usize::saturating_mul),
             CacheKind::State { sizes, .. } => sizes.iter().copied().fold(1, usize::saturating_mul),
         };
         num_elements.saturating_mul(self.element_type.num_bytes())
@@ -207,6 +219,10 @@ pub struct ModelSpec {
     pub has_cache_branch: bool,
     /// Of the output `logits`, `[batch, sequence, vocab_size]`.
     pub logits_type: FloatType,
+    /// Whether it takes `logits_indices`, the tokens of a packed run to be scored.
+    pub has_logits_indices: bool,
+    /// Whether it takes `attention_metadata`, bounds of the rows of a packed run.
+    pub has_attention_metadata: bool,
     /// Whether `logits` holds only the last token's row, whatever the length of the sequence.
     pub has_last_logits_only: bool,
     /// Scores per row of logits.

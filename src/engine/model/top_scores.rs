@@ -10,6 +10,7 @@ use super::{
     proto::ValueInfoProto,
     splice::{encode, push_bytes},
 };
+use half::{bf16, f16};
 use prost::Message;
 use std::{borrow::Cow, ffi::CStr};
 
@@ -20,20 +21,23 @@ pub const NUM_TOP_SCORES: usize = 64;
 pub(super) const INVERSE_TEMPERATURES: &CStr = c"ortolan/inverse_temperatures";
 /// `[rows, NUM_TOP_SCORES]`, best first.
 pub(super) const VALUES: &CStr = c"ortolan/top_values";
-/// `[rows, NUM_TOP_SCORES]`, 32 bits each.
+/// `[rows, NUM_TOP_SCORES]`, 64 bits each.
 pub(super) const TOKENS: &CStr = c"ortolan/top_tokens";
 /// `[rows, 1]`, the sum over the vocabulary of `exp((score - best) * inverse temperature)`.
 pub(super) const TOTALS: &CStr = c"ortolan/totals";
 
 const FLOAT: i32 = 1;
-const INT32: i32 = 6;
 const INT64: i32 = 7;
+const FLOAT16: i32 = 10;
+const BFLOAT16: i32 = 16;
 
-/// Scores that are compared by one group of threads: the best of each such stretch are found first, all stretches at once,
-/// and then the best among those. One group alone would read a whole row with a hundredth of the device.
-const STRETCH: usize = 512;
-/// Candidates that are few enough for one group.
-const MAX_CANDIDATES: usize = 4096;
+/// Scores that are few enough to be compared by one group of threads, as a device compares those of a row.
+const MAX_COMPARED: usize = 4096;
+/// Values of which the greatest is taken at once, twice.
+const FOLD: usize = 8;
+/// Scores of which only the greatest is looked at first. As many sets as there are best scores wanted hold all of these:
+/// each of the best is in a set whose greatest is one of the best.
+const SET: usize = FOLD * FOLD;
 
 #[derive(Clone, Message)]
 struct TensorProto {
@@ -59,21 +63,16 @@ pub(super) fn append(pieces: &mut Vec<Cow<'_, [u8]>>, vocab_size: usize, logits_
     let mut graph = Builder::default();
     let num_top = NUM_TOP_SCORES.min(vocab_size);
     let rows = graph.reshape("logits", &[vocab_size]);
-    let rows = match logits_type {
-        FloatType::F32 => rows,
-        FloatType::F16 | FloatType::BF16 => graph.node("Cast", &[&rows], &[("to", FLOAT.into())]),
-    };
-    let (values, tokens) = graph.best(&rows, vocab_size, num_top);
-    graph.named("Identity", &[&values], text(VALUES), &[]);
-    graph.named("Cast", &[&tokens], text(TOKENS), &[("to", INT32.into())]);
+    graph.best(&rows, logits_type, vocab_size, num_top);
 
     let first = graph.integers(&[0]);
-    let best = graph.node("Gather", &[&values, &first], &[("axis", 1)]);
+    let best = graph.node("Gather", &[text(VALUES), &first], &[("axis", 1)]);
+    let rows = graph.wide(&rows, logits_type);
     let shifted = graph.node("Sub", &[&rows, &best], &[]);
     let scaled = graph.node("Mul", &[&shifted, text(INVERSE_TEMPERATURES)], &[]);
     let weights = graph.node("Exp", &[&scaled], &[]);
     let axes = graph.integers(&[1]);
-    graph.named("ReduceSum", &[&weights, &axes], text(TOTALS), &[("keepdims", 1)]);
+    graph.push("ReduceSum", &[&weights, &axes], &[text(TOTALS)], &[("keepdims", 1)]);
 
     pieces.push(Cow::Owned(graph.fields));
     let value = |number, name: &CStr, elem_type, shape| {
@@ -82,55 +81,68 @@ pub(super) fn append(pieces: &mut Vec<Cow<'_, [u8]>>, vocab_size: usize, logits_
     pieces.push(value(field::GRAPH_INPUT, INVERSE_TEMPERATURES, FLOAT, vec!["num_rows", "1"]));
     let width = num_top.to_string();
     pieces.push(value(field::GRAPH_OUTPUT, VALUES, FLOAT, vec!["num_rows", &width]));
-    pieces.push(value(field::GRAPH_OUTPUT, TOKENS, INT32, vec!["num_rows", &width]));
+    pieces.push(value(field::GRAPH_OUTPUT, TOKENS, INT64, vec!["num_rows", &width]));
     pieces.push(value(field::GRAPH_OUTPUT, TOTALS, FLOAT, vec!["num_rows", "1"]));
 }
 
 impl Builder {
     /// The `num_top` best of `[rows, width]`, and their places.
-    fn best(&mut self, rows: &str, width: usize, num_top: usize) -> (String, String) {
-        if width <= MAX_CANDIDATES {
-            return self.top_k(rows, num_top);
+    fn best(&mut self, rows: &str, element_type: FloatType, width: usize, num_top: usize) {
+        if width <= MAX_COMPARED {
+            let rows = self.wide(rows, element_type);
+            return self.top_k(&rows, num_top, text(VALUES), text(TOKENS));
         }
-        // As many stretches as make whole stretches of what is left of them.
-        let stretches_per_stretch = STRETCH / num_top;
-        let num_stretches = width.div_ceil(STRETCH).next_multiple_of(stretches_per_stretch);
-        let padding = num_stretches * STRETCH - width;
-        let padded = if padding == 0 {
-            rows.to_owned()
-        } else {
-            let pads = self.integers(&[0, 0, 0, padding]);
-            let least = self.constant(FLOAT, &[], f32::NEG_INFINITY.to_le_bytes().to_vec());
-            self.node("Pad", &[rows, &pads, &least], &[])
+        let num_sets = width.div_ceil(SET);
+        let padded = if num_sets * SET == width { rows.to_owned() } else { self.pad(rows, element_type, width) };
+        // The sets lie across the row: one holds every `num_sets`-th score.
+        let greatest = self.fold(&padded, num_sets * FOLD);
+        let greatest = self.fold(&greatest, num_sets);
+        let greatest = self.wide(&greatest, element_type);
+        let (values, sets) = (self.name(), self.name());
+        self.top_k(&greatest, num_top, &values, &sets);
+        let sets = self.reshape(&sets, &[num_top, 1]);
+        let steps: Vec<usize> = (0..SET).map(|member| member * num_sets).collect();
+        let steps = self.integers(&steps);
+        let members = self.node("Add", &[&sets, &steps], &[]);
+        let members = self.reshape(&members, &[num_top * SET]);
+        let scores = self.node("GatherElements", &[&padded, &members], &[("axis", 1)]);
+        let scores = self.wide(&scores, element_type);
+        let places = self.name();
+        self.top_k(&scores, num_top, text(VALUES), &places);
+        self.push("GatherElements", &[&members, &places], &[text(TOKENS)], &[("axis", 1)]);
+    }
+
+    /// The greatest of each [`FOLD`] values that are `width` apart.
+    fn fold(&mut self, values: &str, width: usize) -> String {
+        let lengths = self.integers(&[width; FOLD]);
+        let parts: [String; FOLD] = std::array::from_fn(|_| self.name());
+        let parts = parts.each_ref().map(String::as_str);
+        self.push("Split", &[values, &lengths], &parts, &[("axis", 1)]);
+        self.node("Max", &parts, &[])
+    }
+
+    /// To whole sets, with what is never among the best.
+    fn pad(&mut self, rows: &str, element_type: FloatType, width: usize) -> String {
+        let pads = self.integers(&[0, 0, 0, width.next_multiple_of(SET) - width]);
+        let least = match element_type {
+            FloatType::F32 => self.constant(FLOAT, &[], f32::NEG_INFINITY.to_le_bytes().to_vec()),
+            FloatType::F16 => self.constant(FLOAT16, &[], f16::NEG_INFINITY.to_le_bytes().to_vec()),
+            FloatType::BF16 => self.constant(BFLOAT16, &[], bf16::NEG_INFINITY.to_le_bytes().to_vec()),
         };
-        let stretches = self.reshape(&padded, &[num_stretches, STRETCH]);
-        let (mut values, places) = self.top_k(&stretches, num_top);
-        let begins: Vec<usize> = (0..num_stretches).map(|stretch| stretch * STRETCH).collect();
-        let begins = self.shaped_integers(&[num_stretches, 1], &begins);
-        let mut tokens = self.node("Add", &[&places, &begins], &[]);
-        let mut num_left = num_stretches * num_top;
-        if MAX_CANDIDATES < num_left {
-            let shape = [num_left / STRETCH, STRETCH];
-            (values, tokens) = (self.reshape(&values, &shape), self.reshape(&tokens, &shape));
-            (values, tokens) = self.best_of(&values, &tokens, num_top);
-            num_left = num_left / STRETCH * num_top;
+        self.node("Pad", &[rows, &pads, &least], &[])
+    }
+
+    /// As 32-bit floats.
+    fn wide(&mut self, values: &str, element_type: FloatType) -> String {
+        match element_type {
+            FloatType::F32 => values.to_owned(),
+            FloatType::F16 | FloatType::BF16 => self.node("Cast", &[values], &[("to", FLOAT.into())]),
         }
-        (values, tokens) = (self.reshape(&values, &[num_left]), self.reshape(&tokens, &[num_left]));
-        self.best_of(&values, &tokens, num_top)
     }
 
-    /// The best along the last axis, and which tokens they belong to.
-    fn best_of(&mut self, values: &str, tokens: &str, num_top: usize) -> (String, String) {
-        let (values, places) = self.top_k(values, num_top);
-        let tokens = self.node("GatherElements", &[tokens, &places], &[("axis", -1)]);
-        (values, tokens)
-    }
-
-    fn top_k(&mut self, values: &str, num_top: usize) -> (String, String) {
+    fn top_k(&mut self, values: &str, num_top: usize, best: &str, places: &str) {
         let num_top = self.integers(&[num_top]);
-        let (best, places) = (self.name(), self.name());
-        self.push("TopK", &[values, &num_top], &[&best, &places], &[("axis", -1)]);
-        (best, places)
+        self.push("TopK", &[values, &num_top], &[best, places], &[("axis", -1)]);
     }
 
     /// To these dimensions behind one of as many rows as there are.
@@ -141,12 +153,8 @@ impl Builder {
     }
 
     fn integers(&mut self, values: &[usize]) -> String {
-        self.shaped_integers(&[values.len()], values)
-    }
-
-    fn shaped_integers(&mut self, shape: &[usize], values: &[usize]) -> String {
         let bytes = values.iter().flat_map(|value| signed(*value).to_le_bytes());
-        self.constant(INT64, shape, bytes.collect())
+        self.constant(INT64, &[values.len()], bytes.collect())
     }
 
     fn constant(&mut self, data_type: i32, shape: &[usize], raw_data: Vec<u8>) -> String {
@@ -161,10 +169,6 @@ impl Builder {
         let output = self.name();
         self.push(op_type, inputs, &[&output], attributes);
         output
-    }
-
-    fn named(&mut self, op_type: &str, inputs: &[&str], output: &str, attributes: &[(&str, i64)]) {
-        self.push(op_type, inputs, &[output], attributes);
     }
 
     fn push(&mut self, op_type: &str, inputs: &[&str], outputs: &[&str], attributes: &[(&str, i64)]) {
@@ -184,5 +188,80 @@ impl Builder {
     fn name(&mut self) -> String {
         self.num_values += 1;
         format!("ortolan/top_scores/{}", self.num_values)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{
+        Runtime,
+        edit::field::{MODEL_GRAPH, MODEL_OPSET},
+    };
+    use super::*;
+    use ort::{session::Session, value::Tensor};
+    use rand::{RngExt, SeedableRng};
+    use rand_chacha::ChaCha8Rng;
+    use std::{env, path::PathBuf};
+
+    /// A model that passes scores through and finds the best of them.
+    fn session(runtime: &Runtime, vocab_size: usize, logits_type: FloatType) -> Session {
+        let element = if logits_type == FloatType::F32 { FLOAT } else { FLOAT16 };
+        let width = vocab_size.to_string();
+        let scores = ValueInfoProto::of("scores", FLOAT, vec!["1", "num_rows", &width]);
+        let mut graph = Builder::default();
+        graph.push("Cast", &["scores"], &["logits"], &[("to", element.into())]);
+        let mut pieces = vec![Cow::Owned(encode(field::GRAPH_INPUT, &scores)), Cow::Owned(graph.fields)];
+        append(&mut pieces, vocab_size, logits_type);
+        let mut model = vec![0x08, 10]; // ir_version
+        push_bytes(&mut model, MODEL_OPSET, &[0x10, 18]); // version
+        let mut graph = pieces.concat();
+        push_bytes(&mut graph, 2, b"graph"); // name
+        push_bytes(&mut model, MODEL_GRAPH, &graph);
+        Session::builder(&runtime.environment).unwrap().commit_from_memory(&model).unwrap()
+    }
+
+    #[test]
+    fn the_best_scores_of_each_row_are_found_whatever_the_vocabulary() {
+        let runtime = Runtime::load(None, env::var_os("ORT_DYLIB_PATH").map(PathBuf::from).as_deref()).unwrap();
+        let mut random = ChaCha8Rng::seed_from_u64(5);
+        for vocab_size in [7, 64, 500, MAX_COMPARED, MAX_COMPARED + 1, 9999, 152_064] {
+            for logits_type in [FloatType::F32, FloatType::F16] {
+                let mut session = session(&runtime, vocab_size, logits_type);
+                let num_rows = 3;
+                // Few different values, so that many are equal; the last row has its best all in one place.
+                let mut scores: Vec<f32> =
+                    (0..num_rows * vocab_size).map(|_| f32::from(random.random_range(-200_i16..200)) / 16.0).collect();
+                for score in &mut scores[2 * vocab_size..][..vocab_size.min(70)] {
+                    *score += 30.0;
+                }
+                let inverse = [1.0_f32, 0.5, 4.0];
+                let outputs = session
+                    .run(ort::inputs![
+                        "scores" => Tensor::from_array(([1, num_rows, vocab_size], scores.clone())).unwrap(),
+                        text(INVERSE_TEMPERATURES) => Tensor::from_array(([num_rows, 1], inverse.to_vec())).unwrap(),
+                    ])
+                    .unwrap();
+                let (_, values) = outputs[text(VALUES)].try_extract_tensor::<f32>().unwrap();
+                let (_, tokens) = outputs[text(TOKENS)].try_extract_tensor::<i64>().unwrap();
+                let (_, totals) = outputs[text(TOTALS)].try_extract_tensor::<f32>().unwrap();
+                let width = NUM_TOP_SCORES.min(vocab_size);
+                for (row, scores) in scores.chunks(vocab_size).enumerate() {
+                    let mut best = scores.to_vec();
+                    best.sort_by(|one, other| other.total_cmp(one));
+                    let (values, tokens) = (&values[row * width..][..width], &tokens[row * width..][..width]);
+                    assert_eq!(values, &best[..width], "{vocab_size} {logits_type:?}");
+                    let mut seen = tokens.to_vec();
+                    seen.sort_unstable();
+                    seen.dedup();
+                    assert_eq!(seen.len(), width, "no token twice");
+                    for (value, token) in values.iter().zip(tokens) {
+                        assert_eq!(scores[usize::try_from(*token).unwrap()], *value);
+                    }
+                    let weight = |score: &f32| (f64::from(score - best[0]) * f64::from(inverse[row])).exp();
+                    let total: f64 = scores.iter().map(weight).sum();
+                    assert!((f64::from(totals[row]) - total).abs() < 1e-4 * total, "{} {total}", totals[row]);
+                }
+            }
+        }
     }
 }

@@ -51,22 +51,22 @@ impl Sampler {
         for candidate in &mut self.candidates {
             candidate.weight = scale.weight(candidate.weight);
         }
-        if top_k == 0 {
-            self.candidates.sort_unstable_by(by_weight); // Different scores may weigh the same.
-        }
         // Fewer are found only where the vocabulary has no more.
         let are_all = self.candidates.len() < NUM_TOP_SCORES;
         let sum =
             |candidates: &[Candidate]| candidates.iter().map(|candidate| f64::from(candidate.weight)).sum::<f64>();
-        if 0 < top_k && top_k <= self.candidates.len() {
+        let limits = 0 < top_k && top_k <= self.candidates.len() && !(are_all && top_k == self.candidates.len());
+        if limits {
             self.candidates.truncate(top_k);
             self.keep_nucleus(top_p, sum(&self.candidates));
         } else if top_p < 1.0 {
+            self.candidates.sort_unstable_by(by_weight); // Different scores may weigh the same.
             if !are_all && sum(&self.candidates) < f64::from(top_p) * total {
                 return None;
             }
             self.keep_nucleus(top_p, total);
         } else if 0.0 < min_p {
+            self.candidates.sort_unstable_by(by_weight);
             if !are_all && self.candidates.last().is_some_and(|last| min_p <= last.weight) {
                 return None;
             }
@@ -149,7 +149,8 @@ mod tests {
             seed in any::<u64>(),
         ) {
             // Without any limit, the order of the draw is another; see below.
-            prop_assume!(temperature == 0.0 || 0 < top_k || top_p < 1.0 || 0.0 < min_p);
+            let limits = 0 < top_k && (top_k as usize) < scores.len();
+            prop_assume!(temperature == 0.0 || limits || top_p < 1.0 || 0.0 < min_p);
             let params = SamplingParams { temperature, top_k, top_p, min_p, seed: Some(seed), ..Default::default() };
             let (from_top, from_all) = pick(&params, &scores, None);
             if let Some(from_top) = from_top {
