@@ -5,11 +5,11 @@ use crate::{
     tiny_model::token_ids,
 };
 use ortolan::engine::{
-    Engine, EngineConfig, EngineError, EngineHandle, FinishReason, GraphEdits, Request, SamplingParams, ServiceClass,
-    TokenEvent, TokenId, TokenStream, TopScoresIn,
+    Engine, EngineConfig, EngineError, EngineHandle, FinishReason, GraphEdits, ProviderConfig, ProviderName, Request,
+    SamplingParams, ServiceClass, TokenEvent, TokenId, TokenStream, TopScoresIn,
 };
 use proptest::prelude::*;
-use std::{iter, num::NonZeroU32, slice, sync::atomic::Ordering, thread};
+use std::{collections::BTreeMap, env, iter, num::NonZeroU32, slice, sync::atomic::Ordering, thread};
 
 fn nonzero(value: u32) -> NonZeroU32 {
     NonZeroU32::new(value).unwrap()
@@ -39,9 +39,22 @@ pub(crate) fn config(max_batch_size: u32, max_step_tokens: u32) -> EngineConfig 
         intra_op_affinity: String::new(),
         spin: false,
         sampling_threads: 1,
-        providers: vec![],
+        providers: providers(),
         fallback: false,
     }
+}
+
+/// Where tests of true graphs run: on the CPU, or where `ORTOLAN_TEST_PROVIDER` says.
+fn providers() -> Vec<ProviderConfig> {
+    let name = match env::var("ORTOLAN_TEST_PROVIDER").as_deref() {
+        Ok("cuda") => ProviderName::Cuda,
+        Ok("tensorrt") => ProviderName::TensorRt,
+        Ok(other) => panic!("ORTOLAN_TEST_PROVIDER is `{other}`; `cuda` and `tensorrt` are known"),
+        Err(_) => return vec![],
+    };
+    // Products of 32-bit floats are not to be rounded to 10 bits, or replies differ from those of others.
+    let options = BTreeMap::from([("use_tf32".to_owned(), "0".to_owned())]);
+    vec![ProviderConfig { name, options }]
 }
 
 /// Greedy, at most so many tokens.
