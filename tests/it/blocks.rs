@@ -74,6 +74,30 @@ fn who_goes_on_finds_what_it_had_computed() {
 }
 
 #[test]
+fn nobody_begins_only_to_be_preempted() {
+    // The first one has one block when the second one comes, and is going to need four more.
+    let requests = [5, 6].map(|token| request(&[token; 16], 4)).to_vec();
+    let (told, stats) = run(FakeModel::in_blocks(8, 4), &config(4, 4), requests);
+    assert_eq!((stats.preemptions, &told[1][0]), (0, &TokenEvent::Queued));
+}
+
+#[test]
+fn who_comes_finds_what_runs() {
+    let (model, permits, _) = FakeModel::in_blocks(64, 4).gated();
+    let (engine, handle) = Engine::new(&config(4, 64), model);
+    let engine = thread::spawn(|| engine.run());
+    let mut running = handle.submit(request(&[5; 41], 20)).unwrap();
+    permits.send(()).unwrap();
+    assert!(matches!(next(&mut running), Some(TokenEvent::Token(_))), "its prompt is computed");
+    let newcomer = handle.submit(request(&[5; 41], 2)).unwrap();
+    drop(permits);
+    let end = TokenEvent::Finished { reason: FinishReason::Length, num_cached_tokens: 40 };
+    assert_eq!(drain(newcomer).last(), Some(&end));
+    drop((running, handle));
+    engine.join().unwrap();
+}
+
+#[test]
 fn a_request_of_a_better_class_is_preempted_last() {
     let flex = Request { service_class: ServiceClass::Flex, ..request(&[5; 10], 20) };
     let priority = Request { service_class: ServiceClass::Priority, ..request(&[6; 10], 20) };
@@ -116,22 +140,27 @@ fn neither_draws_nor_penalties_nor_probabilities_nor_constraints_notice() {
 }
 
 /// Runs two requests until the second one has given up its blocks, then does something, and returns all that both are told.
-fn while_preempted(act: impl FnOnce(&EngineHandle, &mut Option<TokenStream>)) -> [Vec<TokenEvent>; 2] {
+fn while_preempted(
+    act: impl FnOnce(&EngineHandle, &mut dyn FnMut(), &mut Option<TokenStream>),
+) -> [Vec<TokenEvent>; 2] {
     let (model, permits, _) = FakeModel::in_blocks(10, 4).gated();
     let (engine, handle) = Engine::new(&config(4, 64), model);
     let [mut first, second] = [5, 6].map(|token| handle.submit(request(&[token; 10], 20)).unwrap());
     let engine = thread::spawn(|| engine.run());
     let mut told = Vec::new();
-    while handle.stats().preemptions == 0 {
+    let mut step = || {
         permits.send(()).unwrap();
         told.push(next(&mut first).expect("it goes on"));
+    };
+    while handle.stats().preemptions == 0 {
+        step();
     }
     while handle.load().waiting == 0 {}
     let Load { running, waiting, blocks_in_use, blocks, .. } = handle.load();
     assert_eq!((running, waiting, blocks), (1, 1, 10));
     assert!((1..=8).contains(&blocks_in_use), "{blocks_in_use}");
     let mut second = Some(second);
-    act(&handle, &mut second);
+    act(&handle, &mut step, &mut second);
     drop(permits);
     told.extend(drain(first));
     let told = [told, second.map(drain).unwrap_or_default()];
@@ -143,14 +172,20 @@ fn while_preempted(act: impl FnOnce(&EngineHandle, &mut Option<TokenStream>)) ->
 
 #[test]
 fn a_client_may_leave_while_its_request_is_preempted() {
-    let [first, second] = while_preempted(|_, second| drop(second.take()));
+    let [first, second] = while_preempted(|handle, step, second| {
+        drop(second.take());
+        // The step that is already under way, then the one that notices.
+        step();
+        step();
+        assert_eq!((handle.load().running, handle.load().waiting), (1, 0));
+    });
     assert_eq!((token_ids(&first).len(), reason(&first)), (20, FinishReason::Length));
     assert_eq!(second, []);
 }
 
 #[test]
 fn a_server_may_stop_while_a_request_is_preempted() {
-    for told in while_preempted(|handle, _| handle.shut_down()) {
+    for told in while_preempted(|handle, _, _| handle.shut_down()) {
         let is_end = |event: &&TokenEvent| matches!(event, TokenEvent::Finished { .. });
         assert_eq!((reason(&told), told.iter().filter(is_end).count()), (FinishReason::Shutdown, 1));
     }
