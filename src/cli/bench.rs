@@ -4,8 +4,8 @@ use super::{SUCCESS, VariantArgs, checked_model, print_line};
 use crate::{
     config::Config,
     engine::{
-        self, Batch, Engine, EngineConfig, EngineHandle, Logits, Model, ModelSpec, Request, Runtime, SamplingParams,
-        ServiceClass, Stats, TokenEvent, TokenId, TokenStream, Wanted,
+        self, Batch, BlockLimits, Engine, EngineConfig, EngineHandle, Logits, Model, ModelLimits, ModelSpec, Request,
+        Runtime, SamplingParams, ServiceClass, Stats, TokenEvent, TokenId, TokenStream, Wanted,
     },
 };
 use anyhow::{Context, bail};
@@ -165,11 +165,13 @@ impl Bench<'_> {
         let limits = model.limits();
         let (mut batch, mut logits) = (Batch::default(), Logits::new(limits.vocab_size));
         let position = self.args.context as usize;
+        let blocks = blocks_of_rows(limits, rows.get() as usize, position + self.args.tokens as usize)?;
         for slot_index in 0..rows.get() as usize {
             let prompt = self.tokens(position, slot_index as u64);
             for (chunk, start) in prompt.chunks(64).zip((0..).step_by(64)) {
                 batch.clear();
                 batch.push(slot_index, start, chunk, None);
+                batch.set_blocks(&blocks[slot_index]);
                 model.forward(&batch, &mut logits)?;
             }
         }
@@ -179,6 +181,7 @@ impl Bench<'_> {
             for slot_index in 0..rows.get() as usize {
                 batch.push(slot_index, position, &[TokenId(1)], Some(&[]));
                 batch.want(Wanted::Top { temperature: 1.0 });
+                batch.set_blocks(&blocks[slot_index]);
             }
             logits.clear();
             let before = model.time_in_runs();
@@ -256,6 +259,17 @@ impl Bench<'_> {
             max_draft_tokens: Some(0),
         }
     }
+}
+
+/// Blocks for so many tokens in each row; none where each row has a slot.
+fn blocks_of_rows(limits: ModelLimits, num_rows: usize, num_tokens: usize) -> anyhow::Result<Vec<Vec<u32>>> {
+    let Some(BlockLimits { num_blocks, block_tokens }) = limits.blocks else { return Ok(vec![Vec::new(); num_rows]) };
+    let per_row = num_tokens.div_ceil(block_tokens);
+    if num_blocks < num_rows * per_row {
+        bail!("{num_rows} rows of {num_tokens} tokens take {} blocks, and there are {num_blocks}", num_rows * per_row);
+    }
+    let mut blocks = 0..u32::try_from(num_blocks)?;
+    Ok((0..num_rows).map(|_| blocks.by_ref().take(per_row).collect()).collect())
 }
 
 /// An engine on its thread.
