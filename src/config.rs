@@ -2,8 +2,10 @@
 
 mod api_keys;
 mod models;
+mod runtime;
 
 pub use models::{LoadingConfig, ModelConfig};
+pub use runtime::RuntimeConfig;
 
 use crate::{
     engine::EngineConfig, hub::HubConfig, responses::ResponsesConfig, server::ServerConfig, store::StoreConfig,
@@ -55,14 +57,6 @@ pub struct Config {
     pub log: LogConfig,
     /// `[[models]]`, each complete.
     pub models: Vec<ModelConfig>,
-}
-
-/// `[runtime]`
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct RuntimeConfig {
-    /// The ONNX Runtime library; empty when it is to be looked for.
-    pub library: PathBuf,
 }
 
 /// What is wrong with the configuration, in one sentence.

@@ -154,7 +154,8 @@ fn execute(command: Command) -> anyhow::Result<u8> {
 fn runtime(config: &RuntimeConfig) -> Result<Runtime, LoadError> {
     let library = Some(config.library.as_path()).filter(|path| !path.as_os_str().is_empty());
     let from_environment = env::var_os("ORT_DYLIB_PATH").filter(|path| !path.is_empty());
-    Runtime::load(library, from_environment.as_deref().map(Path::new))
+    let runtime = Runtime::load(library, from_environment.as_deref().map(Path::new))?;
+    Ok(runtime.with_cuda_libraries(&config.cuda_libraries, |name| env::var_os(name)))
 }
 
 /// Tells the person at the terminal what went wrong; gives the exit status.

@@ -57,7 +57,7 @@ impl Graph {
             return Err(LoadError::KvCache { num_bytes, message: "no machine has as much memory".to_owned() });
         }
         let mut builder = session_builder(runtime, config).map_err(|error| failed(&spec, &error))?;
-        let device = register_providers(&mut builder, config)?;
+        let device = register_providers(&mut builder, runtime, config)?;
         let on_cpu = device.name == ProviderName::Cpu;
         let wanted = GraphEdits {
             accuracy_level: config.graph_edits.accuracy_level && on_cpu,
@@ -284,11 +284,15 @@ fn session_builder(runtime: &Runtime, config: &EngineConfig) -> ort::Result<Sess
 const AFFINITY: &str = "session.intra_op_thread_affinities";
 
 /// Registers every provider that the config names; returns the first one that could be.
-fn register_providers(builder: &mut SessionBuilder, config: &EngineConfig) -> Result<ProviderConfig, LoadError> {
+fn register_providers(
+    builder: &mut SessionBuilder,
+    runtime: &Runtime,
+    config: &EngineConfig,
+) -> Result<ProviderConfig, LoadError> {
     let cpu = ProviderConfig { name: ProviderName::Cpu, options: BTreeMap::new() };
     let mut device = None;
     for provider in &config.providers {
-        match provider.register(builder) {
+        match provider.register(builder, runtime) {
             Ok(()) => {
                 tracing::info!(provider = %provider.name, "registered execution provider");
                 device.get_or_insert_with(|| provider.clone());

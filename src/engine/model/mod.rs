@@ -1,7 +1,9 @@
 //! The seam between deciding what to compute and computing it.
 
 mod concat;
+mod cuda_libraries;
 mod edit;
+mod elf;
 mod error;
 mod external_data;
 mod ffi;
@@ -11,9 +13,11 @@ mod inputs;
 mod plan;
 pub(crate) mod proto;
 mod provider;
+mod provider_error;
 mod runtime;
 mod spec;
 
+pub use cuda_libraries::{CudaLibrary, DRIVER};
 pub use edit::GraphEdits;
 pub use error::{LoadError, ModelError};
 pub(crate) use external_data::{DataFileError, locate as locate_data_file};

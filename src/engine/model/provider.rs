@@ -1,6 +1,6 @@
 //! Execution providers: which device runs the graph.
 
-use super::{LoadError, error::words};
+use super::{LoadError, Runtime, cuda_libraries::CudaLibraries, error::words, provider_error};
 use ort::{
     ep::{self, ArbitrarilyConfigurableExecutionProvider, ExecutionProvider, ExecutionProviderDispatch},
     memory::{AllocationDevice, Allocator, AllocatorType, MemoryInfo, MemoryType},
@@ -115,18 +115,19 @@ impl<'de> Deserialize<'de> for OptionValue {
 
 impl ProviderConfig {
     /// Adds this provider to a session that is being made.
-    pub(super) fn register(&self, builder: &mut SessionBuilder) -> Result<(), LoadError> {
+    pub(super) fn register(&self, builder: &mut SessionBuilder, runtime: &Runtime) -> Result<(), LoadError> {
         let (available, dispatch) = match self.name {
             ProviderName::Cpu => (Ok(true), ep::CPU::default().build()),
             ProviderName::Cuda => (ep::CUDA::is_available(), self.configure(ep::CUDA::default())),
             ProviderName::TensorRt => (ep::TensorRT::is_available(), self.configure(ep::TensorRT::default())),
         };
-        let error = |message: String| LoadError::Provider { name: self.name, message, advice: self.name.advice() };
-        match available {
-            Ok(true) => dispatch.register(builder).map_err(|cause| error(words(&cause))),
-            Ok(false) => Err(error("this build of ONNX Runtime does not have it".to_owned())),
-            Err(cause) => Err(error(words(&cause))),
-        }
+        let needed = match available {
+            Ok(true) => runtime.cuda_libraries(self.name).unwrap_or_default(),
+            Ok(false) => return Err(provider_error::not_in_this_build(self.name)),
+            Err(cause) => return Err(provider_error::explain(self.name, &words(&cause), &[])),
+        };
+        CudaLibraries::load(&needed);
+        dispatch.register(builder).map_err(|cause| provider_error::explain(self.name, &words(&cause), &needed))
     }
 
     fn configure<E>(&self, provider: E) -> ExecutionProviderDispatch
@@ -151,13 +152,12 @@ impl ProviderConfig {
 }
 
 impl ProviderName {
-    fn advice(self) -> &'static str {
+    /// The library of the runtime's that has it, beside the runtime's own.
+    pub(super) fn library(self) -> Option<&'static str> {
         match self {
-            Self::Cpu => "use another library",
-            Self::Cuda => "run scripts/serve --gpu for the CUDA build and install the CUDA 13 runtime libraries",
-            Self::TensorRt => {
-                "run scripts/serve --gpu for the CUDA build and install the CUDA 13 and TensorRT libraries"
-            }
+            Self::Cpu => None,
+            Self::Cuda => Some("libonnxruntime_providers_cuda.so"),
+            Self::TensorRt => Some("libonnxruntime_providers_tensorrt.so"),
         }
     }
 }
