@@ -24,9 +24,8 @@ pub use error::EngineError;
 pub use handle::{EngineHandle, TokenStream};
 pub use kv_cache::{KvCache, Prefix, Slot};
 pub use model::{
-    CacheKind, CacheTensor, CudaLibrary, DRIVER, ElementType, FloatType, GraphEdits, GraphFamily, IntType, LoadError,
-    Logits, Model, ModelError, ModelLimits, ModelSpec, NumLogits, PositionIds, ProviderConfig, ProviderName, Runtime,
-    load,
+    CacheKind, CacheTensor, CudaLibrary, ElementType, FloatType, GraphEdits, GraphFamily, IntType, LoadError, Logits,
+    Model, ModelError, ModelLimits, ModelSpec, NumLogits, PositionIds, ProviderConfig, ProviderName, Runtime, load,
 };
 pub(crate) use model::{DataFileError, MAX_CACHE_RANK, locate_data_file, proto};
 pub use request::{FinishReason, Request, ServiceClass, TokenEvent, TokenId};

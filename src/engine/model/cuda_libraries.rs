@@ -3,7 +3,7 @@
 //! The loader of the system looks only where it was told to before the process began. What is loaded already, from wherever,
 //! satisfies it by its name.
 
-use super::{elf, ffi};
+use super::{elf, ffi, provider_error};
 use std::{
     env,
     ffi::OsString,
@@ -12,7 +12,7 @@ use std::{
 };
 
 /// The driver's own library.
-pub const DRIVER: &str = "libcuda.so.1";
+pub(super) const DRIVER: &str = "libcuda.so.1";
 /// What the CUDA provider loads by itself when a graph asks for it, by the provider's own library.
 const OPTIONAL: [(&str, &str); 1] = [("libonnxruntime_providers_cuda.so", "libcudnn.so.9")];
 /// How the names of libraries begin that come with CUDA, its driver or TensorRT.
@@ -33,6 +33,13 @@ pub struct CudaLibrary {
     pub path: Option<PathBuf>,
     /// Whether the provider cannot be loaded without it.
     pub is_needed: bool,
+}
+
+impl CudaLibrary {
+    /// What to do to have it.
+    pub fn advice(&self) -> String {
+        provider_error::advice(&[&self.name])
+    }
 }
 
 impl CudaLibraries {

@@ -9,6 +9,7 @@ use super::{
     ffi::{Run, Tensor},
     inputs::Inputs,
     spec::{WINDOW_SLACK, window_columns},
+    tensorrt::RunLimits,
 };
 use crate::engine::EngineConfig;
 use half::{bf16, f16, slice::HalfFloatSliceExt};
@@ -57,7 +58,7 @@ impl Graph {
             return Err(LoadError::KvCache { num_bytes, message: "no machine has as much memory".to_owned() });
         }
         let mut builder = session_builder(runtime, config).map_err(|error| failed(&spec, &error))?;
-        let device = register_providers(&mut builder, runtime, config)?;
+        let device = register_providers(&mut builder, runtime, &spec, config)?;
         let on_cpu = device.name == ProviderName::Cpu;
         let wanted = GraphEdits {
             accuracy_level: config.graph_edits.accuracy_level && on_cpu,
@@ -287,12 +288,14 @@ const AFFINITY: &str = "session.intra_op_thread_affinities";
 fn register_providers(
     builder: &mut SessionBuilder,
     runtime: &Runtime,
+    spec: &ModelSpec,
     config: &EngineConfig,
 ) -> Result<ProviderConfig, LoadError> {
     let cpu = ProviderConfig { name: ProviderName::Cpu, options: BTreeMap::new() };
     let mut device = None;
+    let limits = RunLimits::new(spec, config, GPU_CHUNK_TOKENS);
     for provider in &config.providers {
-        match provider.register(builder, runtime) {
+        match provider.register(builder, runtime, Some((spec, limits))) {
             Ok(()) => {
                 tracing::info!(provider = %provider.name, "registered execution provider");
                 device.get_or_insert_with(|| provider.clone());

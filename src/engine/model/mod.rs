@@ -14,10 +14,12 @@ mod plan;
 pub(crate) mod proto;
 mod provider;
 mod provider_error;
+mod provider_options;
 mod runtime;
 mod spec;
+mod tensorrt;
 
-pub use cuda_libraries::{CudaLibrary, DRIVER};
+pub use cuda_libraries::CudaLibrary;
 pub use edit::GraphEdits;
 pub use error::{LoadError, ModelError};
 pub(crate) use external_data::{DataFileError, locate as locate_data_file};
@@ -159,7 +161,11 @@ impl Logits {
 /// See [`LoadError`]; each is one sentence for the operator.
 pub fn load(runtime: &Runtime, spec: ModelSpec, config: &EngineConfig) -> Result<Box<dyn Model>, LoadError> {
     let (family, path) = (spec.family, spec.path.clone());
-    let graph = Graph::open(runtime, spec, config)?;
+    let graph = Graph::open(runtime, spec.clone(), config).or_else(|error| {
+        let Some(config) = tensorrt::without_profile(&error, config) else { return Err(error) };
+        tracing::info!(%error, "TensorRT takes the graph in pieces, and builds for the shapes that it meets");
+        Graph::open(runtime, spec, &config)
+    })?;
     let num_slots = config.max_batch_size.get() as usize;
     let mut model: Box<dyn Model> = match family {
         GraphFamily::Gqa => Box::new(GqaModel::new(graph, num_slots, config.run_overhead_tokens)?),

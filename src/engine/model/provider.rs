@@ -1,6 +1,12 @@
 //! Execution providers: which device runs the graph.
 
-use super::{LoadError, Runtime, cuda_libraries::CudaLibraries, error::words, provider_error};
+use super::{
+    LoadError, ModelSpec, Runtime,
+    cuda_libraries::CudaLibraries,
+    error::words,
+    provider_error,
+    tensorrt::{self, RunLimits},
+};
 use ort::{
     ep::{self, ArbitrarilyConfigurableExecutionProvider, ExecutionProvider, ExecutionProviderDispatch},
     memory::{AllocationDevice, Allocator, AllocatorType, MemoryInfo, MemoryType},
@@ -10,14 +16,14 @@ use serde::{
     Deserialize, Deserializer,
     de::{self, MapAccess, Visitor, value::MapAccessDeserializer},
 };
-use std::{collections::BTreeMap, fmt};
+use std::{collections::BTreeMap, fmt, path::Path};
 
 /// A provider and its options, in the config either `"cuda"` or `{ name = "cuda", options = { device_id = 1 } }`.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct ProviderConfig {
     /// Which one.
     pub name: ProviderName,
-    /// Passed to ONNX Runtime as they are; its documentation lists them.
+    /// ONNX Runtime's own, checked and spelled as it wants them.
     pub options: BTreeMap<String, String>,
 }
 
@@ -61,8 +67,11 @@ impl<'de> Deserialize<'de> for ProviderConfig {
 
             fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Self::Value, A::Error> {
                 let Table { name, options } = Table::deserialize(MapAccessDeserializer::new(map))?;
-                let options = options.into_iter().map(|(key, value)| (key, value.0)).collect();
-                Ok(ProviderConfig { name, options })
+                let checked = options.into_iter().map(|(key, value)| {
+                    let value = name.check_option(&key, &value.0).map_err(de::Error::custom)?;
+                    Ok((key, value))
+                });
+                Ok(ProviderConfig { name, options: checked.collect::<Result<_, _>>()? })
             }
         }
 
@@ -115,11 +124,17 @@ impl<'de> Deserialize<'de> for OptionValue {
 
 impl ProviderConfig {
     /// Adds this provider to a session that is being made.
-    pub(super) fn register(&self, builder: &mut SessionBuilder, runtime: &Runtime) -> Result<(), LoadError> {
+    pub(super) fn register(
+        &self,
+        builder: &mut SessionBuilder,
+        runtime: &Runtime,
+        model: Option<(&ModelSpec, RunLimits)>,
+    ) -> Result<(), LoadError> {
+        let options = self.options_for(model, runtime.tensorrt_cache.as_deref());
         let (available, dispatch) = match self.name {
             ProviderName::Cpu => (Ok(true), ep::CPU::default().build()),
-            ProviderName::Cuda => (ep::CUDA::is_available(), self.configure(ep::CUDA::default())),
-            ProviderName::TensorRt => (ep::TensorRT::is_available(), self.configure(ep::TensorRT::default())),
+            ProviderName::Cuda => (ep::CUDA::is_available(), configure(ep::CUDA::default(), options)),
+            ProviderName::TensorRt => (ep::TensorRT::is_available(), configure(ep::TensorRT::default(), options)),
         };
         let needed = match available {
             Ok(true) => runtime.cuda_libraries(self.name).unwrap_or_default(),
@@ -130,11 +145,24 @@ impl ProviderConfig {
         dispatch.register(builder).map_err(|cause| provider_error::explain(self.name, &words(&cause), &needed))
     }
 
-    fn configure<E>(&self, provider: E) -> ExecutionProviderDispatch
-    where
-        E: ArbitrarilyConfigurableExecutionProvider + Into<ExecutionProviderDispatch>,
-    {
-        self.options.iter().fold(provider, |provider, (key, value)| provider.with_arbitrary_config(key, value)).into()
+    /// Its own, and for what they leave open those that suit the model. What is empty is left to the runtime.
+    fn options_for(&self, model: Option<(&ModelSpec, RunLimits)>, cache: Option<&Path>) -> BTreeMap<String, String> {
+        let mut defaults = BTreeMap::new();
+        if self.name != ProviderName::Cpu {
+            // Said even where it is the first, because the runtime then looks whether there is one.
+            defaults.insert("device_id", "0".to_owned());
+        }
+        if self.name == ProviderName::Cuda {
+            // The arena grows by large pieces, weights and cache; twice as much of them would be lost.
+            defaults.insert("arena_extend_strategy", "kSameAsRequested".to_owned());
+        }
+        if let (ProviderName::TensorRt, Some((spec, limits))) = (self.name, model) {
+            defaults.extend(tensorrt::defaults(spec, limits, cache));
+        }
+        let mut options: BTreeMap<_, _> = defaults.into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
+        options.extend(self.options.clone());
+        options.retain(|_, value| !value.is_empty());
+        options
     }
 
     /// Where tensors that stay on this provider's device live.
@@ -151,6 +179,13 @@ impl ProviderConfig {
     }
 }
 
+fn configure<E>(provider: E, options: BTreeMap<String, String>) -> ExecutionProviderDispatch
+where
+    E: ArbitrarilyConfigurableExecutionProvider + Into<ExecutionProviderDispatch>,
+{
+    options.iter().fold(provider, |provider, (key, value)| provider.with_arbitrary_config(key, value)).into()
+}
+
 impl ProviderName {
     /// The library of the runtime's that has it, beside the runtime's own.
     pub(super) fn library(self) -> Option<&'static str> {
@@ -159,5 +194,22 @@ impl ProviderName {
             Self::Cuda => Some("libonnxruntime_providers_cuda.so"),
             Self::TensorRt => Some("libonnxruntime_providers_tensorrt.so"),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_config_leaves_open_is_set_and_what_it_empties_is_not() {
+        let options = |name, own: &[(&str, &str)]| {
+            let options = own.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+            ProviderConfig { name, options }.options_for(None, None)
+        };
+        insta::assert_compact_debug_snapshot!(options(ProviderName::Cpu, &[]), @"{}");
+        insta::assert_compact_debug_snapshot!(options(ProviderName::Cuda, &[]), @r#"{"arena_extend_strategy": "kSameAsRequested", "device_id": "0"}"#);
+        insta::assert_compact_debug_snapshot!(options(ProviderName::Cuda, &[("device_id", "1"), ("use_tf32", "0"), ("arena_extend_strategy", "kNextPowerOfTwo")]), @r#"{"arena_extend_strategy": "kNextPowerOfTwo", "device_id": "1", "use_tf32": "0"}"#);
+        insta::assert_compact_debug_snapshot!(options(ProviderName::TensorRt, &[("trt_profile_min_shapes", "")]), @r#"{"device_id": "0"}"#);
     }
 }
