@@ -110,7 +110,7 @@ impl OnGpu {
     fn add(&mut self, provider: ProviderName, runtime: &Runtime, is_loaded: bool) {
         self.is_wanted |= provider != ProviderName::Cpu;
         let mut needed = runtime.cuda_libraries(provider).unwrap_or_default();
-        needed.retain(|library| !self.libraries.contains(library));
+        needed.retain(|library| self.libraries.iter().all(|known| known.name != library.name));
         self.findings.extend(gpu::libraries(&needed, is_loaded));
         self.libraries.extend(needed);
     }
