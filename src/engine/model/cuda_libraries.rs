@@ -303,4 +303,13 @@ mod tests {
         libcudnn.so.9? -
         ");
     }
+
+    #[test]
+    fn what_was_loaded_by_its_path_is_found_by_its_name() {
+        let name = "libonnxruntime_providers_shared.so";
+        assert!(ffi::load_library(Path::new(name)).is_err(), "the loader knows it already");
+        let path = Some(Path::new(".runtime").join(name));
+        CudaLibraries::load(&[CudaLibrary { name: name.to_owned(), path, is_needed: true }]);
+        ffi::load_library(Path::new(name)).unwrap();
+    }
 }
