@@ -2,8 +2,10 @@
 
 mod api_keys;
 mod models;
+mod runtime;
 
 pub use models::{LoadingConfig, ModelConfig};
+pub use runtime::RuntimeConfig;
 
 use crate::{
     engine::EngineConfig, hub::HubConfig, responses::ResponsesConfig, server::ServerConfig, store::StoreConfig,
@@ -55,14 +57,6 @@ pub struct Config {
     pub log: LogConfig,
     /// `[[models]]`, each complete.
     pub models: Vec<ModelConfig>,
-}
-
-/// `[runtime]`
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct RuntimeConfig {
-    /// The ONNX Runtime library; empty when it is to be looked for.
-    pub library: PathBuf,
 }
 
 /// What is wrong with the configuration, in one sentence.
@@ -386,6 +380,7 @@ mod tests {
         insta::assert_snapshot!(error(&["engine.max_batch_size=0"]), @"invalid value: integer `0`, expected a nonzero u32 for key `engine.max_batch_size` (set by --set)");
         insta::assert_snapshot!(error(&["responses.reasoning_events=raw"]), @"none of the words that config/default.toml lists is raw for key `responses.reasoning_events` (set by --set)");
         insta::assert_snapshot!(error(&["engine.providers=[\"gpu\"]"]), @"unknown variant `gpu`, expected one of `cpu`, `cuda`, `tensorrt` for key `engine.providers[0]` (set by --set)");
+        insta::assert_snapshot!(error(&["engine.providers=[{ name = \"cuda\", options = { gpu_mem_limt = 1 } }]"]), @"`gpu_mem_limt` is not an option of `cuda`; did you mean `gpu_mem_limit`, which is the most memory that it takes for weights, KV cache and runs? for key `engine.providers[0]` (set by --set)");
         insta::assert_snapshot!(error(&["models=[{ name = \"a\", paht = \"b\" }]"]), @"--set sets `models[0].paht`, which is not a setting; did you mean `models[0].path`?");
         insta::assert_snapshot!(error(&["models=[]"]), @"`models` is empty; name at least one model (set by --set)");
         insta::assert_snapshot!(error(&["models=[{ name = \"a\", path = \"b\" }, { name = \"a\", path = \"c\" }]"]), @"`models` names `a` twice; give each model its own name (set by --set)");

@@ -1,16 +1,16 @@
 //! `ortolan doctor`: what this machine lacks to serve what the config says.
 
 use super::{
-    FAILURE, SUCCESS, checked_model::CheckedModel, inspect, machine, memory::Memory, print_line, pull, runtime,
+    FAILURE, SUCCESS, checked_model::CheckedModel, gpu, inspect, machine, memory::Memory, print_line, pull, runtime,
 };
 use crate::{
     config::{Config, ModelConfig},
-    engine::{LoadError, Runtime},
+    engine::{CudaLibrary, LoadError, ProviderName, Runtime},
     model_dir::variant,
     server::{self, ServerConfig},
     store::{Store, StoreConfig},
 };
-use std::env;
+use std::{env, path::Path};
 
 /// Checks everything that can be checked without loading a model; tells each finding on a line of its own.
 pub(super) fn run(config: &Config) -> anyhow::Result<u8> {
@@ -74,9 +74,10 @@ fn check_keys(config: &ServerConfig, report: &mut Report) -> anyhow::Result<()> 
     }
 }
 
-/// Each that any model names, once.
+/// Each that any model names, once, and what those for GPUs need.
 fn check_providers(config: &Config, runtime: &Runtime, report: &mut Report) -> anyhow::Result<()> {
     let mut checked = Vec::new();
+    let mut on_gpu = OnGpu::default();
     for (provider, fallback) in
         config.models.iter().flat_map(|model| model.engine.providers.iter().map(|one| (one, model.engine.fallback)))
     {
@@ -85,13 +86,42 @@ fn check_providers(config: &Config, runtime: &Runtime, report: &mut Report) -> a
         }
         checked.push(provider);
         let part = format!("provider {}", provider.name);
-        match runtime.check(provider) {
+        let found = runtime.check(provider);
+        on_gpu.add(provider.name, runtime, found.is_ok());
+        match found {
             Ok(()) => report.good(&part, "can be had")?,
             Err(error @ LoadError::Provider { .. }) if fallback => report.doubtful(&part, error)?,
             Err(error) => report.bad(&part, error)?,
         }
     }
-    Ok(())
+    on_gpu.tell(report)
+}
+
+/// What the providers for GPUs need, all together. That one of them cannot be had is told already, so that what it lacks is what to
+/// look at.
+#[derive(Default)]
+struct OnGpu {
+    libraries: Vec<CudaLibrary>,
+    findings: Vec<gpu::Finding>,
+    is_wanted: bool,
+}
+
+impl OnGpu {
+    fn add(&mut self, provider: ProviderName, runtime: &Runtime, is_loaded: bool) {
+        self.is_wanted |= provider != ProviderName::Cpu;
+        let mut needed = runtime.cuda_libraries(provider).unwrap_or_default();
+        needed.retain(|library| self.libraries.iter().all(|known| known.name != library.name));
+        self.findings.extend(gpu::libraries(&needed, is_loaded));
+        self.libraries.extend(needed);
+    }
+
+    fn tell(self, report: &mut Report) -> anyhow::Result<()> {
+        let driver = self.is_wanted.then(|| gpu::driver(Path::new("/"), &self.libraries));
+        for gpu::Finding { part, text, is_good } in self.findings.into_iter().chain(driver.into_iter().flatten()) {
+            if is_good { report.good(&part, text)? } else { report.doubtful(&part, text)? }
+        }
+        Ok(())
+    }
 }
 
 fn check_model(config: &Config, mut model: ModelConfig, report: &mut Report) -> anyhow::Result<()> {

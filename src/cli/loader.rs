@@ -114,7 +114,10 @@ fn with_exporters_options(config: &EngineConfig, wanted: &BTreeMap<String, BTree
     for provider in &mut config.providers {
         let options = wanted.get(&provider.name.to_string()).into_iter().flatten();
         for (key, value) in options.filter(|(key, _)| *key != CAPTURE) {
-            provider.options.entry(key.clone()).or_insert_with(|| value.clone());
+            match provider.name.check_option(key, value) {
+                Ok(value) => drop(provider.options.entry(key.clone()).or_insert(value)),
+                Err(reason) => tracing::warn!(reason, "an option that genai_config.json asks for is left out"),
+            }
         }
     }
     config
@@ -139,13 +142,14 @@ mod tests {
 
     #[test]
     fn the_exports_options_are_taken_where_the_config_sets_none() {
-        let settings = vec!["engine.providers=[{ name = \"cuda\", options = { a = 1 } }, \"cpu\"]".to_owned()];
+        let settings =
+            vec!["engine.providers=[{ name = \"cuda\", options = { sdpa_kernel = 1 } }, \"cpu\"]".to_owned()];
         let (config, _) = Config::load(&Overrides { settings, ..Overrides::default() }).unwrap();
-        let options = [("a", "2"), ("b", "3"), ("enable_cuda_graph", "1")];
+        let options = [("sdpa_kernel", "2"), ("use_tf32", "3"), ("prefer_nhwc", "true"), ("enable_cuda_graph", "1")];
         let options = options.map(|(key, value)| (key.to_owned(), value.to_owned()));
         let wanted = BTreeMap::from([("cuda".to_owned(), BTreeMap::from(options))]);
         let config = with_exporters_options(&config.engine, &wanted);
-        insta::assert_compact_debug_snapshot!(config.providers, @r#"[ProviderConfig { name: Cuda, options: {"a": "1", "b": "3"} }, ProviderConfig { name: Cpu, options: {} }]"#);
+        insta::assert_compact_debug_snapshot!(config.providers, @r#"[ProviderConfig { name: Cuda, options: {"prefer_nhwc": "1", "sdpa_kernel": "1"} }, ProviderConfig { name: Cpu, options: {} }]"#);
     }
 
     #[test]

@@ -3,6 +3,7 @@
 mod bench;
 mod checked_model;
 mod doctor;
+mod gpu;
 mod inspect;
 mod key;
 mod loader;
@@ -154,7 +155,9 @@ fn execute(command: Command) -> anyhow::Result<u8> {
 fn runtime(config: &RuntimeConfig) -> Result<Runtime, LoadError> {
     let library = Some(config.library.as_path()).filter(|path| !path.as_os_str().is_empty());
     let from_environment = env::var_os("ORT_DYLIB_PATH").filter(|path| !path.is_empty());
-    Runtime::load(library, from_environment.as_deref().map(Path::new))
+    let runtime = Runtime::load(library, from_environment.as_deref().map(Path::new))?;
+    let runtime = runtime.with_cuda_libraries(&config.cuda_libraries, |name| env::var_os(name));
+    Ok(runtime.with_tensorrt_cache(config.tensorrt_cache(|name| env::var_os(name))))
 }
 
 /// Tells the person at the terminal what went wrong; gives the exit status.

@@ -27,9 +27,9 @@ pub use error::EngineError;
 pub use handle::{EngineHandle, TokenStream};
 pub use kv_cache::{KvCache, Prefix, Slot};
 pub use model::{
-    BlockLimits, CacheKind, CacheTensor, Copied, ElementType, FloatType, GraphEdits, GraphFamily, IntType, LoadError,
-    Logits, Model, ModelError, ModelLimits, ModelSpec, NUM_TOP_SCORES, NumLogits, PositionIds, ProviderConfig,
-    ProviderName, Runtime, Scores, TopScores, Wanted, load,
+    BlockLimits, CacheKind, CacheTensor, Copied, CudaLibrary, ElementType, FloatType, GraphEdits, GraphFamily, IntType,
+    LoadError, Logits, Model, ModelError, ModelLimits, ModelSpec, NUM_TOP_SCORES, NumLogits, PositionIds,
+    ProviderConfig, ProviderName, Runtime, Scores, TopScores, Wanted, load,
 };
 pub(crate) use model::{DataFileError, MAX_CACHE_RANK, locate_data_file, proto};
 pub use request::{FinishReason, Request, ServiceClass, TokenEvent, TokenId};

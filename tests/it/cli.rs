@@ -99,7 +99,7 @@ fn a_port_in_use_is_one_sentence() {
 #[test]
 fn a_gpu_provider_on_a_cpu_box_is_one_sentence() {
     let tiny = model(&fixture("tiny-gqa"));
-    insta::assert_snapshot!(refusal(&mut serve(&[&tiny, "engine.providers=[\"cuda\"]"])), @"the execution provider `cuda` cannot be loaded: this build of ONNX Runtime does not have it; run scripts/serve --gpu for the CUDA build and install the CUDA 13 runtime libraries, or set `engine.fallback = true` to run on the CPU");
+    insta::assert_snapshot!(refusal(&mut serve(&[&tiny, "engine.providers=[\"cuda\"]"])), @r#"the execution provider `cuda` cannot be loaded: this build of ONNX Runtime does not have it; run scripts/fetch-runtime --gpu and set `runtime.library = ".runtime/gpu/libonnxruntime.so"`, or set `engine.fallback = true` to run on the CPU"#);
 }
 
 #[test]

@@ -55,10 +55,10 @@ pub enum LoadError {
     Provider {
         /// As in the config.
         name: ProviderName,
-        /// In the runtime's words.
+        /// What is wrong.
         message: String,
-        /// What usually mends it.
-        advice: &'static str,
+        /// What mends it.
+        advice: String,
     },
     /// The operator should look at the model file.
     #[error("the model {} cannot be loaded: {message}", path.display())]

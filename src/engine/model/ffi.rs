@@ -1,6 +1,6 @@
 //! The calls of ONNX Runtime's C API that `ort` has no safe counterpart for: tensors over a part of a buffer, and one
-//! buffer bound as input and output at once. All unsafe code of the crate is here and below, behind a safe surface:
-//! a [`Tensor<'d>`] cannot outlive its data, and a [`Run<'_, 'd>`] unbinds everything when it ends.
+//! buffer bound as input and output at once; and loading a library that others need. All unsafe code of the crate is here
+//! and below, behind a safe surface: a [`Tensor<'d>`] cannot outlive its data, and a [`Run<'_, 'd>`] unbinds everything when it ends.
 
 #![expect(unsafe_code, reason = "see above")]
 
@@ -12,6 +12,7 @@ pub(super) use transfers::{Piece, Transfers};
 
 use super::{ElementType, FloatType};
 use half::{bf16, f16};
+use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_LAZY};
 use ort::{
     AsPointer, Result,
     memory::{Allocator, MemoryInfo},
@@ -22,10 +23,20 @@ use std::{
     ffi::{CStr, c_void},
     marker::PhantomData,
     mem::MaybeUninit,
+    path::Path,
     ptr::{self, NonNull},
     slice,
     sync::Arc,
 };
+
+/// Loads a library for the rest of the process's life: others that need one of its name get it.
+pub(super) fn load_library(path: &Path) -> std::result::Result<(), libloading::Error> {
+    // SAFETY: this runs what the library does when it is loaded, as the loader would when it found the library by itself. It
+    // is one that ONNX Runtime's providers are made for, and is never unloaded.
+    let library = unsafe { Library::open(Some(path), RTLD_LAZY | RTLD_GLOBAL)? };
+    let _handle = library.into_raw();
+    Ok(())
+}
 
 /// What one call of the C API returned.
 ///

@@ -10,7 +10,9 @@ use super::{
     external_data::ExternalData,
     ffi::{Buffer, Run, Stream, Tensor},
     inputs::{Inputs, Stage},
+    provider::Registered,
     spec::{WINDOW_SLACK, window_columns},
+    tensorrt::RunLimits,
 };
 use crate::engine::{Batch, Copied, EngineConfig, TopScoresIn};
 use half::{bf16, f16, slice::HalfFloatSliceExt};
@@ -294,7 +296,8 @@ struct Opened {
 fn open_session(runtime: &Runtime, spec: &ModelSpec, config: &EngineConfig) -> Result<Opened, LoadError> {
     let open = |wants_captures: bool| {
         let mut builder = session_builder(runtime, config).map_err(|error| failed(spec, &error))?;
-        let Registered { provider, stream, captures } = register_providers(&mut builder, config, wants_captures)?;
+        let Registered { provider, stream, captures } =
+            register_providers(&mut builder, runtime, spec, (config, wants_captures))?;
         let on_cpu = provider.name == ProviderName::Cpu;
         let wanted = GraphEdits {
             accuracy_level: config.graph_edits.accuracy_level && on_cpu,
@@ -307,7 +310,8 @@ fn open_session(runtime: &Runtime, spec: &ModelSpec, config: &EngineConfig) -> R
                 && spec.family != GraphFamily::Paged,
             sequence_lengths: config.graph_edits.sequence_lengths,
             top_scores: match config.top_scores {
-                TopScoresIn::Gpu => !on_cpu,
+                // TensorRT would build what finds them into its engines.
+                TopScoresIn::Gpu => provider.name == ProviderName::Cuda,
                 TopScoresIn::Always => true,
                 TopScoresIn::Never => false,
             },
@@ -419,27 +423,17 @@ fn session_builder(runtime: &Runtime, config: &EngineConfig) -> ort::Result<Sess
 /// Session option: the cores of each thread but the first, which is the engine's own.
 const AFFINITY: &str = "session.intra_op_thread_affinities";
 
-/// The first provider that could be registered, and what orders the work on its device.
-struct Registered {
-    provider: ProviderConfig,
-    stream: Option<Arc<Stream>>,
-    captures: bool,
-}
-
-/// Registers every provider that the config names.
+/// Registers every provider that the config names; returns the first one that could be.
 fn register_providers(
     builder: &mut SessionBuilder,
-    config: &EngineConfig,
-    wants_captures: bool,
+    runtime: &Runtime,
+    spec: &ModelSpec,
+    (config, wants_captures): (&EngineConfig, bool),
 ) -> Result<Registered, LoadError> {
     let mut first = None;
+    let limits = RunLimits::new(spec, config, GPU_CHUNK_TOKENS);
     for provider in &config.providers {
-        let registered = provider.open_stream().and_then(|stream| {
-            let captures = wants_captures && provider.can_capture();
-            provider.register(builder, stream.as_deref(), captures)?;
-            Ok(Registered { provider: provider.clone(), stream, captures })
-        });
-        match registered {
+        match provider.register(builder, runtime, Some((spec, limits)), wants_captures) {
             Ok(registered) => {
                 tracing::info!(provider = %provider.name, "registered execution provider");
                 first.get_or_insert(registered);

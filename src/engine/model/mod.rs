@@ -2,8 +2,10 @@
 
 mod capture;
 mod concat;
+mod cuda_libraries;
 mod device;
 mod edit;
+mod elf;
 mod error;
 mod external_data;
 mod ffi;
@@ -15,12 +17,16 @@ mod paged;
 mod plan;
 pub(crate) mod proto;
 mod provider;
+mod provider_error;
+mod provider_options;
 mod runtime;
 mod sequence_lengths;
 mod spec;
 mod splice;
+mod tensorrt;
 mod top_scores;
 
+pub use cuda_libraries::CudaLibrary;
 pub use edit::GraphEdits;
 pub use error::{LoadError, ModelError};
 pub(crate) use external_data::{DataFileError, locate as locate_data_file};
@@ -161,7 +167,11 @@ pub struct BlockLimits {
 /// See [`LoadError`]; each is one sentence for the operator.
 pub fn load(runtime: &Runtime, spec: ModelSpec, config: &EngineConfig) -> Result<Box<dyn Model>, LoadError> {
     let (family, path) = (spec.family, spec.path.clone());
-    let graph = Graph::open(runtime, spec, config)?;
+    let graph = Graph::open(runtime, spec.clone(), config).or_else(|error| {
+        let Some(config) = tensorrt::without_profile(&error, config) else { return Err(error) };
+        tracing::info!(%error, "TensorRT takes the graph in pieces, and builds for the shapes that it meets");
+        Graph::open(runtime, spec, &config)
+    })?;
     let is_on_host = graph.is_on_host();
     let num_slots = config.max_batch_size.get() as usize;
     let mut model: Box<dyn Model> = match family {

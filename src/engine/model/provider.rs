@@ -1,6 +1,13 @@
 //! Execution providers: which device runs the graph.
 
-use super::{LoadError, error::words, ffi::Stream};
+use super::{
+    LoadError, ModelSpec, Runtime,
+    cuda_libraries::CudaLibraries,
+    error::words,
+    ffi::Stream,
+    provider_error,
+    tensorrt::{self, RunLimits},
+};
 use ort::{
     ep::{self, ArbitrarilyConfigurableExecutionProvider, ExecutionProvider, ExecutionProviderDispatch},
     memory::{AllocationDevice, Allocator, AllocatorType, MemoryInfo, MemoryType},
@@ -10,14 +17,14 @@ use serde::{
     Deserialize, Deserializer,
     de::{self, MapAccess, Visitor, value::MapAccessDeserializer},
 };
-use std::{collections::BTreeMap, fmt, sync::Arc};
+use std::{collections::BTreeMap, fmt, path::Path, sync::Arc};
 
 /// A provider and its options, in the config either `"cuda"` or `{ name = "cuda", options = { device_id = 1 } }`.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct ProviderConfig {
     /// Which one.
     pub name: ProviderName,
-    /// Passed to ONNX Runtime as they are; its documentation lists them.
+    /// ONNX Runtime's own, checked and spelled as it wants them.
     pub options: BTreeMap<String, String>,
 }
 
@@ -43,6 +50,15 @@ impl fmt::Display for ProviderName {
     }
 }
 
+/// A provider that a session will run on.
+pub(super) struct Registered {
+    pub(super) provider: ProviderConfig,
+    /// What orders the work on its device.
+    pub(super) stream: Option<Arc<Stream>>,
+    /// Whether it captures runs.
+    pub(super) captures: bool,
+}
+
 impl<'de> Deserialize<'de> for ProviderConfig {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct NameOrTable;
@@ -61,8 +77,11 @@ impl<'de> Deserialize<'de> for ProviderConfig {
 
             fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Self::Value, A::Error> {
                 let Table { name, options } = Table::deserialize(MapAccessDeserializer::new(map))?;
-                let options = options.into_iter().map(|(key, value)| (key, value.0)).collect();
-                Ok(ProviderConfig { name, options })
+                let checked = options.into_iter().map(|(key, value)| {
+                    let value = name.check_option(&key, &value.0).map_err(de::Error::custom)?;
+                    Ok((key, value))
+                });
+                Ok(ProviderConfig { name, options: checked.collect::<Result<_, _>>()? })
             }
         }
 
@@ -118,53 +137,78 @@ impl ProviderConfig {
     pub(super) fn register(
         &self,
         builder: &mut SessionBuilder,
-        stream: Option<&Stream>,
-        captures: bool,
-    ) -> Result<(), LoadError> {
-        let mut options = self.options.clone();
-        if let Some(stream) = stream {
+        runtime: &Runtime,
+        model: Option<(&ModelSpec, RunLimits)>,
+        wants_captures: bool,
+    ) -> Result<Registered, LoadError> {
+        let available = match self.name {
+            ProviderName::Cpu => Ok(true),
+            ProviderName::Cuda => ep::CUDA::is_available(),
+            ProviderName::TensorRt => ep::TensorRT::is_available(),
+        };
+        let needed = match available {
+            Ok(true) => runtime.cuda_libraries(self.name).unwrap_or_default(),
+            Ok(false) => return Err(provider_error::not_in_this_build(self.name)),
+            Err(cause) => return Err(provider_error::explain(self.name, &words(&cause), &[])),
+        };
+        CudaLibraries::load(&needed);
+        let explain = |cause: ort::Error| provider_error::explain(self.name, &words(&cause), &needed);
+        let stream = self.open_stream().map_err(explain)?;
+        let captures = wants_captures && self.can_capture();
+        let mut options = self.options_for(model, runtime.tensorrt_cache.as_deref());
+        if let Some(stream) = &stream {
             options.insert("has_user_compute_stream".to_owned(), "1".to_owned());
             options.insert("user_compute_stream".to_owned(), stream.address().to_string());
         }
-        if self.can_capture() {
+        if self.name == ProviderName::Cuda {
             options.insert(CAPTURE.to_owned(), u8::from(captures).to_string());
         }
-        let (available, dispatch) = match self.name {
-            ProviderName::Cpu => (Ok(true), ep::CPU::default().build()),
-            ProviderName::Cuda => (ep::CUDA::is_available(), configure(ep::CUDA::default(), &options)),
-            ProviderName::TensorRt => (ep::TensorRT::is_available(), configure(ep::TensorRT::default(), &options)),
+        let dispatch = match self.name {
+            ProviderName::Cpu => ep::CPU::default().build(),
+            ProviderName::Cuda => configure(ep::CUDA::default(), options),
+            ProviderName::TensorRt => configure(ep::TensorRT::default(), options),
         };
-        let error = |message: String| self.error(message);
-        match available {
-            Ok(true) => dispatch.register(builder).map_err(|cause| error(words(&cause))),
-            Ok(false) => Err(error("this build of ONNX Runtime does not have it".to_owned())),
-            Err(cause) => Err(error(words(&cause))),
-        }
-    }
-
-    fn error(&self, message: String) -> LoadError {
-        LoadError::Provider { name: self.name, message, advice: self.name.advice() }
+        dispatch.register(builder).map_err(explain)?;
+        Ok(Registered { provider: self.clone(), stream, captures })
     }
 
     /// What the work on this provider's device will be ordered by, so that copies need not wait for runs, nor runs for
     /// copies. None where that is the processor itself.
-    pub(super) fn open_stream(&self) -> Result<Option<Arc<Stream>>, LoadError> {
+    fn open_stream(&self) -> ort::Result<Option<Arc<Stream>>> {
         match self.name {
             ProviderName::Cpu => Ok(None),
-            ProviderName::Cuda | ProviderName::TensorRt => {
-                Stream::open(self.device_id()).map(Some).map_err(|error| self.error(words(&error)))
-            }
+            ProviderName::Cuda | ProviderName::TensorRt => Stream::open(self.device_id()).map(Some),
         }
     }
 
     /// Whether runs can be captured on it, unless its own options say not to.
-    pub(super) fn can_capture(&self) -> bool {
+    fn can_capture(&self) -> bool {
         self.name == ProviderName::Cuda && self.options.get(CAPTURE).is_none_or(|value| value != "0")
     }
 
     /// Number of the device, where there are several.
     fn device_id(&self) -> i32 {
         self.options.get("device_id").and_then(|id| id.parse().ok()).unwrap_or(0)
+    }
+
+    /// Its own, and for what they leave open those that suit the model. What is empty is left to the runtime.
+    fn options_for(&self, model: Option<(&ModelSpec, RunLimits)>, cache: Option<&Path>) -> BTreeMap<String, String> {
+        let mut defaults = BTreeMap::new();
+        if self.name != ProviderName::Cpu {
+            // Said even where it is the first, because the runtime then looks whether there is one.
+            defaults.insert("device_id", "0".to_owned());
+        }
+        if self.name == ProviderName::Cuda {
+            // The arena grows by large pieces, weights and cache; twice as much of them would be lost.
+            defaults.insert("arena_extend_strategy", "kSameAsRequested".to_owned());
+        }
+        if let (ProviderName::TensorRt, Some((spec, limits))) = (self.name, model) {
+            defaults.extend(tensorrt::defaults(spec, limits, cache));
+        }
+        let mut options: BTreeMap<_, _> = defaults.into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
+        options.extend(self.options.clone());
+        options.retain(|_, value| !value.is_empty());
+        options
     }
 
     /// Where tensors that stay on this provider's device live.
@@ -183,7 +227,7 @@ impl ProviderConfig {
 /// The option by which CUDA's provider is told to capture runs.
 const CAPTURE: &str = "enable_cuda_graph";
 
-fn configure<E>(provider: E, options: &BTreeMap<String, String>) -> ExecutionProviderDispatch
+fn configure<E>(provider: E, options: BTreeMap<String, String>) -> ExecutionProviderDispatch
 where
     E: ArbitrarilyConfigurableExecutionProvider + Into<ExecutionProviderDispatch>,
 {
@@ -191,13 +235,29 @@ where
 }
 
 impl ProviderName {
-    fn advice(self) -> &'static str {
+    /// The library of the runtime's that has it, beside the runtime's own.
+    pub(super) fn library(self) -> Option<&'static str> {
         match self {
-            Self::Cpu => "use another library",
-            Self::Cuda => "run scripts/serve --gpu for the CUDA build and install the CUDA 13 runtime libraries",
-            Self::TensorRt => {
-                "run scripts/serve --gpu for the CUDA build and install the CUDA 13 and TensorRT libraries"
-            }
+            Self::Cpu => None,
+            Self::Cuda => Some("libonnxruntime_providers_cuda.so"),
+            Self::TensorRt => Some("libonnxruntime_providers_tensorrt.so"),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_config_leaves_open_is_set_and_what_it_empties_is_not() {
+        let options = |name, own: &[(&str, &str)]| {
+            let options = own.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+            ProviderConfig { name, options }.options_for(None, None)
+        };
+        insta::assert_compact_debug_snapshot!(options(ProviderName::Cpu, &[]), @"{}");
+        insta::assert_compact_debug_snapshot!(options(ProviderName::Cuda, &[]), @r#"{"arena_extend_strategy": "kSameAsRequested", "device_id": "0"}"#);
+        insta::assert_compact_debug_snapshot!(options(ProviderName::Cuda, &[("device_id", "1"), ("use_tf32", "0"), ("arena_extend_strategy", "kNextPowerOfTwo")]), @r#"{"arena_extend_strategy": "kNextPowerOfTwo", "device_id": "1", "use_tf32": "0"}"#);
+        insta::assert_compact_debug_snapshot!(options(ProviderName::TensorRt, &[("trt_profile_min_shapes", "")]), @r#"{"device_id": "0"}"#);
     }
 }

@@ -1,9 +1,10 @@
 //! The ONNX Runtime library: found, loaded once, kept.
 
-use super::{LoadError, ProviderConfig, error::words};
+use super::{CudaLibrary, LoadError, ProviderConfig, ProviderName, cuda_libraries::CudaLibraries, error::words};
 use ort::{environment::Environment, session::Session};
 use std::{
     env,
+    ffi::OsString,
     path::{Path, PathBuf},
 };
 
@@ -21,6 +22,9 @@ const LIBRARY: &str = if cfg!(target_os = "macos") {
 pub struct Runtime {
     pub(super) environment: Environment,
     library: PathBuf,
+    cuda_libraries: CudaLibraries,
+    /// Where TensorRT keeps what it has built.
+    pub(super) tensorrt_cache: Option<PathBuf>,
 }
 
 impl Runtime {
@@ -42,7 +46,21 @@ impl Runtime {
             builder.with_name("ortolan").with_telemetry(false).build().map_err(|error| unusable(error.to_string()))?;
         environment.set_log_level(ort::logging::LogLevel::Warning);
         tracing::info!(library = %library.display(), build = ort::info(), "loaded ONNX Runtime");
-        Ok(Self { environment, library })
+        Ok(Self { environment, library, cuda_libraries: CudaLibraries::default(), tensorrt_cache: None })
+    }
+
+    /// The same, with what its providers for NVIDIA GPUs need looked for in these folders, in the loader's, and where CUDA
+    /// usually is. `variable` looks up an environment variable.
+    #[must_use]
+    pub fn with_cuda_libraries(self, folders: &[PathBuf], variable: impl Fn(&str) -> Option<OsString>) -> Self {
+        let cuda_libraries = CudaLibraries::new(folders, &self.library, variable);
+        Self { cuda_libraries, ..self }
+    }
+
+    /// The same, with what TensorRT has built kept in this folder.
+    #[must_use]
+    pub fn with_tensorrt_cache(self, folder: Option<PathBuf>) -> Self {
+        Self { tensorrt_cache: folder, ..self }
     }
 
     /// The file that was loaded; its name ends in its version.
@@ -57,7 +75,13 @@ impl Runtime {
     pub fn check(&self, provider: &ProviderConfig) -> Result<(), LoadError> {
         let builder = Session::builder(&self.environment);
         let mut builder = builder.map_err(|error| LoadError::LibraryUnusable { message: words(&error) })?;
-        provider.register(&mut builder, None, false)
+        provider.register(&mut builder, self, None, false).map(drop)
+    }
+
+    /// The libraries of CUDA, its driver and TensorRT that a provider needs. None where this build does not have the provider.
+    pub fn cuda_libraries(&self, provider: ProviderName) -> Option<Vec<CudaLibrary>> {
+        let library = self.library.with_file_name(provider.library()?);
+        library.is_file().then(|| self.cuda_libraries.needed_by(&library))
     }
 }
 
