@@ -74,7 +74,8 @@ struct Rate {
 }
 
 pub(super) fn run(args: &BenchArgs, config: &Config, runtime: &Runtime) -> anyhow::Result<u8> {
-    let (variant, config) = (args.variant.or_configured(config), &config.engine);
+    // One engine, where the first one of a model would be.
+    let (variant, config) = (args.variant.or_configured(config), &config.engine.replicas()[0]);
     let spec = checked_model::open_dir(&args.dir, variant, config)?.spec;
     let most_rows = args.rows.iter().map(|rows| rows.get()).max().unwrap_or(1);
     // While the last prompts are computed, the first sequences decode already.

@@ -1,10 +1,10 @@
-//! One of `[[models]]`: its folder is checked at start, its engine started and, after it was unloaded, started again.
+//! One of `[[models]]`: its folder is checked at start, its engines started and, after it was unloaded, started again.
 
 use super::checked_model::CheckedModel;
 use crate::{
     chat::{Chat, LoadFailure, LoadTime, Loader, ModelEntry},
     config::ModelConfig,
-    engine::{self, Engine, EngineConfig, Runtime},
+    engine::{self, Engine, EngineConfig, EngineHandle, Model, ModelSpec, Replicas, Runtime},
 };
 use anyhow::Context;
 use std::{
@@ -23,30 +23,34 @@ pub(super) struct ModelLoader {
     alarm: watch::Sender<bool>,
     /// As it was checked, for a load that comes at once.
     checked: Mutex<Option<CheckedModel>>,
-    engine: Arc<EngineThread>,
+    engines: Arc<EngineThreads>,
 }
 
-/// The thread of the last load's engine.
-pub(super) type EngineThread = Mutex<Option<JoinHandle<()>>>;
+/// The threads of the last load's engines.
+pub(super) type EngineThreads = Mutex<Vec<JoinHandle<()>>>;
+
+/// An engine before it has a thread.
+type NewEngine = (Engine<Box<dyn Model>>, EngineHandle);
 
 /// Checks the folder of a model and tells how to serve it. `alarm` becomes true when an engine panics.
 pub(super) fn entry(
     config: ModelConfig,
     runtime: &Runtime,
     alarm: &watch::Sender<bool>,
-) -> anyhow::Result<(ModelEntry, Arc<EngineThread>)> {
+) -> anyhow::Result<(ModelEntry, Arc<EngineThreads>)> {
     let model = CheckedModel::open(&config)?;
     let ModelConfig { load, idle_unload, .. } = config;
     let (name, limits) = (config.name.clone(), &config.engine);
     let context_tokens = model.dir.spec.context_tokens.min(limits.max_context_tokens.get() as usize);
-    let max_waiting = limits.max_batch_size.get() as usize + limits.max_waiting.get() as usize;
-    let engine = Arc::<EngineThread>::default();
+    let max_requests = limits.max_batch_size.get() as usize + limits.max_waiting.get() as usize;
+    let max_waiting = max_requests * limits.replicas().len();
+    let engines = Arc::<EngineThreads>::default();
     let loader = ModelLoader {
         config,
         runtime: runtime.clone(),
         alarm: alarm.clone(),
         checked: Mutex::new(Some(model).filter(|_| load == LoadTime::Start)),
-        engine: Arc::clone(&engine),
+        engines: Arc::clone(&engines),
     };
     let entry = ModelEntry {
         name,
@@ -57,14 +61,16 @@ pub(super) fn entry(
         max_waiting,
         loader: Arc::new(loader),
     };
-    Ok((entry, engine))
+    Ok((entry, engines))
 }
 
-/// Waits for an engine that has been shut down, and for its memory.
-pub(super) fn join(engine: &EngineThread) {
-    let thread = engine.lock().expect("nothing panics while it holds this").take();
-    // That it panicked is the alarm's to tell.
-    let _ = thread.map(JoinHandle::join);
+/// Waits for engines that have been shut down, and for their memory.
+pub(super) fn join(engines: &EngineThreads) {
+    let threads = std::mem::take(&mut *engines.lock().expect("nothing panics while it holds this"));
+    for thread in threads {
+        // That it panicked is the alarm's to tell.
+        let _ = thread.join();
+    }
 }
 
 impl Loader for ModelLoader {
@@ -76,7 +82,7 @@ impl Loader for ModelLoader {
 
 impl ModelLoader {
     fn load(&self) -> anyhow::Result<Chat> {
-        join(&self.engine);
+        join(&self.engines);
         let began = Instant::now();
         let checked = self.checked.lock().expect("nothing panics while it holds this").take();
         let CheckedModel { dir, chat } = checked.map_or_else(|| CheckedModel::open(&self.config), Ok)?;
@@ -90,20 +96,46 @@ impl ModelLoader {
             cache_bytes_per_token = spec.cache_bytes_per_token(),
             "loading model"
         );
-        let config = &with_exporters_options(config, &dir.provider_options);
-        let (engine, handle) = Engine::new(config, engine::load(&self.runtime, spec, config)?);
+        let replicas = config.replicas();
+        let mut engines = Vec::new();
+        for (index, config) in replicas.iter().enumerate() {
+            let engine = self.engine(&spec, &with_exporters_options(config, &dir.provider_options));
+            engines.push(if replicas.len() == 1 {
+                engine?
+            } else {
+                tracing::info!(model = name, engine = index, device = config.device(), "loaded one of its engines");
+                engine.with_context(|| format!("the engine for {} cannot be loaded", place(index, &replicas)))?
+            });
+        }
+        // None runs before all are there, so that one that cannot be loaded takes the others with it.
+        let handles = engines.into_iter().map(|engine| self.start(engine)).collect::<anyhow::Result<Vec<_>>>()?;
+        let replicas = Replicas::new(handles);
+        let seconds = began.elapsed().as_secs_f32();
+        tracing::info!(model = name, context_tokens = replicas.limits().context_tokens, seconds, "model is ready");
+        Ok(Chat::new(chat, replicas))
+    }
+
+    fn engine(&self, spec: &ModelSpec, config: &EngineConfig) -> anyhow::Result<NewEngine> {
+        Ok(Engine::new(config, engine::load(&self.runtime, spec.clone(), config)?))
+    }
+
+    /// Gives it its thread, which ends with the handle at the latest.
+    fn start(&self, (engine, handle): NewEngine) -> anyhow::Result<EngineHandle> {
         let alarm = Alarm(self.alarm.clone());
         let run = move || {
             let _alarm = alarm;
             engine.run();
         };
-        let thread = thread::Builder::new().name(format!("engine {name}")).spawn(run);
+        let thread = thread::Builder::new().name(format!("engine {}", self.config.name)).spawn(run);
         let thread = thread.context("the engine thread cannot be started")?;
-        *self.engine.lock().expect("nothing panics while it holds this") = Some(thread);
-        let seconds = began.elapsed().as_secs_f32();
-        tracing::info!(model = name, context_tokens = handle.limits().context_tokens, seconds, "model is ready");
-        Ok(Chat::new(chat, handle))
+        self.engines.lock().expect("nothing panics while it holds this").push(thread);
+        Ok(handle)
     }
+}
+
+/// Which of a model's engines it is, for people.
+fn place(index: usize, replicas: &[EngineConfig]) -> String {
+    format!("{}, number {} of {},", replicas[index].device(), index + 1, replicas.len())
 }
 
 /// The config, with what the export asks of its providers and the config does not set. Graphs are not captured: that takes

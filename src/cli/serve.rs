@@ -91,7 +91,7 @@ pub(super) fn run(mut config: Config) -> anyhow::Result<u8> {
         served
     });
     let is_loading = models.is_loading();
-    engines.iter().for_each(|engine| loader::join(engine));
+    engines.iter().for_each(|engines| loader::join(engines));
 
     let result = match (served, load_failure.into_inner()) {
         _ if *alarm.borrow() => Ok(ENGINE_FAILED),

@@ -10,6 +10,7 @@ mod error;
 mod handle;
 mod kv_cache;
 mod model;
+mod replicas;
 mod request;
 mod sampler;
 mod sampling_threads;
@@ -28,6 +29,7 @@ pub use model::{
     ModelError, ModelLimits, ModelSpec, NumLogits, PositionIds, ProviderConfig, ProviderName, Runtime, load,
 };
 pub(crate) use model::{DataFileError, MAX_CACHE_RANK, locate_data_file, proto};
+pub use replicas::Replicas;
 pub use request::{FinishReason, Request, ServiceClass, TokenEvent, TokenId};
 pub use sampler::{Picked, SampleError, Sampler, SamplingParams};
 pub use scheduler::Scheduler;

@@ -28,6 +28,7 @@ pub(crate) fn config(max_batch_size: u32, max_step_tokens: u32) -> EngineConfig 
         spin: false,
         sampling_threads: 1,
         providers: vec![],
+        devices: vec![],
         fallback: false,
     }
 }

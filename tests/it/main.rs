@@ -19,6 +19,7 @@ mod http;
 mod inspect;
 mod metrics;
 mod models;
+mod replicas;
 mod response_formats;
 mod served_formats;
 mod simulation;
