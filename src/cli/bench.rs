@@ -4,8 +4,8 @@ use super::{SUCCESS, VariantArgs, checked_model, print_line};
 use crate::{
     config::Config,
     engine::{
-        self, Batch, Engine, EngineConfig, EngineHandle, Logits, Model, ModelSpec, Request, Runtime, SamplingParams,
-        ServiceClass, Stats, TokenEvent, TokenId, TokenStream,
+        self, Batch, End, Engine, EngineConfig, EngineHandle, Logits, Model, ModelSpec, Request, Runtime,
+        SamplingParams, ServiceClass, Stats, TokenEvent, TokenId, TokenStream,
     },
 };
 use anyhow::{Context, bail};
@@ -250,7 +250,7 @@ impl Bench<'_> {
 /// An engine on its thread.
 struct Running {
     handle: EngineHandle,
-    thread: thread::JoinHandle<()>,
+    thread: thread::JoinHandle<End>,
 }
 
 impl Running {
@@ -262,7 +262,7 @@ impl Running {
 
     fn stop(self) -> anyhow::Result<()> {
         self.handle.shut_down();
-        if self.thread.join().is_err() {
+        if !matches!(self.thread.join(), Ok(End::Shutdown)) {
             bail!("the engine has failed");
         }
         Ok(())

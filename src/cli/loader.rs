@@ -4,7 +4,7 @@ use super::checked_model::CheckedModel;
 use crate::{
     chat::{Chat, LoadFailure, LoadTime, Loader, ModelEntry},
     config::ModelConfig,
-    engine::{self, Engine, EngineConfig, EngineHandle, Model, ModelSpec, Replicas, Runtime},
+    engine::{self, End, Engine, EngineConfig, EngineHandle, Model, ModelSpec, Replicas, Runtime},
 };
 use anyhow::Context;
 use std::{
@@ -20,7 +20,7 @@ use tokio::sync::watch;
 pub(super) struct ModelLoader {
     config: ModelConfig,
     runtime: Runtime,
-    alarm: watch::Sender<bool>,
+    alarm: watch::Sender<Option<EngineFailure>>,
     /// As it was checked, for a load that comes at once.
     checked: Mutex<Option<CheckedModel>>,
     engines: Arc<EngineThreads>,
@@ -32,11 +32,20 @@ pub(super) type EngineThreads = Mutex<Vec<JoinHandle<()>>>;
 /// An engine before it has a thread.
 type NewEngine = (Engine<Box<dyn Model>>, EngineHandle);
 
-/// Checks the folder of a model and tells how to serve it. `alarm` becomes true when an engine panics.
+/// Why an engine has ended that nobody had told to.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum EngineFailure {
+    /// It panicked.
+    Panicked,
+    /// Its device was lost, and with it all that the process has there.
+    DeviceLost,
+}
+
+/// Checks the folder of a model and tells how to serve it. `alarm` gets the first failure of an engine.
 pub(super) fn entry(
     config: ModelConfig,
     runtime: &Runtime,
-    alarm: &watch::Sender<bool>,
+    alarm: &watch::Sender<Option<EngineFailure>>,
 ) -> anyhow::Result<(ModelEntry, Arc<EngineThreads>)> {
     let model = CheckedModel::open(&config)?;
     let ModelConfig { load, idle_unload, .. } = config;
@@ -123,8 +132,10 @@ impl ModelLoader {
     fn start(&self, (engine, handle): NewEngine) -> anyhow::Result<EngineHandle> {
         let alarm = Alarm(self.alarm.clone());
         let run = move || {
-            let _alarm = alarm;
-            engine.run();
+            let alarm = alarm;
+            if engine.run() == End::DeviceLost {
+                alarm.raise(EngineFailure::DeviceLost);
+            }
         };
         let thread = thread::Builder::new().name(format!("engine {}", self.config.name)).spawn(run);
         let thread = thread.context("the engine thread cannot be started")?;
@@ -152,14 +163,22 @@ fn with_exporters_options(config: &EngineConfig, wanted: &BTreeMap<String, BTree
     config
 }
 
-/// Goes off when the thread that holds it panics.
-struct Alarm(watch::Sender<bool>);
+/// Goes off when it is raised, and when the thread that holds it panics.
+struct Alarm(watch::Sender<Option<EngineFailure>>);
+
+impl Alarm {
+    fn raise(&self, failure: EngineFailure) {
+        tracing::error!(?failure, "an engine has failed; the server stops");
+        self.0.send_modify(|first| {
+            first.get_or_insert(failure);
+        });
+    }
+}
 
 impl Drop for Alarm {
     fn drop(&mut self) {
         if thread::panicking() {
-            tracing::error!("an engine has failed; the server stops");
-            self.0.send_replace(true);
+            self.raise(EngineFailure::Panicked);
         }
     }
 }
@@ -182,14 +201,23 @@ mod tests {
 
     #[test]
     fn the_alarm_goes_off_when_its_thread_panics_and_not_when_it_ends() {
-        let (alarm, alarms) = watch::channel(false);
-        for panics in [false, true] {
+        let (alarm, alarms) = watch::channel(None);
+        for (panics, expected) in [(false, None), (true, Some(EngineFailure::Panicked))] {
             let alarm = Alarm(alarm.clone());
             let thread = thread::spawn(move || {
                 let _alarm = alarm;
                 assert!(!panics, "injected");
             });
-            assert_eq!((thread.join().is_err(), *alarms.borrow()), (panics, panics));
+            assert_eq!((thread.join().is_err(), *alarms.borrow()), (panics, expected));
         }
+    }
+
+    #[test]
+    fn the_first_alarm_counts() {
+        let (alarm, alarms) = watch::channel(None);
+        let alarm = Alarm(alarm);
+        alarm.raise(EngineFailure::DeviceLost);
+        alarm.raise(EngineFailure::Panicked);
+        assert_eq!(*alarms.borrow(), Some(EngineFailure::DeviceLost));
     }
 }

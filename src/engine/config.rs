@@ -1,8 +1,8 @@
 //! `[engine]`
 
 use super::{GraphEdits, ProviderConfig, ProviderName};
-use serde::Deserialize;
-use std::{fmt, num::NonZeroU32};
+use serde::{Deserialize, Deserializer};
+use std::{fmt, num::NonZeroU32, time::Duration};
 
 /// Limits and devices of one model's engine. Zero is not a value any of the limits can hold.
 #[derive(Clone, Debug, Deserialize)]
@@ -42,6 +42,10 @@ pub struct EngineConfig {
     /// Devices of these providers, by number, each with an engine of its own; empty leaves one engine where the providers'
     /// options say.
     pub devices: Vec<u32>,
+    /// An engine that is idle for so long computes a token, to see whether its device still does so right; zero never
+    /// does. In seconds.
+    #[serde(deserialize_with = "seconds")]
+    pub canary_interval: Duration,
     /// Run on the CPU when a provider cannot be loaded, instead of failing to load the model.
     pub fallback: bool,
 }
@@ -83,6 +87,10 @@ impl EngineConfig {
             )
         })
     }
+}
+
+fn seconds<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+    Ok(Duration::from_secs(u64::deserialize(deserializer)?))
 }
 
 /// With its device where that is told.

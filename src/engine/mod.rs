@@ -10,6 +10,7 @@ mod error;
 mod handle;
 mod kv_cache;
 mod model;
+mod recovery;
 mod replicas;
 mod request;
 mod sampler;
@@ -25,8 +26,9 @@ pub use error::EngineError;
 pub use handle::{EngineHandle, TokenStream};
 pub use kv_cache::{KvCache, Prefix, Slot};
 pub use model::{
-    CacheKind, CacheTensor, ElementType, FloatType, GraphEdits, GraphFamily, IntType, LoadError, Logits, Model,
-    ModelError, ModelLimits, ModelSpec, NumLogits, PositionIds, ProviderConfig, ProviderName, Runtime, load,
+    CacheKind, CacheTensor, Canary, CanaryError, ElementType, Fault, FloatType, GraphEdits, GraphFamily, IntType,
+    LoadError, Logits, Model, ModelError, ModelLimits, ModelSpec, NumLogits, PositionIds, ProviderConfig, ProviderName,
+    Runtime, load,
 };
 pub(crate) use model::{DataFileError, MAX_CACHE_RANK, locate_data_file, proto};
 pub use replicas::Replicas;
@@ -44,7 +46,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
-    time::Instant,
+    time::{Duration, Instant},
 };
 use tokio::sync::mpsc;
 
@@ -60,6 +62,19 @@ pub struct Engine<M> {
     batch: Batch,
     logits: Logits,
     counters: Arc<Counters>,
+    /// What is computed again whenever the engine has been idle for so long.
+    canary: Option<(Canary, Duration)>,
+    is_lost: bool,
+}
+
+/// Why an engine has ended.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum End {
+    /// It was told to, or nobody could ask it for anything any more.
+    Shutdown,
+    /// Its device computes nothing any more, or nothing right. What the process has on it is not given back: that could
+    /// wait for the device.
+    DeviceLost,
 }
 
 impl<M: Model> Engine<M> {
@@ -67,6 +82,8 @@ impl<M: Model> Engine<M> {
     pub fn new(config: &EngineConfig, model: M) -> (Self, EngineHandle) {
         let limits = model.limits();
         let counters = Arc::new(Counters::default());
+        let canary = model.canary().filter(|_| !config.canary_interval.is_zero());
+        let canary = canary.map(|canary| (canary, config.canary_interval));
         let (handle, commands, stopping) = EngineHandle::new(config, limits, Arc::clone(&counters));
         let engine = Self {
             commands,
@@ -81,17 +98,27 @@ impl<M: Model> Engine<M> {
             batch: Batch::default(),
             logits: Logits::new(limits.vocab_size),
             counters,
+            canary,
+            is_lost: false,
         };
         (engine, handle)
     }
 
-    /// Runs until [`EngineHandle::shut_down`], or until every handle is gone and every sequence has finished.
-    pub fn run(mut self) {
-        while self.receive() {
+    /// Runs until [`EngineHandle::shut_down`], or until every handle is gone and every sequence has finished, or until the
+    /// device is lost.
+    pub fn run(mut self) -> End {
+        while !self.is_lost && self.receive() {
             self.step();
         }
-        self.scheduler.finish_all(FinishReason::Shutdown, &mut self.kv_cache);
+        let reason = if self.is_lost { FinishReason::DeviceLost } else { FinishReason::Shutdown };
+        self.scheduler.finish_all(reason, &mut self.kv_cache);
         self.kv_cache.assert_all_free();
+        if !self.is_lost {
+            return End::Shutdown;
+        }
+        self.close(reason);
+        std::mem::forget(self);
+        End::DeviceLost
     }
 
     /// Retires, schedules, runs the model once, emits the tokens of each row that reached its end.
@@ -107,10 +134,7 @@ impl<M: Model> Engine<M> {
         let num_generated = match self.model.forward(&self.batch, &mut self.logits) {
             Ok(()) => self.sample(),
             Err(error) => {
-                tracing::error!(%error, rows = self.batch.rows().len(), "model run failed");
-                for row in self.batch.rows() {
-                    self.scheduler.running_mut(row.slot_index).fail();
-                }
+                self.recover(&error);
                 0
             }
         };
@@ -147,7 +171,7 @@ impl<M: Model> Engine<M> {
     /// number is limited by the permits. Waits only when there is nothing to run. False when the engine is to stop.
     fn receive(&mut self) -> bool {
         if self.scheduler.is_idle() {
-            match self.commands.blocking_recv() {
+            match self.wait_for_command() {
                 Some(Command::Submit(submission)) => self.scheduler.add(*submission),
                 Some(Command::Wake) => {}
                 None => return false,
@@ -163,16 +187,23 @@ impl<M: Model> Engine<M> {
     }
 }
 
-impl<M> Drop for Engine<M> {
-    /// Whatever ends the engine thread, every request that got in is told so.
-    fn drop(&mut self) {
+impl<M> Engine<M> {
+    /// Takes no more requests, and ends those that got in.
+    fn close(&mut self, reason: FinishReason) {
         self.counters.set_running(0);
         self.commands.close();
         // Unlike `try_recv`, this waits for a sender that is in the middle of sending.
         while let Some(command) = self.commands.blocking_recv() {
             if let Command::Submit(submission) = command {
-                submission.finish(FinishReason::Shutdown);
+                submission.finish(reason);
             }
         }
+    }
+}
+
+impl<M> Drop for Engine<M> {
+    /// Whatever ends the engine thread, every request that got in is told so.
+    fn drop(&mut self) {
+        self.close(FinishReason::Shutdown);
     }
 }

@@ -144,7 +144,7 @@ impl Sequence {
             }
             if let Err(error) = self.take_row(scores) {
                 tracing::error!(%error, "no token can be picked");
-                self.fail();
+                self.fail(FinishReason::Error);
                 break;
             }
             num_picked += 1;
@@ -191,9 +191,9 @@ impl Sequence {
     }
 
     /// Ends the sequence because a run failed: nobody knows what its KV row holds.
-    pub(super) fn fail(&mut self) {
+    pub(super) fn fail(&mut self, reason: FinishReason) {
         self.failed = true;
-        self.finish(FinishReason::Error);
+        self.finish(reason);
     }
 
     pub(super) fn is_finished(&self) -> bool {

@@ -6,7 +6,7 @@ use ortolan::engine::{
     TokenEvent, TokenId, TokenStream,
 };
 use proptest::prelude::*;
-use std::{iter, num::NonZeroU32, slice, sync::atomic::Ordering, thread};
+use std::{iter, num::NonZeroU32, slice, sync::atomic::Ordering, thread, time::Duration};
 
 fn nonzero(value: u32) -> NonZeroU32 {
     NonZeroU32::new(value).unwrap()
@@ -29,6 +29,7 @@ pub(crate) fn config(max_batch_size: u32, max_step_tokens: u32) -> EngineConfig 
         sampling_threads: 1,
         providers: vec![],
         devices: vec![],
+        canary_interval: Duration::ZERO,
         fallback: false,
     }
 }

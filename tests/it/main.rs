@@ -12,6 +12,7 @@ mod engine;
 mod equality;
 mod fake_loader;
 mod fake_model;
+mod faults;
 mod golden;
 mod hostile_folder;
 mod hostile_format;

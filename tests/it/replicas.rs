@@ -7,7 +7,7 @@ use crate::{
     tiny_model::fixture,
 };
 use ortolan::engine::{
-    Engine, EngineConfig, EngineError, EngineHandle, FinishReason, Replicas, Request, TokenEvent, TokenStream,
+    End, Engine, EngineConfig, EngineError, EngineHandle, FinishReason, Replicas, Request, TokenEvent, TokenStream,
 };
 use proptest::prelude::*;
 use serde_json::{Value, json};
@@ -93,7 +93,7 @@ fn prompts_that_wait_in_one_are_no_reason_to_refuse_while_another_has_room_for_t
 struct Running {
     replicas: Replicas,
     handles: Vec<EngineHandle>,
-    threads: Vec<thread::JoinHandle<()>>,
+    threads: Vec<thread::JoinHandle<End>>,
 }
 
 impl Running {
@@ -122,7 +122,7 @@ impl Running {
         self.replicas.stats().iter().map(|(stats, _)| stats.prompt_tokens).collect()
     }
 
-    fn stop(self) -> Vec<thread::Result<()>> {
+    fn stop(self) -> Vec<thread::Result<End>> {
         self.replicas.shut_down();
         self.threads.into_iter().map(thread::JoinHandle::join).collect()
     }

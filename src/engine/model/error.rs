@@ -1,29 +1,39 @@
 //! Why a model cannot be loaded or run.
 
-use super::ProviderName;
+use super::{ProviderName, fault::Fault};
 use std::path::PathBuf;
 
 /// Why a run failed.
 #[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-pub struct ModelError(String);
+#[error("{message}")]
+pub struct ModelError {
+    message: String,
+    fault: Fault,
+}
 
 impl ModelError {
-    /// In the backend's words.
+    /// In the backend's words, by which the fault is known.
     pub fn new(message: impl Into<String>) -> Self {
-        Self(message.into())
+        let message = message.into();
+        Self { fault: Fault::of(&message), message }
+    }
+
+    /// What it means for the runs that follow.
+    pub fn fault(&self) -> Fault {
+        self.fault
     }
 }
 
 impl From<ndarray::ShapeError> for ModelError {
     fn from(error: ndarray::ShapeError) -> Self {
-        Self(error.to_string())
+        Self::new(error.to_string())
     }
 }
 
 impl From<ort::Error> for ModelError {
     fn from(error: ort::Error) -> Self {
-        Self(words(&error))
+        // Where it says so may say why.
+        Self { message: words(&error), fault: Fault::of(&error.to_string()) }
     }
 }
 

@@ -1,9 +1,11 @@
 //! The seam between deciding what to compute and computing it.
 
+mod canary;
 mod concat;
 mod edit;
 mod error;
 mod external_data;
+mod fault;
 mod ffi;
 mod gqa;
 mod graph;
@@ -14,9 +16,11 @@ mod provider;
 mod runtime;
 mod spec;
 
+pub use canary::{Canary, CanaryError};
 pub use edit::GraphEdits;
 pub use error::{LoadError, ModelError};
 pub(crate) use external_data::{DataFileError, locate as locate_data_file};
+pub use fault::Fault;
 pub use provider::{ProviderConfig, ProviderName};
 pub use runtime::Runtime;
 pub(crate) use spec::MAX_CACHE_RANK;
@@ -25,6 +29,7 @@ pub use spec::{
 };
 
 use super::{Batch, EngineConfig, TokenId};
+use canary::Watched;
 use concat::ConcatModel;
 use gqa::GqaModel;
 use graph::Graph;
@@ -40,7 +45,8 @@ pub trait Model: Send {
     /// between; what the slot held beyond is forgotten. Slots without a row keep what they hold.
     ///
     /// # Errors
-    /// When the backend fails; the batch's sequences then finish with an error.
+    /// When the backend fails. What was computed of each row until then is not known; a row that starts where it did is
+    /// computed as if nothing had been.
     fn forward(&mut self, batch: &Batch, logits: &mut Logits) -> Result<(), ModelError>;
 
     /// Time that the backend itself has run so far, the rest of [`forward`](Self::forward) aside.
@@ -56,6 +62,11 @@ pub trait Model: Send {
     /// Exchanges what two slots hold, of which the longer one is `num_tokens`. Only where
     /// [`can_move_slots`](ModelLimits::can_move_slots).
     fn swap_slots(&mut self, one: usize, other: usize, num_tokens: usize);
+
+    /// What it computed when it was loaded, where an idle engine is to see from time to time whether it still does.
+    fn canary(&self) -> Option<Canary> {
+        None
+    }
 }
 
 impl Model for Box<dyn Model> {
@@ -77,6 +88,10 @@ impl Model for Box<dyn Model> {
 
     fn swap_slots(&mut self, one: usize, other: usize, num_tokens: usize) {
         (**self).swap_slots(one, other, num_tokens);
+    }
+
+    fn canary(&self) -> Option<Canary> {
+        (**self).canary()
     }
 }
 
@@ -149,21 +164,20 @@ impl Logits {
 }
 
 /// Opens the graph on the providers that the config names, allocates its KV cache and computes a token, so that a graph
-/// that loads but does not run is known before a client waits for it.
+/// that loads but does not run, or not right, is known before a client waits for it.
 ///
 /// # Errors
 /// See [`LoadError`]; each is one sentence for the operator.
 pub fn load(runtime: &Runtime, spec: ModelSpec, config: &EngineConfig) -> Result<Box<dyn Model>, LoadError> {
     let (family, path) = (spec.family, spec.path.clone());
     let graph = Graph::open(runtime, spec, config)?;
-    let num_slots = config.max_batch_size.get() as usize;
+    let (num_slots, is_on_host) = (config.max_batch_size.get() as usize, graph.is_on_host());
     let mut model: Box<dyn Model> = match family {
         GraphFamily::Gqa => Box::new(GqaModel::new(graph, num_slots, config.run_overhead_tokens)?),
         GraphFamily::Concat => Box::new(ConcatModel::new(graph)?),
     };
-    let mut batch = Batch::default();
-    batch.push(0, 0, &[TokenId(0)], Some(&[]));
-    let computed = model.forward(&batch, &mut Logits::new(model.limits().vocab_size));
-    computed.map_err(|error| LoadError::Run { path, message: error.to_string() })?;
-    Ok(model)
+    let computed = Canary::compute(&mut model, 0);
+    let canary = computed.map_err(|error| LoadError::Run { path, message: error.to_string() })?;
+    // A processor that fails takes the process with it.
+    Ok(if is_on_host { model } else { Box::new(Watched { model, canary }) })
 }
