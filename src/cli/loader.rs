@@ -4,7 +4,7 @@ use super::checked_model::CheckedModel;
 use crate::{
     chat::{Chat, LoadFailure, LoadTime, Loader, ModelEntry},
     config::ModelConfig,
-    engine::{self, End, Engine, EngineConfig, EngineHandle, Model, ModelSpec, Replicas, Runtime},
+    engine::{self, End, Engine, EngineConfig, EngineHandle, Fault, Model, ModelSpec, Replicas, Runtime},
 };
 use anyhow::Context;
 use std::{
@@ -84,8 +84,15 @@ pub(super) fn join(engines: &EngineThreads) {
 
 impl Loader for ModelLoader {
     fn load(&self) -> Result<Chat, LoadFailure> {
-        // `{:#}` joins the causes into one sentence.
-        self.load().map_err(|error| LoadFailure::new(format!("{error:#}")))
+        self.load().map_err(|error| {
+            // `{:#}` joins the causes into one sentence.
+            let message = format!("{error:#}");
+            if Fault::of(&message) == Fault::DeviceLost {
+                // No later load goes well, either.
+                Alarm(self.alarm.clone()).raise(EngineFailure::DeviceLost);
+            }
+            LoadFailure::new(message)
+        })
     }
 }
 
@@ -109,12 +116,13 @@ impl ModelLoader {
         let mut engines = Vec::new();
         for (index, config) in replicas.iter().enumerate() {
             let engine = self.engine(&spec, &with_exporters_options(config, &dir.provider_options));
-            engines.push(if replicas.len() == 1 {
-                engine?
-            } else {
-                tracing::info!(model = name, engine = index, device = config.device(), "loaded one of its engines");
-                engine.with_context(|| format!("the engine for {} cannot be loaded", place(index, &replicas)))?
-            });
+            if replicas.len() == 1 {
+                engines.push(engine?);
+                continue;
+            }
+            let failed = || format!("the engine for {} cannot be loaded", place(index, &replicas));
+            engines.push(engine.with_context(failed)?);
+            tracing::info!(model = name, engine = index, device = config.device(), "loaded one of its engines");
         }
         // None runs before all are there, so that one that cannot be loaded takes the others with it.
         let handles = engines.into_iter().map(|engine| self.start(engine)).collect::<anyhow::Result<Vec<_>>>()?;
@@ -131,16 +139,19 @@ impl ModelLoader {
     /// Gives it its thread, which ends with the handle at the latest.
     fn start(&self, (engine, handle): NewEngine) -> anyhow::Result<EngineHandle> {
         let alarm = Alarm(self.alarm.clone());
-        let run = move || {
-            let alarm = alarm;
-            if engine.run() == End::DeviceLost {
-                alarm.raise(EngineFailure::DeviceLost);
-            }
-        };
-        let thread = thread::Builder::new().name(format!("engine {}", self.config.name)).spawn(run);
+        let thread = thread::Builder::new().name(format!("engine {}", self.config.name));
+        let thread = thread.spawn(move || run(engine, &alarm));
         let thread = thread.context("the engine thread cannot be started")?;
         self.engines.lock().expect("nothing panics while it holds this").push(thread);
         Ok(handle)
+    }
+}
+
+/// Until the engine ends. The alarm goes off unless it was told to.
+fn run(engine: Engine<impl Model>, alarm: &Alarm) {
+    match engine.run() {
+        End::Shutdown => {}
+        End::DeviceLost => alarm.raise(EngineFailure::DeviceLost),
     }
 }
 
@@ -186,7 +197,10 @@ impl Drop for Alarm {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{Config, Overrides};
+    use crate::{
+        config::{Config, Overrides},
+        engine::{Batch, Logits, ModelError, ModelLimits, Request, SamplingParams, ServiceClass, TokenId},
+    };
 
     #[test]
     fn the_exports_options_are_taken_where_the_config_sets_none() {
@@ -210,6 +224,60 @@ mod tests {
             });
             assert_eq!((thread.join().is_err(), *alarms.borrow()), (panics, expected));
         }
+    }
+
+    /// Its device is lost from the beginning.
+    struct Lost;
+
+    impl Model for Lost {
+        fn limits(&self) -> ModelLimits {
+            ModelLimits {
+                vocab_size: 8,
+                context_tokens: 8,
+                chunk_tokens: 8,
+                rewindable_tokens: 8,
+                can_verify_drafts: false,
+                can_move_slots: false,
+            }
+        }
+
+        fn forward(&mut self, _batch: &Batch, _logits: &mut Logits) -> Result<(), ModelError> {
+            Err(ModelError::new("CUDA failure 719: unspecified launch failure"))
+        }
+
+        fn time_in_runs(&self) -> Duration {
+            Duration::ZERO
+        }
+
+        fn copy_slot(&mut self, _from: usize, _to: usize, _num_tokens: usize) -> Result<(), ModelError> {
+            Ok(())
+        }
+
+        fn swap_slots(&mut self, _one: usize, _other: usize, _num_tokens: usize) {}
+    }
+
+    #[test]
+    fn a_lost_device_is_alarming_and_an_end_that_was_asked_for_is_not() {
+        let (config, _) = Config::load(&Overrides::default()).unwrap();
+        let (sender, alarms) = watch::channel(None);
+        let (engine, handle) = Engine::new(&config.engine, Lost);
+        handle.shut_down();
+        run(engine, &Alarm(sender.clone()));
+        assert_eq!(*alarms.borrow(), None);
+        let (engine, handle) = Engine::new(&config.engine, Lost);
+        let _stream = handle.submit(Request {
+            prompt: vec![TokenId(1)],
+            sampling: SamplingParams::default(),
+            constraint: None,
+            top_logprobs: None,
+            stop_tokens: [].into(),
+            max_output_tokens: None,
+            service_class: ServiceClass::Default,
+            cache_salt: 0,
+            max_draft_tokens: None,
+        });
+        run(engine, &Alarm(sender));
+        assert_eq!(*alarms.borrow(), Some(EngineFailure::DeviceLost));
     }
 
     #[test]

@@ -36,7 +36,7 @@ pub(crate) fn model(dir: &Path) -> String {
 }
 
 /// What `ortolan serve` says before it gives up: its last line.
-fn refusal(command: &mut Command) -> String {
+pub(crate) fn refusal(command: &mut Command) -> String {
     let output = command.output().unwrap();
     assert_eq!(output.status.code(), Some(1));
     let stderr = String::from_utf8(output.stderr).unwrap();

@@ -1,7 +1,7 @@
 //! Engines side by side: which of them a request goes to, and that all of them answer.
 
 use crate::{
-    cli::{Server, model, serve},
+    cli::{Server, model, ortolan, refusal, serve},
     engine::{config, drain, next, request},
     fake_model::FakeModel,
     tiny_model::fixture,
@@ -184,6 +184,24 @@ fn metric(server: &Server, name: &str) -> f64 {
     let lines: Vec<String> = BufReader::new(connection).lines().map(Result::unwrap).collect();
     let value = lines.iter().find_map(|line| line.strip_prefix(name)?.trim().parse().ok());
     value.unwrap_or_else(|| panic!("{name} is not there: {lines:#?}"))
+}
+
+#[test]
+fn an_engine_that_cannot_be_loaded_is_named_with_its_device() {
+    let settings = [&*model(&fixture("tiny-gqa")), "engine.devices=[0, 3]", "engine.providers=[\"cuda\"]"];
+    let refused = refusal(&mut serve(&settings));
+    let beginning =
+        "the engine for cuda device 0, number 1 of 2, cannot be loaded: the execution provider `cuda` cannot be";
+    assert!(refused.contains(beginning), "{refused}");
+    let mut doctor = ortolan();
+    doctor.arg("doctor");
+    for setting in settings {
+        doctor.args(["--set", setting]);
+    }
+    let told = String::from_utf8(doctor.output().unwrap().stdout).unwrap();
+    for part in ["provider cuda device 0 ", "provider cuda device 3 ", " for each of 2 engines"] {
+        assert!(told.contains(part), "{told}");
+    }
 }
 
 #[test]

@@ -60,8 +60,8 @@ const MEMORY: [&str; 7] = [
 ];
 
 impl Fault {
-    /// By the words of a run's error, all of them.
-    pub(super) fn of(message: &str) -> Self {
+    /// By the words of an error, all of them.
+    pub fn of(message: &str) -> Self {
         let message = message.to_lowercase();
         let has_number = |wanted: &[u32]| numbers(&message).any(|number| wanted.contains(&number));
         let says = |phrases: &[&str]| phrases.iter().any(|phrase| message.contains(phrase));

@@ -176,8 +176,7 @@ pub fn load(runtime: &Runtime, spec: ModelSpec, config: &EngineConfig) -> Result
         GraphFamily::Gqa => Box::new(GqaModel::new(graph, num_slots, config.run_overhead_tokens)?),
         GraphFamily::Concat => Box::new(ConcatModel::new(graph)?),
     };
-    let computed = Canary::compute(&mut model, 0);
-    let canary = computed.map_err(|error| LoadError::Run { path, message: error.to_string() })?;
+    let canary = Canary::compute(&mut model, 0).map_err(|error| LoadError::first_token(path, &error))?;
     // A processor that fails takes the process with it.
     Ok(if is_on_host { model } else { Box::new(Watched { model, canary }) })
 }
