@@ -161,7 +161,7 @@ impl Config {
         let mut config = Self::merge(builder).map_err(|cause| invalid(&cause, &origins))?;
         api_keys::complete(&mut config.server)?;
         if let Some(message) = config.contradiction() {
-            let origin = origins.get("models").map(|(_, origin)| origin.clone());
+            let origin = named(&message, &origins).or_else(|| Some(origins.get("models")?.1.clone()));
             return Err(ConfigError::Invalid { message, origin });
         }
         Ok((config, origins))
@@ -188,8 +188,15 @@ impl Config {
             return Some(format!("`models` names `{name}` twice; give each model its own name"));
         }
         let has_one_place = |model: &&ModelConfig| model.repo.is_some() == model.path.as_os_str().is_empty();
-        let model = self.models.iter().find(|model| !has_one_place(model))?;
-        Some(format!("the model `{}` needs either `path` or `repo`; set one of them", model.name))
+        if let Some(model) = self.models.iter().find(|model| !has_one_place(model)) {
+            return Some(format!("the model `{}` needs either `path` or `repo`; set one of them", model.name));
+        }
+        let of_models = self.models.iter().enumerate();
+        self.engine.contradiction("engine").or_else(|| {
+            of_models
+                .map(|(index, model)| (format!("models[{index}].engine"), &model.engine))
+                .find_map(|(section, engine)| engine.contradiction(&section))
+        })
     }
 }
 
@@ -295,10 +302,15 @@ fn nearest<'k>(key: &str, known: impl IntoIterator<Item = &'k String>) -> String
 /// The cause in its own words, and the layer of the key that they name.
 fn invalid(cause: &Cause, origins: &Origins) -> ConfigError {
     let message = without_types(with_dots(&cause.to_string()));
+    let origin = named(&message, origins);
+    ConfigError::Invalid { message, origin }
+}
+
+/// The layer of the key that a message names.
+fn named(message: &str, origins: &Origins) -> Option<Origin> {
     let named = origins.iter().filter(|(key, _)| message.contains(&format!("`{key}")));
     // `server.port` is named by itself, an element of a list as `models[0].name`.
-    let origin = named.max_by_key(|(key, _)| key.len()).map(|(_, (_, origin))| origin.clone());
-    ConfigError::Invalid { message, origin }
+    named.max_by_key(|(key, _)| key.len()).map(|(_, (_, origin))| origin.clone())
 }
 
 /// The config crate names the Rust type where a word is not one of those that a key takes.
@@ -404,6 +416,32 @@ mod tests {
         assert_eq!((a.engine.max_batch_size.get(), b.engine.max_batch_size.get()), (8, 3));
         assert_eq!((a.engine.max_waiting.get(), b.engine.max_waiting.get()), (7, 7));
         insta::assert_compact_debug_snapshot!((&a.engine.providers, &b.engine.providers), @r#"([ProviderConfig { name: Cpu, options: {} }], [ProviderConfig { name: Cuda, options: {"device_id": "1"} }])"#);
+    }
+
+    #[test]
+    fn devices_make_engines_and_are_told_once() {
+        let providers = "engine.providers=[{ name = \"cuda\", options = { a = 1 } }, \"cpu\"]";
+        let (config, _) = load(&["engine.devices=[1, 0, 1]", providers]).unwrap();
+        let replicas = config.models[0].engine.replicas();
+        assert_eq!(
+            replicas.iter().map(EngineConfig::device).collect::<Vec<_>>(),
+            ["cuda device 1", "cuda device 0", "cuda device 1"]
+        );
+        insta::assert_compact_debug_snapshot!(replicas[0].providers, @r#"[ProviderConfig { name: Cuda, options: {"a": "1", "device_id": "1"} }, ProviderConfig { name: Cpu, options: {} }]"#);
+        assert_eq!(load(&[providers]).unwrap().0.engine.replicas().len(), 1);
+        assert_eq!(load(&["engine.devices=[0, 0]"]).unwrap().0.engine.replicas()[1].device(), "cpu");
+
+        let on_one = "engine.providers=[{ name = \"cuda\", options = { device_id = 1 } }]";
+        let of_model = |settings: &str| format!("models=[{{ name = \"a\", path = \"b\", engine = {{ {settings} }} }}]");
+        insta::assert_snapshot!(error(&["engine.devices=[-1]"]), @"invalid type: 64-bit integer `-1`, expected an unsigned 64 bit or less integer for key `engine.devices[0]` (set by --set)");
+        insta::assert_snapshot!(error(&[&format!("engine.devices={:?}", [0; 65])]), @"`engine.devices` lists 65 devices; list at most 64 (set by --set)");
+        insta::assert_snapshot!(error(&["engine.devices=[0]", on_one]), @"`engine.devices` and the option `device_id` of a provider both say where to run; leave out `device_id`, or set `devices = []` (set by --set)");
+        insta::assert_snapshot!(error(&[&of_model("devices = [0]"), on_one]), @"`models[0].engine.devices` and the option `device_id` of a provider both say where to run; leave out `device_id`, or set `devices = []` (set by --set)");
+        load(&[
+            "engine.devices=[0, 1]",
+            &of_model("devices = [], providers = [{ name = \"cuda\", options = { device_id = 1 } }]"),
+        ])
+        .unwrap();
     }
 
     #[test]

@@ -37,7 +37,7 @@ pub use served_model::{ModelState, ServedModel};
 pub use template::{ChatTemplate, TemplateError, TemplateSources};
 
 use crate::{
-    engine::{Constraint, EngineHandle, FinishReason, Load, Request, SamplingParams, Stats, TokenId},
+    engine::{Constraint, FinishReason, Load, Replicas, Request, SamplingParams, Stats, TokenId},
     text::{self, AddedToken, Detokenizer, GrammarCompiler, GrammarError, Piece, StopStrings, TextEvent, Tokenizer},
 };
 use futures::{Stream, StreamExt, stream};
@@ -48,7 +48,7 @@ use tokio::sync::Semaphore;
 #[derive(Clone, Debug)]
 pub struct Chat {
     model: Arc<ChatModel>,
-    engine: EngineHandle,
+    engine: Replicas,
     /// Special tokens that the response format needs to see.
     marks: Arc<[AddedToken]>,
     /// Made when the first reply has to follow something, since most models are never asked to.
@@ -77,15 +77,15 @@ pub struct ChatModel {
 const MAX_BYTES_PER_TOKEN: usize = 16;
 
 impl Chat {
-    /// On top of an engine that runs the same model.
-    pub fn new(mut model: ChatModel, engine: EngineHandle) -> Self {
+    /// On top of engines that run the same model.
+    pub fn new(mut model: ChatModel, engine: impl Into<Replicas>) -> Self {
         let tokens = model.tokenizer.added_tokens();
         let special = tokens.iter().filter(|token| token.is_special);
         model.response_format = model.response_format.with_special_tokens(special.map(|token| token.text.as_str()));
         let is_mark =
             |token: &&AddedToken| token.is_special && model.response_format.special_tokens().contains(&token.text);
         let marks = tokens.iter().filter(is_mark).cloned().collect();
-        Self { model: Arc::new(model), engine, marks, grammars: Arc::default() }
+        Self { model: Arc::new(model), engine: engine.into(), marks, grammars: Arc::default() }
     }
 
     /// Prompt and reply together.
@@ -98,14 +98,14 @@ impl Chat {
         &self.model.default_sampling
     }
 
-    /// Whether the engine takes requests.
+    /// Whether its engines take requests, all of them.
     pub fn is_running(&self) -> bool {
         self.engine.is_running()
     }
 
-    /// What the engine has done so far, and what it has to do.
-    pub fn engine_stats(&self) -> (Stats, Load) {
-        (self.engine.stats(), self.engine.load())
+    /// What each of its engines has done so far, and has to do.
+    pub fn engine_stats(&self) -> Vec<(Stats, Load)> {
+        self.engine.stats()
     }
 
     /// Ends all replies and refuses new ones.

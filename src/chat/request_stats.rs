@@ -143,7 +143,10 @@ impl Timing {
                 let count = match reason {
                     FinishReason::Stop => &self.stats.stopped,
                     FinishReason::Length => &self.stats.cut,
-                    FinishReason::Error | FinishReason::Shutdown => &self.stats.failed,
+                    FinishReason::Error
+                    | FinishReason::OutOfMemory
+                    | FinishReason::DeviceLost
+                    | FinishReason::Shutdown => &self.stats.failed,
                 };
                 count.fetch_add(1, Ordering::Relaxed);
                 self.stats.end_to_end.observe(now - self.began);

@@ -112,11 +112,11 @@ impl ServedModel {
         &self.request_stats
     }
 
-    /// What its engine has done since it was loaded, and has to do; none where it is not loaded.
-    pub fn engine_stats(&self) -> Option<(Stats, Load)> {
+    /// What each of its engines has done since it was loaded, and has to do; none where it is not loaded.
+    pub fn engine_stats(&self) -> Vec<(Stats, Load)> {
         match &self.lock().stage {
-            Stage::Ready { chat, .. } => Some(chat.engine_stats()),
-            Stage::Unloaded | Stage::Loading | Stage::Failed(_) => None,
+            Stage::Ready { chat, .. } => chat.engine_stats(),
+            Stage::Unloaded | Stage::Loading | Stage::Failed(_) => Vec::new(),
         }
     }
 

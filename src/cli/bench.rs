@@ -4,8 +4,8 @@ use super::{SUCCESS, VariantArgs, checked_model, print_line};
 use crate::{
     config::Config,
     engine::{
-        self, Batch, BlockLimits, Engine, EngineConfig, EngineHandle, Logits, Model, ModelLimits, ModelSpec, Request,
-        Runtime, SamplingParams, ServiceClass, Stats, TokenEvent, TokenId, TokenStream, Wanted,
+        self, Batch, BlockLimits, End, Engine, EngineConfig, EngineHandle, Logits, Model, ModelLimits, ModelSpec,
+        Request, Runtime, SamplingParams, ServiceClass, Stats, TokenEvent, TokenId, TokenStream, Wanted,
     },
 };
 use anyhow::{Context, bail};
@@ -77,7 +77,8 @@ struct Rate {
 }
 
 pub(super) fn run(args: &BenchArgs, config: &Config, runtime: &Runtime) -> anyhow::Result<u8> {
-    let (variant, config) = (args.variant.or_configured(config), &config.engine);
+    // One engine, where the first one of a model would be.
+    let (variant, config) = (args.variant.or_configured(config), &config.engine.replicas()[0]);
     let spec = checked_model::open_dir(&args.dir, variant, config)?.spec;
     let most_rows = args.rows.iter().map(|rows| rows.get()).max().unwrap_or(1);
     // While the last prompts are computed, the first sequences decode already.
@@ -275,7 +276,7 @@ fn blocks_of_rows(limits: ModelLimits, num_rows: usize, num_tokens: usize) -> an
 /// An engine on its thread.
 struct Running {
     handle: EngineHandle,
-    thread: thread::JoinHandle<()>,
+    thread: thread::JoinHandle<End>,
 }
 
 impl Running {
@@ -287,7 +288,7 @@ impl Running {
 
     fn stop(self) -> anyhow::Result<()> {
         self.handle.shut_down();
-        if self.thread.join().is_err() {
+        if !matches!(self.thread.join(), Ok(End::Shutdown)) {
             bail!("the engine has failed");
         }
         Ok(())

@@ -74,24 +74,24 @@ fn check_keys(config: &ServerConfig, report: &mut Report) -> anyhow::Result<()> 
     }
 }
 
-/// Each that any model names, once, and what those for GPUs need.
+/// Each that any model names, once on each device, and what those for GPUs need.
 fn check_providers(config: &Config, runtime: &Runtime, report: &mut Report) -> anyhow::Result<()> {
     let mut checked = Vec::new();
     let mut on_gpu = OnGpu::default();
-    for (provider, fallback) in
-        config.models.iter().flat_map(|model| model.engine.providers.iter().map(|one| (one, model.engine.fallback)))
-    {
-        if checked.contains(&provider) {
-            continue;
-        }
-        checked.push(provider);
-        let part = format!("provider {}", provider.name);
-        let found = runtime.check(provider);
-        on_gpu.add(provider.name, runtime, found.is_ok());
-        match found {
-            Ok(()) => report.good(&part, "can be had")?,
-            Err(error @ LoadError::Provider { .. }) if fallback => report.doubtful(&part, error)?,
-            Err(error) => report.bad(&part, error)?,
+    for config in config.models.iter().flat_map(|model| model.engine.replicas()) {
+        for provider in config.providers {
+            if checked.contains(&provider) {
+                continue;
+            }
+            let part = format!("provider {provider}");
+            let found = runtime.check(&provider);
+            on_gpu.add(provider.name, runtime, found.is_ok());
+            match found {
+                Ok(()) => report.good(&part, "can be had")?,
+                Err(error @ LoadError::Provider { .. }) if config.fallback => report.doubtful(&part, error)?,
+                Err(error) => report.bad(&part, error)?,
+            }
+            checked.push(provider);
         }
     }
     on_gpu.tell(report)
@@ -135,12 +135,13 @@ fn check_model(config: &Config, mut model: ModelConfig, report: &mut Report) -> 
     report.good(
         &part,
         format_args!(
-            "{} in {}, weights {}, {} slots of {}",
+            "{} in {}, weights {}, {} slots of {}{}",
             dir.variant.name,
             dir.path.display(),
             variant::size(memory.weights),
             memory.num_slots,
-            variant::size(memory.slot)
+            variant::size(memory.slot),
+            memory.for_each_engine()
         ),
     )?;
     inspect::problems(&dir, &model.engine).into_iter().try_for_each(|problem| report.doubtful(&part, problem))

@@ -126,9 +126,10 @@ pub(super) fn problems(dir: &ModelDir, config: &EngineConfig) -> Vec<String> {
     let memory = Memory::of(dir, config);
     if let Some(free) = memory.free.filter(|_| memory.is_short()) {
         problems.push(format!(
-            "weights and {} slots take {}, and {} are free: lower engine.max_batch_size or engine.max_context_tokens, \
+            "weights and {} slots{} take {}, and {} are free: lower engine.max_batch_size or engine.max_context_tokens, \
              or take a smaller variant",
             memory.num_slots,
+            memory.for_each_engine(),
             variant::size(memory.needed()),
             variant::size(free)
         ));

@@ -1,10 +1,10 @@
-//! One of `[[models]]`: its folder is checked at start, its engine started and, after it was unloaded, started again.
+//! One of `[[models]]`: its folder is checked at start, its engines started and, after it was unloaded, started again.
 
 use super::checked_model::CheckedModel;
 use crate::{
     chat::{Chat, LoadFailure, LoadTime, Loader, ModelEntry},
     config::ModelConfig,
-    engine::{self, Engine, EngineConfig, Runtime},
+    engine::{self, End, Engine, EngineConfig, EngineHandle, Fault, Model, ModelSpec, Replicas, Runtime},
 };
 use anyhow::Context;
 use std::{
@@ -20,33 +20,46 @@ use tokio::sync::watch;
 pub(super) struct ModelLoader {
     config: ModelConfig,
     runtime: Runtime,
-    alarm: watch::Sender<bool>,
+    alarm: watch::Sender<Option<EngineFailure>>,
     /// As it was checked, for a load that comes at once.
     checked: Mutex<Option<CheckedModel>>,
-    engine: Arc<EngineThread>,
+    engines: Arc<EngineThreads>,
 }
 
-/// The thread of the last load's engine.
-pub(super) type EngineThread = Mutex<Option<JoinHandle<()>>>;
+/// The threads of the last load's engines.
+pub(super) type EngineThreads = Mutex<Vec<JoinHandle<()>>>;
 
-/// Checks the folder of a model and tells how to serve it. `alarm` becomes true when an engine panics.
+/// An engine before it has a thread.
+type NewEngine = (Engine<Box<dyn Model>>, EngineHandle);
+
+/// Why an engine has ended that nobody had told to.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum EngineFailure {
+    /// It panicked.
+    Panicked,
+    /// Its device was lost, and with it all that the process has there.
+    DeviceLost,
+}
+
+/// Checks the folder of a model and tells how to serve it. `alarm` gets the first failure of an engine.
 pub(super) fn entry(
     config: ModelConfig,
     runtime: &Runtime,
-    alarm: &watch::Sender<bool>,
-) -> anyhow::Result<(ModelEntry, Arc<EngineThread>)> {
+    alarm: &watch::Sender<Option<EngineFailure>>,
+) -> anyhow::Result<(ModelEntry, Arc<EngineThreads>)> {
     let model = CheckedModel::open(&config)?;
     let ModelConfig { load, idle_unload, .. } = config;
     let (name, limits) = (config.name.clone(), &config.engine);
     let context_tokens = model.dir.spec.context_tokens.min(limits.max_context_tokens.get() as usize);
-    let max_waiting = limits.max_batch_size.get() as usize + limits.max_waiting.get() as usize;
-    let engine = Arc::<EngineThread>::default();
+    let max_requests = limits.max_batch_size.get() as usize + limits.max_waiting.get() as usize;
+    let max_waiting = max_requests * limits.replicas().len();
+    let engines = Arc::<EngineThreads>::default();
     let loader = ModelLoader {
         config,
         runtime: runtime.clone(),
         alarm: alarm.clone(),
         checked: Mutex::new(Some(model).filter(|_| load == LoadTime::Start)),
-        engine: Arc::clone(&engine),
+        engines: Arc::clone(&engines),
     };
     let entry = ModelEntry {
         name,
@@ -57,26 +70,35 @@ pub(super) fn entry(
         max_waiting,
         loader: Arc::new(loader),
     };
-    Ok((entry, engine))
+    Ok((entry, engines))
 }
 
-/// Waits for an engine that has been shut down, and for its memory.
-pub(super) fn join(engine: &EngineThread) {
-    let thread = engine.lock().expect("nothing panics while it holds this").take();
-    // That it panicked is the alarm's to tell.
-    let _ = thread.map(JoinHandle::join);
+/// Waits for engines that have been shut down, and for their memory.
+pub(super) fn join(engines: &EngineThreads) {
+    let threads = std::mem::take(&mut *engines.lock().expect("nothing panics while it holds this"));
+    for thread in threads {
+        // That it panicked is the alarm's to tell.
+        let _ = thread.join();
+    }
 }
 
 impl Loader for ModelLoader {
     fn load(&self) -> Result<Chat, LoadFailure> {
-        // `{:#}` joins the causes into one sentence.
-        self.load().map_err(|error| LoadFailure::new(format!("{error:#}")))
+        self.load().map_err(|error| {
+            // `{:#}` joins the causes into one sentence.
+            let message = format!("{error:#}");
+            if Fault::of(&message) == Fault::DeviceLost {
+                // No later load goes well, either.
+                Alarm(self.alarm.clone()).raise(EngineFailure::DeviceLost);
+            }
+            LoadFailure::new(message)
+        })
     }
 }
 
 impl ModelLoader {
     fn load(&self) -> anyhow::Result<Chat> {
-        join(&self.engine);
+        join(&self.engines);
         let began = Instant::now();
         let checked = self.checked.lock().expect("nothing panics while it holds this").take();
         let CheckedModel { dir, chat } = checked.map_or_else(|| CheckedModel::open(&self.config), Ok)?;
@@ -90,20 +112,52 @@ impl ModelLoader {
             cache_bytes_per_token = spec.cache_bytes_per_token(),
             "loading model"
         );
-        let config = &with_exporters_options(config, &dir.provider_options);
-        let (engine, handle) = Engine::new(config, engine::load(&self.runtime, spec, config)?);
-        let alarm = Alarm(self.alarm.clone());
-        let run = move || {
-            let _alarm = alarm;
-            engine.run();
-        };
-        let thread = thread::Builder::new().name(format!("engine {name}")).spawn(run);
-        let thread = thread.context("the engine thread cannot be started")?;
-        *self.engine.lock().expect("nothing panics while it holds this") = Some(thread);
+        let replicas = config.replicas();
+        let mut engines = Vec::new();
+        for (index, config) in replicas.iter().enumerate() {
+            let engine = self.engine(&spec, &with_exporters_options(config, &dir.provider_options));
+            if replicas.len() == 1 {
+                engines.push(engine?);
+                continue;
+            }
+            let failed = || format!("the engine for {} cannot be loaded", place(index, &replicas));
+            engines.push(engine.with_context(failed)?);
+            tracing::info!(model = name, engine = index, device = config.device(), "loaded one of its engines");
+        }
+        // None runs before all are there, so that one that cannot be loaded takes the others with it.
+        let handles = engines.into_iter().map(|engine| self.start(engine)).collect::<anyhow::Result<Vec<_>>>()?;
+        let replicas = Replicas::new(handles);
         let seconds = began.elapsed().as_secs_f32();
-        tracing::info!(model = name, context_tokens = handle.limits().context_tokens, seconds, "model is ready");
-        Ok(Chat::new(chat, handle))
+        tracing::info!(model = name, context_tokens = replicas.limits().context_tokens, seconds, "model is ready");
+        Ok(Chat::new(chat, replicas))
     }
+
+    fn engine(&self, spec: &ModelSpec, config: &EngineConfig) -> anyhow::Result<NewEngine> {
+        Ok(Engine::new(config, engine::load(&self.runtime, spec.clone(), config)?))
+    }
+
+    /// Gives it its thread, which ends with the handle at the latest.
+    fn start(&self, (engine, handle): NewEngine) -> anyhow::Result<EngineHandle> {
+        let alarm = Alarm(self.alarm.clone());
+        let thread = thread::Builder::new().name(format!("engine {}", self.config.name));
+        let thread = thread.spawn(move || run(engine, &alarm));
+        let thread = thread.context("the engine thread cannot be started")?;
+        self.engines.lock().expect("nothing panics while it holds this").push(thread);
+        Ok(handle)
+    }
+}
+
+/// Until the engine ends. The alarm goes off unless it was told to.
+fn run(engine: Engine<impl Model>, alarm: &Alarm) {
+    match engine.run() {
+        End::Shutdown => {}
+        End::DeviceLost => alarm.raise(EngineFailure::DeviceLost),
+    }
+}
+
+/// Which of a model's engines it is, for people.
+fn place(index: usize, replicas: &[EngineConfig]) -> String {
+    format!("{}, number {} of {},", replicas[index].device(), index + 1, replicas.len())
 }
 
 /// The config, with what the export asks of its providers and the config does not set. Graphs are not captured: that takes
@@ -123,14 +177,22 @@ fn with_exporters_options(config: &EngineConfig, wanted: &BTreeMap<String, BTree
     config
 }
 
-/// Goes off when the thread that holds it panics.
-struct Alarm(watch::Sender<bool>);
+/// Goes off when it is raised, and when the thread that holds it panics.
+struct Alarm(watch::Sender<Option<EngineFailure>>);
+
+impl Alarm {
+    fn raise(&self, failure: EngineFailure) {
+        tracing::error!(?failure, "an engine has failed; the server stops");
+        self.0.send_modify(|first| {
+            first.get_or_insert(failure);
+        });
+    }
+}
 
 impl Drop for Alarm {
     fn drop(&mut self) {
         if thread::panicking() {
-            tracing::error!("an engine has failed; the server stops");
-            self.0.send_replace(true);
+            self.raise(EngineFailure::Panicked);
         }
     }
 }
@@ -138,7 +200,10 @@ impl Drop for Alarm {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{Config, Overrides};
+    use crate::{
+        config::{Config, Overrides},
+        engine::{Batch, Logits, ModelError, ModelLimits, Request, SamplingParams, ServiceClass, TokenId},
+    };
 
     #[test]
     fn the_exports_options_are_taken_where_the_config_sets_none() {
@@ -154,14 +219,78 @@ mod tests {
 
     #[test]
     fn the_alarm_goes_off_when_its_thread_panics_and_not_when_it_ends() {
-        let (alarm, alarms) = watch::channel(false);
-        for panics in [false, true] {
+        let (alarm, alarms) = watch::channel(None);
+        for (panics, expected) in [(false, None), (true, Some(EngineFailure::Panicked))] {
             let alarm = Alarm(alarm.clone());
             let thread = thread::spawn(move || {
                 let _alarm = alarm;
                 assert!(!panics, "injected");
             });
-            assert_eq!((thread.join().is_err(), *alarms.borrow()), (panics, panics));
+            assert_eq!((thread.join().is_err(), *alarms.borrow()), (panics, expected));
         }
+    }
+
+    /// Its device is lost from the beginning.
+    struct Lost;
+
+    impl Model for Lost {
+        fn limits(&self) -> ModelLimits {
+            ModelLimits {
+                vocab_size: 8,
+                context_tokens: 8,
+                chunk_tokens: 8,
+                rewindable_tokens: 8,
+                can_verify_drafts: false,
+                can_move_slots: false,
+                blocks: None,
+            }
+        }
+
+        fn forward(&mut self, _batch: &Batch, _logits: &mut Logits) -> Result<(), ModelError> {
+            Err(ModelError::new("CUDA failure 719: unspecified launch failure"))
+        }
+
+        fn time_in_runs(&self) -> Duration {
+            Duration::ZERO
+        }
+
+        fn copy_slot(&mut self, _from: usize, _to: usize, _num_tokens: usize) -> Result<(), ModelError> {
+            Ok(())
+        }
+
+        fn swap_slots(&mut self, _one: usize, _other: usize, _num_tokens: usize) {}
+    }
+
+    #[test]
+    fn a_lost_device_is_alarming_and_an_end_that_was_asked_for_is_not() {
+        let (config, _) = Config::load(&Overrides::default()).unwrap();
+        let (sender, alarms) = watch::channel(None);
+        let (engine, handle) = Engine::new(&config.engine, Lost);
+        handle.shut_down();
+        run(engine, &Alarm(sender.clone()));
+        assert_eq!(*alarms.borrow(), None);
+        let (engine, handle) = Engine::new(&config.engine, Lost);
+        let _stream = handle.submit(Request {
+            prompt: vec![TokenId(1)],
+            sampling: SamplingParams::default(),
+            constraint: None,
+            top_logprobs: None,
+            stop_tokens: [].into(),
+            max_output_tokens: None,
+            service_class: ServiceClass::Default,
+            cache_salt: 0,
+            max_draft_tokens: None,
+        });
+        run(engine, &Alarm(sender));
+        assert_eq!(*alarms.borrow(), Some(EngineFailure::DeviceLost));
+    }
+
+    #[test]
+    fn the_first_alarm_counts() {
+        let (alarm, alarms) = watch::channel(None);
+        let alarm = Alarm(alarm);
+        alarm.raise(EngineFailure::DeviceLost);
+        alarm.raise(EngineFailure::Panicked);
+        assert_eq!(*alarms.borrow(), Some(EngineFailure::DeviceLost));
     }
 }

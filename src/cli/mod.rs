@@ -37,6 +37,9 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Serve models until SIGTERM or SIGINT.
+    ///
+    /// Ends with 0 after a signal, with 1 and a sentence where something is wrong at the start, with 70 where an engine has
+    /// failed, and with 71 where a device was lost. After the last two, start it again.
     Serve {
         /// A model folder, or a repository on the hub (org/name); without any, those of the config. Served under its own name.
         #[arg(value_name = "MODEL")]

@@ -1,6 +1,10 @@
 //! `ortolan serve`
 
-use super::{SUCCESS, loader, pull, report};
+use super::{
+    SUCCESS,
+    loader::{self, EngineFailure},
+    pull, report,
+};
 use crate::{
     chat::Models,
     config::Config,
@@ -20,6 +24,9 @@ use tokio::{sync::watch, time::timeout};
 const LAST_WRITES: Duration = Duration::from_secs(5);
 /// `EX_SOFTWARE` of sysexits.h: the engine failed, and a supervisor should start the process again.
 const ENGINE_FAILED: u8 = 70;
+/// `EX_OSERR` of sysexits.h: a device was lost. A supervisor should start the process again and, where that ends so too, look
+/// at the device.
+const DEVICE_LOST: u8 = 71;
 
 /// The setting that serves these models instead of the configured ones.
 pub(super) fn setting(models: &[String]) -> anyhow::Result<Option<String>> {
@@ -56,7 +63,7 @@ pub(super) fn run(mut config: Config) -> anyhow::Result<u8> {
     // So that a port in use is known before anything is read.
     let listener = server::bind(&config.server)?;
 
-    let (alarm, mut alarms) = watch::channel(false);
+    let (alarm, mut alarms) = watch::channel(None);
     let entry = |model| loader::entry(model, &runtime, &alarm);
     let entries = config.models.into_iter().map(entry).collect::<anyhow::Result<Vec<_>>>()?;
     let (entries, engines): (Vec<_>, Vec<_>) = entries.into_iter().unzip();
@@ -75,7 +82,7 @@ pub(super) fn run(mut config: Config) -> anyhow::Result<u8> {
         // before the process ends.
         let load_failures = stream::once(models.load_at_start())
             .filter_map(|loaded| future::ready(loaded.err().and_then(|failure| load_failure.set(failure).ok())));
-        let alarms = stream::once(alarms.wait_for(|failed| *failed)).map(|_| ());
+        let alarms = stream::once(alarms.wait_for(Option::is_some)).map(|_| ());
         let reasons = stream::select(signals, stream::select(alarms, load_failures));
         let unloading = models.clone();
         actix_rt::spawn(async move { unloading.unload_idle().await });
@@ -91,24 +98,42 @@ pub(super) fn run(mut config: Config) -> anyhow::Result<u8> {
         served
     });
     let is_loading = models.is_loading();
-    engines.iter().for_each(|engine| loader::join(engine));
+    let engine_failure = *alarm.borrow();
+    // Others may have something on the device that is lost, and to give it back may take for ever.
+    let is_lost = engine_failure == Some(EngineFailure::DeviceLost);
+    if !is_lost {
+        engines.iter().for_each(|engines| loader::join(engines));
+    }
 
-    let result = match (served, load_failure.into_inner()) {
-        _ if *alarm.borrow() => Ok(ENGINE_FAILED),
-        (Err(error), _) => Err(error).context("the server has failed"),
-        (Ok(()), Some(failure)) => Err(anyhow!(failure)),
-        (Ok(()), None) => Ok(SUCCESS),
+    let result = match (engine_failure, served, load_failure.into_inner()) {
+        (Some(failure), ..) => Ok(status(failure)),
+        (None, Err(error), _) => Err(error).context("the server has failed"),
+        (None, Ok(()), Some(failure)) => Err(anyhow!(failure)),
+        (None, Ok(()), None) => Ok(SUCCESS),
     };
-    if is_loading {
-        // The usual way out destroys what is global in ONNX Runtime while the load still uses it, and crashes.
+    if is_loading || is_lost {
+        // The usual way out destroys what is global in ONNX Runtime while a load still uses it, and crashes.
         signal_hook::low_level::exit(report(result).into());
     }
     result
 }
 
+/// What the process ends with.
+fn status(failure: EngineFailure) -> u8 {
+    match failure {
+        EngineFailure::Panicked => ENGINE_FAILED,
+        EngineFailure::DeviceLost => DEVICE_LOST,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_supervisor_can_tell_why_the_process_has_ended() {
+        assert_eq!([EngineFailure::Panicked, EngineFailure::DeviceLost].map(status), [70, 71]);
+    }
 
     #[test]
     fn models_are_named_by_folder_or_by_repository() {

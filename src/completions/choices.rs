@@ -154,6 +154,8 @@ impl Telling {
                     FinishReason::Stop => "stop",
                     FinishReason::Length => "length",
                     FinishReason::Error => return vec![Step::Failed(Failure::Model)],
+                    FinishReason::OutOfMemory => return vec![Step::Failed(Failure::OutOfMemory)],
+                    FinishReason::DeviceLost => return vec![Step::Failed(Failure::EngineLost)],
                     FinishReason::Shutdown => return vec![Step::Failed(Failure::Shutdown)],
                 };
                 let last = Piece { finish_reason: Some(finish_reason), ..self.piece() };

@@ -1,8 +1,8 @@
 //! `[engine]`
 
-use super::{GraphEdits, ProviderConfig};
-use serde::Deserialize;
-use std::num::NonZeroU32;
+use super::{GraphEdits, ProviderConfig, ProviderName};
+use serde::{Deserialize, Deserializer};
+use std::{fmt, num::NonZeroU32, time::Duration};
 
 /// Limits and devices of one model's engine. Zero is not a value any of the limits can hold.
 #[derive(Clone, Debug, Deserialize)]
@@ -45,6 +45,13 @@ pub struct EngineConfig {
     pub sampling_threads: usize,
     /// Where to run, most wanted first.
     pub providers: Vec<ProviderConfig>,
+    /// Devices of these providers, by number, each with an engine of its own; empty leaves one engine where the providers'
+    /// options say.
+    pub devices: Vec<u32>,
+    /// An engine that is idle for so long computes a token, to see whether its device still does so right; zero never
+    /// does. In seconds.
+    #[serde(deserialize_with = "seconds")]
+    pub canary_interval: Duration,
     /// Run on the CPU when a provider cannot be loaded, instead of failing to load the model.
     pub fallback: bool,
 }
@@ -59,4 +66,57 @@ pub enum TopScoresIn {
     Always,
     /// All scores of all rows come to the host.
     Never,
+}
+
+/// More would be a slip.
+const MAX_DEVICES: usize = 64;
+/// The option of ONNX Runtime's providers that says on which device they run.
+const DEVICE_ID: &str = "device_id";
+
+impl EngineConfig {
+    /// One for each engine of the model: the same but for the device.
+    pub fn replicas(&self) -> Vec<Self> {
+        let on = |device: &u32| {
+            let mut config = Self { devices: Vec::new(), ..self.clone() };
+            for provider in config.providers.iter_mut().filter(|provider| provider.name != ProviderName::Cpu) {
+                provider.options.insert(DEVICE_ID.to_owned(), device.to_string());
+            }
+            config
+        };
+        if self.devices.is_empty() { vec![self.clone()] } else { self.devices.iter().map(on).collect() }
+    }
+
+    /// Where it runs if its first provider can be had, for people.
+    pub fn device(&self) -> String {
+        self.providers.first().map_or_else(|| ProviderName::Cpu.to_string(), ToString::to_string)
+    }
+
+    /// What no single value shows; `section` is where it stands in the configuration.
+    pub fn contradiction(&self, section: &str) -> Option<String> {
+        let num_devices = self.devices.len();
+        if MAX_DEVICES < num_devices {
+            return Some(format!("`{section}.devices` lists {num_devices} devices; list at most {MAX_DEVICES}"));
+        }
+        let is_told_twice = 0 < num_devices && self.providers.iter().any(|one| one.options.contains_key(DEVICE_ID));
+        is_told_twice.then(|| {
+            format!(
+                "`{section}.devices` and the option `{DEVICE_ID}` of a provider both say where to run; leave out \
+                 `{DEVICE_ID}`, or set `devices = []`"
+            )
+        })
+    }
+}
+
+fn seconds<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+    Ok(Duration::from_secs(u64::deserialize(deserializer)?))
+}
+
+/// With its device where that is told.
+impl fmt::Display for ProviderConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.options.get(DEVICE_ID).filter(|_| self.name != ProviderName::Cpu) {
+            Some(id) => write!(f, "{} device {id}", self.name),
+            None => self.name.fmt(f),
+        }
+    }
 }

@@ -10,7 +10,7 @@ use std::{
         atomic::{AtomicBool, Ordering},
     },
 };
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 /// What the engine thread is told.
 #[derive(Debug)]
@@ -35,6 +35,15 @@ pub struct EngineHandle {
     stopping: Arc<AtomicBool>,
     limits: ModelLimits,
     counters: Arc<Counters>,
+}
+
+/// Room in an engine for one request, given back when it is dropped.
+#[derive(Debug)]
+pub(super) struct Place {
+    permit: OwnedSemaphorePermit,
+    token_permit: OwnedSemaphorePermit,
+    /// Whoever holds it is waited for when the engine ends, so it is not held for long.
+    commands: mpsc::OwnedPermit<Command>,
 }
 
 /// More are not guessed ahead, whatever is asked: they would all have to be right.
@@ -83,10 +92,9 @@ impl EngineHandle {
     pub fn load(&self) -> Load {
         let running = self.counters.running();
         let max_waiting_tokens = self.max_waiting_tokens as usize;
-        let requests = self.slots + self.max_waiting - self.permits.available_permits();
         Load {
             running,
-            waiting: requests.saturating_sub(running),
+            waiting: self.num_requests().saturating_sub(running),
             waiting_tokens: max_waiting_tokens - self.token_permits.available_permits(),
             slots: self.slots,
             blocks_in_use: self.counters.blocks_in_use(),
@@ -118,51 +126,81 @@ impl EngineHandle {
     /// Queues a request; never waits.
     ///
     /// # Errors
-    /// `PromptTooLong`, `UnknownToken`, `QueueFull` or `Stopped`.
+    /// `PromptTooLong`, `UnknownToken`, `QueueFull`, `TooManyTokensWaiting` or `Stopped`.
     pub fn submit(&self, request: Request) -> Result<TokenStream, EngineError> {
-        let Request { prompt, sampling, stop_tokens, max_output_tokens, .. } = request;
+        self.check(&request)?;
+        let place = self.reserve(request.prompt.len())?;
+        Ok(self.submit_to(place, request))
+    }
+
+    /// Whether the model can take the request at all.
+    pub(super) fn check(&self, request: &Request) -> Result<(), EngineError> {
+        let Request { prompt, sampling, .. } = request;
         assert!(!prompt.is_empty(), "a prompt has at least one token");
-        let ModelLimits { vocab_size, context_tokens, can_verify_drafts, .. } = self.limits;
+        let ModelLimits { vocab_size, context_tokens, .. } = self.limits;
         if context_tokens <= prompt.len() {
             return Err(EngineError::PromptTooLong { prompt_tokens: prompt.len(), context_tokens });
         }
         let biased = sampling.logit_bias.iter().map(|(token, _)| token);
-        if let Some(unknown) = prompt.iter().chain(biased).find(|token| vocab_size <= token.index()) {
-            return Err(EngineError::UnknownToken { token: unknown.0, vocab_size });
+        match prompt.iter().chain(biased).find(|token| vocab_size <= token.index()) {
+            Some(unknown) => Err(EngineError::UnknownToken { token: unknown.0, vocab_size }),
+            None => Ok(()),
         }
+    }
+
+    /// Room for a prompt of so many tokens, if there is any.
+    pub(super) fn reserve(&self, prompt_tokens: usize) -> Result<Place, EngineError> {
         self.check_room()?;
-        let room = context_tokens - prompt.len();
-        let max_output_tokens = max_output_tokens.map_or(room, |limit| room.min(NonZeroU32::get(limit) as usize));
         let full = EngineError::QueueFull { capacity: self.max_waiting };
         let Ok(permit) = Arc::clone(&self.permits).try_acquire_owned() else { return Err(full) };
         // A prompt longer than the limit can still come when nothing else waits.
-        let num_permits = u32::try_from(prompt.len()).unwrap_or(u32::MAX).min(self.max_waiting_tokens);
+        let num_permits = u32::try_from(prompt_tokens).unwrap_or(u32::MAX).min(self.max_waiting_tokens);
         let Ok(token_permit) = Arc::clone(&self.token_permits).try_acquire_many_owned(num_permits) else {
             return Err(EngineError::TooManyTokensWaiting { capacity: self.max_waiting_tokens });
         };
+        match self.commands.clone().try_reserve_owned() {
+            Ok(commands) => Ok(Place { permit, token_permit, commands }),
+            Err(mpsc::error::TrySendError::Full(_)) => Err(full), // Wake-ups took the room.
+            Err(mpsc::error::TrySendError::Closed(_)) => Err(EngineError::Stopped),
+        }
+    }
+
+    /// Queues a request that was [checked](Self::check).
+    pub(super) fn submit_to(&self, place: Place, request: Request) -> TokenStream {
+        let ModelLimits { context_tokens, can_verify_drafts, .. } = self.limits;
+        let room = context_tokens - request.prompt.len();
+        let limit = request.max_output_tokens.map(|limit| NonZeroU32::get(limit) as usize);
+        let max_output_tokens = limit.map_or(room, |limit| room.min(limit));
         // Room for every token, `Queued`, `Started` and `Finished`: the engine's send never blocks, whatever the client does.
         let events_per_token = if request.top_logprobs.is_some() { 2 } else { 1 };
         let (events, stream) = mpsc::channel(events_per_token * max_output_tokens + 3);
         let max_draft_tokens = request.max_draft_tokens.unwrap_or(self.max_draft_tokens).min(MAX_DRAFT_TOKENS);
         let submission = Box::new(Submission {
-            prompt,
-            sampling,
+            prompt: request.prompt,
+            sampling: request.sampling,
             constraint: request.constraint,
             top_logprobs: request.top_logprobs,
-            stop_tokens,
+            stop_tokens: request.stop_tokens,
             max_output_tokens,
             service_class: request.service_class,
             cache_salt: request.cache_salt,
             max_draft_tokens: if can_verify_drafts { max_draft_tokens as usize } else { 0 },
             events,
-            permit,
-            _token_permit: token_permit,
+            permit: place.permit,
+            _token_permit: place.token_permit,
         });
-        match self.commands.try_send(Command::Submit(submission)) {
-            Ok(()) => Ok(stream),
-            Err(mpsc::error::TrySendError::Full(_)) => Err(full), // Wake-ups took the room.
-            Err(mpsc::error::TrySendError::Closed(_)) => Err(EngineError::Stopped),
-        }
+        place.commands.send(Command::Submit(submission));
+        stream
+    }
+
+    /// Requests that run or wait, of those that may.
+    pub(super) fn num_requests(&self) -> usize {
+        self.slots + self.max_waiting - self.permits.available_permits()
+    }
+
+    /// Sequences that run at once.
+    pub(super) fn num_slots(&self) -> usize {
+        self.slots
     }
 
     /// Ends every sequence with [`FinishReason::Shutdown`](super::FinishReason) within one step, refuses new ones and

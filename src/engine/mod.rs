@@ -12,6 +12,8 @@ mod error;
 mod handle;
 mod kv_cache;
 mod model;
+mod recovery;
+mod replicas;
 mod request;
 mod sampler;
 mod sampling_threads;
@@ -27,11 +29,12 @@ pub use error::EngineError;
 pub use handle::{EngineHandle, TokenStream};
 pub use kv_cache::{KvCache, Prefix, Slot};
 pub use model::{
-    BlockLimits, CacheKind, CacheTensor, Copied, CudaLibrary, ElementType, FloatType, GraphEdits, GraphFamily, IntType,
-    LoadError, Logits, Model, ModelError, ModelLimits, ModelSpec, NUM_TOP_SCORES, NumLogits, PositionIds,
-    ProviderConfig, ProviderName, Runtime, Scores, TopScores, Wanted, load,
+    BlockLimits, CacheKind, CacheTensor, Canary, CanaryError, Copied, CudaLibrary, ElementType, Fault, FloatType,
+    GraphEdits, GraphFamily, IntType, LoadError, Logits, Model, ModelError, ModelLimits, ModelSpec, NUM_TOP_SCORES,
+    NumLogits, PositionIds, ProviderConfig, ProviderName, Runtime, Scores, TopScores, Wanted, load,
 };
 pub(crate) use model::{DataFileError, MAX_CACHE_RANK, locate_data_file, proto};
+pub use replicas::Replicas;
 pub use request::{FinishReason, Request, ServiceClass, TokenEvent, TokenId};
 pub use sampler::{Picked, SampleError, Sampler, SamplingParams};
 pub use scheduler::Scheduler;
@@ -49,7 +52,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
-    time::Instant,
+    time::{Duration, Instant},
 };
 use tokio::sync::mpsc;
 
@@ -65,6 +68,19 @@ pub struct Engine<M> {
     batch: Batch,
     logits: Logits,
     counters: Arc<Counters>,
+    /// What is computed again whenever the engine has been idle for so long.
+    canary: Option<(Canary, Duration)>,
+    is_lost: bool,
+}
+
+/// Why an engine has ended.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum End {
+    /// It was told to, or nobody could ask it for anything any more.
+    Shutdown,
+    /// Its device computes nothing any more, or nothing right. What the process has on it is not given back: that could
+    /// wait for the device.
+    DeviceLost,
 }
 
 impl<M: Model> Engine<M> {
@@ -72,6 +88,8 @@ impl<M: Model> Engine<M> {
     pub fn new(config: &EngineConfig, model: M) -> (Self, EngineHandle) {
         let limits = model.limits();
         let counters = Arc::new(Counters::default());
+        let canary = model.canary().filter(|_| !config.canary_interval.is_zero());
+        let canary = canary.map(|canary| (canary, config.canary_interval));
         let (handle, commands, stopping) = EngineHandle::new(config, limits, Arc::clone(&counters));
         let engine = Self {
             commands,
@@ -86,17 +104,27 @@ impl<M: Model> Engine<M> {
             batch: Batch::default(),
             logits: Logits::new(limits.vocab_size),
             counters,
+            canary,
+            is_lost: false,
         };
         (engine, handle)
     }
 
-    /// Runs until [`EngineHandle::shut_down`], or until every handle is gone and every sequence has finished.
-    pub fn run(mut self) {
-        while self.receive() {
+    /// Runs until [`EngineHandle::shut_down`], or until every handle is gone and every sequence has finished, or until the
+    /// device is lost.
+    pub fn run(mut self) -> End {
+        while !self.is_lost && self.receive() {
             self.step();
         }
-        self.scheduler.finish_all(FinishReason::Shutdown, &mut self.kv_cache);
+        let reason = if self.is_lost { FinishReason::DeviceLost } else { FinishReason::Shutdown };
+        self.scheduler.finish_all(reason, &mut self.kv_cache);
         self.kv_cache.assert_all_free();
+        if !self.is_lost {
+            return End::Shutdown;
+        }
+        self.close(reason);
+        std::mem::forget(self);
+        End::DeviceLost
     }
 
     /// Retires, schedules, runs the model once, emits the tokens of each row that reached its end.
@@ -112,10 +140,7 @@ impl<M: Model> Engine<M> {
         let num_generated = match self.model.forward(&self.batch, &mut self.logits) {
             Ok(()) => self.sample(),
             Err(error) => {
-                tracing::error!(%error, rows = self.batch.rows().len(), "model run failed");
-                for row in self.batch.rows() {
-                    self.scheduler.running_mut(row.slot_index).fail();
-                }
+                self.recover(&error);
                 0
             }
         };
@@ -166,9 +191,13 @@ impl<M: Model> Engine<M> {
         let rows: Vec<usize> = num_picked.keys().copied().collect();
         self.logits.clear();
         if let Err(error) = self.model.complete(&rows, &mut self.logits) {
+            if error.fault() == Fault::DeviceLost {
+                self.recover(&error);
+                return 0;
+            }
             tracing::error!(%error, rows = rows.len(), "scores could not be fetched");
             for row in rows {
-                self.scheduler.running_mut(self.batch.rows()[row].slot_index).fail();
+                self.scheduler.running_mut(self.batch.rows()[row].slot_index).fail(FinishReason::Error);
             }
             return 0;
         }
@@ -185,7 +214,7 @@ impl<M: Model> Engine<M> {
     /// number is limited by the permits. Waits only when there is nothing to run. False when the engine is to stop.
     fn receive(&mut self) -> bool {
         if self.scheduler.is_idle() {
-            match self.commands.blocking_recv() {
+            match self.wait_for_command() {
                 Some(Command::Submit(submission)) => self.scheduler.add(*submission),
                 Some(Command::Wake) => {}
                 None => return false,
@@ -201,16 +230,23 @@ impl<M: Model> Engine<M> {
     }
 }
 
-impl<M> Drop for Engine<M> {
-    /// Whatever ends the engine thread, every request that got in is told so.
-    fn drop(&mut self) {
+impl<M> Engine<M> {
+    /// Takes no more requests, and ends those that got in.
+    fn close(&mut self, reason: FinishReason) {
         self.counters.set_running(0, 0);
         self.commands.close();
         // Unlike `try_recv`, this waits for a sender that is in the middle of sending.
         while let Some(command) = self.commands.blocking_recv() {
             if let Command::Submit(submission) = command {
-                submission.finish(FinishReason::Shutdown);
+                submission.finish(reason);
             }
         }
+    }
+}
+
+impl<M> Drop for Engine<M> {
+    /// Whatever ends the engine thread, every request that got in is told so.
+    fn drop(&mut self) {
+        self.close(FinishReason::Shutdown);
     }
 }

@@ -128,6 +128,10 @@ pub enum FinishReason {
     Length,
     /// The model run failed.
     Error,
+    /// It was the newest of those for which memory did not suffice.
+    OutOfMemory,
+    /// The device was lost, and the engine with it.
+    DeviceLost,
     /// The server stopped before the sequence was complete.
     Shutdown,
 }

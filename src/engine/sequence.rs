@@ -198,7 +198,7 @@ impl Sequence {
                 }
                 Err(error) => {
                     tracing::error!(%error, "no token can be picked");
-                    self.fail();
+                    self.fail(FinishReason::Error);
                     break;
                 }
             }
@@ -244,9 +244,9 @@ impl Sequence {
     }
 
     /// Ends the sequence because a run failed: nobody knows what its place holds.
-    pub(super) fn fail(&mut self) {
+    pub(super) fn fail(&mut self, reason: FinishReason) {
         self.failed = true;
-        self.finish(FinishReason::Error);
+        self.finish(reason);
     }
 
     pub(super) fn is_finished(&self) -> bool {

@@ -111,8 +111,15 @@ pub(super) fn encode_compaction<C: Stream<Item = ChatEvent> + Unpin>(
             Some(Finished { reason, usage }) if is_summary(&summary, reason) => {
                 encoder.compaction(dialect.seal_compaction(&summary)).complete(usage)
             }
-            Some(Finished { reason: FinishReason::Shutdown, usage }) => encoder.fail(Failure::Shutdown, Some(usage)),
-            Some(Finished { usage, .. }) => encoder.fail(Failure::Model, Some(usage)),
+            Some(Finished { reason, usage }) => {
+                let failure = match reason {
+                    FinishReason::Stop | FinishReason::Length | FinishReason::Error => Failure::Model,
+                    FinishReason::OutOfMemory => Failure::OutOfMemory,
+                    FinishReason::DeviceLost => Failure::EngineLost,
+                    FinishReason::Shutdown => Failure::Shutdown,
+                };
+                encoder.fail(failure, Some(usage))
+            }
         }
     };
     stream::iter(first).chain(stream::once(rest).flat_map(stream::iter))

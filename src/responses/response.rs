@@ -216,7 +216,13 @@ pub enum Failure {
     /// A run of the model failed.
     #[error("the model failed while it wrote this reply; send the request again")]
     Model,
-    /// The engine went away without a word.
+    /// Memory did not suffice for this one beside those that were there before.
+    #[error(
+        "the memory of the model's device ran out while it wrote this reply; send the request again later, and where that \
+         goes on, have `engine.max_batch_size`, `engine.max_step_tokens` or `engine.max_context_tokens` lowered"
+    )]
+    OutOfMemory,
+    /// The engine went away, perhaps without a word.
     #[error("the engine was lost while it wrote this reply; send the request again")]
     EngineLost,
     /// The server stopped first.
@@ -243,9 +249,12 @@ impl Failure {
     /// The protocol has one code for all that is our fault.
     pub(crate) fn code(&self) -> &'static str {
         match self {
-            Self::Model | Self::EngineLost | Self::Shutdown | Self::Restarted | Self::Interrupted { .. } => {
-                "server_error"
-            }
+            Self::Model
+            | Self::OutOfMemory
+            | Self::EngineLost
+            | Self::Shutdown
+            | Self::Restarted
+            | Self::Interrupted { .. } => "server_error",
             Self::Refused { .. } => "invalid_prompt",
         }
     }

@@ -67,6 +67,8 @@ impl State {
             FinishReason::Stop => open.close(ItemStatus::Completed).complete(usage),
             FinishReason::Length => open.begun(&usage).close(ItemStatus::Incomplete).incomplete(usage),
             FinishReason::Error => open.close(ItemStatus::Incomplete).fail(Failure::Model, Some(usage)),
+            FinishReason::OutOfMemory => open.close(ItemStatus::Incomplete).fail(Failure::OutOfMemory, Some(usage)),
+            FinishReason::DeviceLost => open.close(ItemStatus::Incomplete).fail(Failure::EngineLost, Some(usage)),
             FinishReason::Shutdown => open.close(ItemStatus::Incomplete).fail(Failure::Shutdown, Some(usage)),
         }
     }
@@ -741,7 +743,14 @@ mod tests {
     }
 
     fn any_end() -> impl Strategy<Value = Option<ChatEvent>> {
-        let reasons = [FinishReason::Stop, FinishReason::Length, FinishReason::Error, FinishReason::Shutdown];
+        let reasons = [
+            FinishReason::Stop,
+            FinishReason::Length,
+            FinishReason::Error,
+            FinishReason::OutOfMemory,
+            FinishReason::DeviceLost,
+            FinishReason::Shutdown,
+        ];
         prop::option::of(prop::sample::select(reasons.to_vec()).prop_map(finished))
     }
 

@@ -114,61 +114,52 @@ impl Collector for Scrape {
 }
 
 fn encode_models(exposition: &mut Exposition<'_>) -> fmt::Result {
-    let name = "ortolan_engine_up";
-    exposition.gauges(name, None, "Whether the model is loaded and its engine runs", |model| {
-        Some(f64::from(u8::from(model.state().0 == ModelState::Ready)))
-    })?;
+    let help = "Whether the model is loaded and all its engines run";
+    exposition.gauges("ortolan_engine_up", help, |model| f64::from(u8::from(model.state().0 == ModelState::Ready)))?;
     let states = [ModelState::Unloaded, ModelState::Loading, ModelState::Ready, ModelState::Failed];
     exposition.states("ortolan_model_state", "1 for the state that the model is in", &states)
 }
 
 #[expect(clippy::cast_precision_loss, reason = "what a metric counts is exact up to 2^53")]
 fn encode_engines(exposition: &mut Exposition<'_>) -> fmt::Result {
-    let load = |model: &ServedModel| model.engine_stats().map(|(_, load)| load);
-    let stats = |model: &ServedModel| model.engine_stats().map(|(stats, _)| stats);
-    let running = |model: &ServedModel| Some(load(model)?.running as f64);
-    let (name, vllm) = ("ortolan_requests_running", Some("vllm:num_requests_running"));
-    exposition.gauges(name, vllm, "Requests that have a slot", running)?;
-    let waiting = |model: &ServedModel| Some(load(model)?.waiting as f64);
-    let (name, vllm) = ("ortolan_requests_waiting", Some("vllm:num_requests_waiting"));
-    exposition.gauges(name, vllm, "Requests that wait for a slot", waiting)?;
-    exposition.gauges("ortolan_queued_prompt_tokens", None, "Tokens of the prompts that wait for a slot", |model| {
-        Some(load(model)?.waiting_tokens as f64)
-    })?;
-    let name = "ortolan_requests_waiting_limit";
-    exposition.gauges(name, None, "Requests that may wait", |model| Some(load(model)?.max_waiting as f64))?;
-    let (name, help) = ("ortolan_queued_prompt_tokens_limit", "Tokens of prompts that may wait");
-    exposition.gauges(name, None, help, |model| Some(load(model)?.max_waiting_tokens as f64))?;
-    let (name, vllm) = ("ortolan_kv_cache_usage_ratio", Some("vllm:kv_cache_usage_perc"));
+    let names = ("ortolan_requests_running", Some("vllm:num_requests_running"));
+    exposition.engine_gauges(names, "Requests that have a slot", |load| load.running as f64)?;
+    let names = ("ortolan_requests_waiting", Some("vllm:num_requests_waiting"));
+    exposition.engine_gauges(names, "Requests that wait for a slot", |load| load.waiting as f64)?;
+    let (names, help) = (("ortolan_queued_prompt_tokens", None), "Tokens of the prompts that wait for a slot");
+    exposition.engine_gauges(names, help, |load| load.waiting_tokens as f64)?;
+    let names = ("ortolan_requests_waiting_limit", None);
+    exposition.engine_gauges(names, "Requests that may wait", |load| load.max_waiting as f64)?;
+    let (names, help) = (("ortolan_queued_prompt_tokens_limit", None), "Tokens of prompts that may wait");
+    exposition.engine_gauges(names, help, |load| load.max_waiting_tokens as f64)?;
+    let names = ("ortolan_kv_cache_usage_ratio", Some("vllm:kv_cache_usage_perc"));
     let help = "Blocks in use, of all; slots where there are no blocks, since each has the memory for a whole context";
-    exposition.gauges(name, vllm, help, |model| Some(load(model)?.cache_usage()))?;
-    exposition.gauges("ortolan_kv_slots", None, "Slots", |model| Some(load(model)?.slots as f64))?;
-    exposition.gauges("ortolan_kv_blocks", None, "Blocks; none where there are only slots", |model| {
-        Some(load(model)?.blocks as f64)
-    })?;
-    let (name, vllm) = ("ortolan_preemptions", Some("vllm:num_preemptions"));
+    exposition.engine_gauges(names, help, |load| load.cache_usage())?;
+    exposition.engine_gauges(("ortolan_kv_slots", None), "Slots", |load| load.slots as f64)?;
+    let names = ("ortolan_kv_blocks", None);
+    exposition.engine_gauges(names, "Blocks; none where there are only slots", |load| load.blocks as f64)?;
+    let names = ("ortolan_preemptions", Some("vllm:num_preemptions"));
     let help = "Requests that gave up their blocks to others and went on later";
-    exposition.counters(name, vllm, help, |model| Some(stats(model)?.preemptions as f64))?;
-    let (name, vllm) = ("ortolan_prefix_cache_queried_tokens", Some("vllm:prefix_cache_queries"));
+    exposition.engine_counters(names, help, |stats| stats.preemptions as f64)?;
+    let names = ("ortolan_prefix_cache_queried_tokens", Some("vllm:prefix_cache_queries"));
     let help = "Tokens of prompts that were looked up in the prefix cache";
-    exposition.counters(name, vllm, help, |model| Some(stats(model)?.prompt_tokens as f64))?;
-    let (name, vllm) = ("ortolan_prefix_cache_hit_tokens", Some("vllm:prefix_cache_hits"));
+    exposition.engine_counters(names, help, |stats| stats.prompt_tokens as f64)?;
+    let names = ("ortolan_prefix_cache_hit_tokens", Some("vllm:prefix_cache_hits"));
     let help = "Tokens of prompts that the prefix cache held";
-    exposition.counters(name, vllm, help, |model| Some(stats(model)?.cached_tokens as f64))?;
-    let (name, vllm) = ("ortolan_prompt_tokens", Some("vllm:prompt_tokens"));
-    exposition.counters(name, vllm, "Tokens of prompts", |model| Some(stats(model)?.prompt_tokens as f64))?;
-    let (name, vllm) = ("ortolan_generation_tokens", Some("vllm:generation_tokens"));
-    exposition.counters(name, vllm, "Tokens of replies", |model| Some(stats(model)?.generated_tokens as f64))?;
-    let (name, vllm) = ("ortolan_draft_tokens", Some("vllm:spec_decode_num_draft_tokens"));
-    exposition.counters(name, vllm, "Tokens guessed ahead", |model| Some(stats(model)?.guessed_tokens as f64))?;
-    let (name, vllm) = ("ortolan_accepted_tokens", Some("vllm:spec_decode_num_accepted_tokens"));
-    exposition.counters(name, vllm, "Guesses that were right", |model| Some(stats(model)?.accepted_tokens as f64))?;
-    exposition
-        .counters("ortolan_engine_steps", None, "Steps of the engine", |model| Some(stats(model)?.steps as f64))?;
-    let help = "Time that the engine's steps took";
-    exposition.counters("ortolan_engine_busy_seconds", None, help, |model| Some(stats(model)?.busy.as_secs_f64()))?;
-    let help = "Time of it in which the backend ran the graph";
-    exposition.counters("ortolan_engine_run_seconds", None, help, |model| Some(stats(model)?.running.as_secs_f64()))
+    exposition.engine_counters(names, help, |stats| stats.cached_tokens as f64)?;
+    let names = ("ortolan_prompt_tokens", Some("vllm:prompt_tokens"));
+    exposition.engine_counters(names, "Tokens of prompts", |stats| stats.prompt_tokens as f64)?;
+    let names = ("ortolan_generation_tokens", Some("vllm:generation_tokens"));
+    exposition.engine_counters(names, "Tokens of replies", |stats| stats.generated_tokens as f64)?;
+    let names = ("ortolan_draft_tokens", Some("vllm:spec_decode_num_draft_tokens"));
+    exposition.engine_counters(names, "Tokens guessed ahead", |stats| stats.guessed_tokens as f64)?;
+    let names = ("ortolan_accepted_tokens", Some("vllm:spec_decode_num_accepted_tokens"));
+    exposition.engine_counters(names, "Guesses that were right", |stats| stats.accepted_tokens as f64)?;
+    exposition.engine_counters(("ortolan_engine_steps", None), "Steps of the engine", |stats| stats.steps as f64)?;
+    let (names, help) = (("ortolan_engine_busy_seconds", None), "Time that the engine's steps took");
+    exposition.engine_counters(names, help, |stats| stats.busy.as_secs_f64())?;
+    let (names, help) = (("ortolan_engine_run_seconds", None), "Time of it in which the backend ran the graph");
+    exposition.engine_counters(names, help, |stats| stats.running.as_secs_f64())
 }
 
 fn encode_times(exposition: &mut Exposition<'_>) -> fmt::Result {

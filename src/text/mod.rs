@@ -16,7 +16,7 @@ pub use tokenizer::{AddedToken, Piece, Tokenizer};
 #[cfg(test)]
 pub(crate) use tokenizer::tests;
 
-use crate::engine::{EngineError, EngineHandle, FinishReason, Request, TokenEvent, TokenId, TokenStream};
+use crate::engine::{EngineError, FinishReason, Replicas, Request, TokenEvent, TokenId, TokenStream};
 use futures::{Stream, stream};
 
 /// Whether the reply waits, whole characters of it, then exactly one `Finished`.
@@ -70,7 +70,7 @@ pub struct Logprob {
 /// # Errors
 /// See [`EngineError`].
 pub fn generate(
-    engine: &EngineHandle,
+    engine: &Replicas,
     detokenizer: Detokenizer,
     request: Request,
 ) -> Result<impl Stream<Item = TextEvent> + Send + Unpin + use<>, EngineError> {

@@ -22,7 +22,7 @@ pub(crate) fn ortolan() -> Command {
 }
 
 /// Keeps nothing, since what is kept would be among the user's own.
-fn serve(settings: &[&str]) -> Command {
+pub(crate) fn serve(settings: &[&str]) -> Command {
     let mut command = ortolan();
     command.args(["serve", "--set", "server.port=0", "--set", "store.enabled=false"]);
     for setting in settings {
@@ -31,12 +31,12 @@ fn serve(settings: &[&str]) -> Command {
     command
 }
 
-fn model(dir: &Path) -> String {
+pub(crate) fn model(dir: &Path) -> String {
     format!("models=[{{ name = \"tiny\", path = {:?} }}]", dir.display().to_string())
 }
 
 /// What `ortolan serve` says before it gives up: its last line.
-fn refusal(command: &mut Command) -> String {
+pub(crate) fn refusal(command: &mut Command) -> String {
     let output = command.output().unwrap();
     assert_eq!(output.status.code(), Some(1));
     let stderr = String::from_utf8(output.stderr).unwrap();
@@ -196,14 +196,14 @@ fn the_log_names_a_key_and_does_not_hold_it() {
 }
 
 /// The real server, and what it logs.
-struct Server {
+pub(crate) struct Server {
     process: Child,
     lines: Lines<BufReader<ChildStderr>>,
-    address: String,
+    pub(crate) address: String,
 }
 
 impl Server {
-    fn start(command: &mut Command) -> Self {
+    pub(crate) fn start(command: &mut Command) -> Self {
         let mut process = command.stderr(Stdio::piped()).spawn().unwrap();
         let mut lines = BufReader::new(process.stderr.take().unwrap()).lines();
         let listening = lines.find(|line| line.as_ref().unwrap().contains("listening on http://")).unwrap().unwrap();
@@ -212,12 +212,12 @@ impl Server {
         Self { process, lines, address }
     }
 
-    fn wait_for_line(&mut self, text: &str) {
+    pub(crate) fn wait_for_line(&mut self, text: &str) {
         assert!(self.lines.any(|line| line.unwrap().contains(text)), "{text} was never logged");
     }
 
     /// Posts a body to `/v1/responses`; gives what comes back, line by line.
-    fn post(&self, body: &str) -> impl Iterator<Item = String> + use<> {
+    pub(crate) fn post(&self, body: &str) -> impl Iterator<Item = String> + use<> {
         let mut connection = TcpStream::connect(&self.address).unwrap();
         connection.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
         let length = body.len();
@@ -227,12 +227,12 @@ impl Server {
         BufReader::new(connection).lines().map(Result::unwrap)
     }
 
-    fn signal(&self) {
+    pub(crate) fn signal(&self) {
         assert!(Command::new("kill").args(["-TERM", &self.process.id().to_string()]).status().unwrap().success());
     }
 
     /// Its exit status, and the rest of the log.
-    fn end(&mut self) -> (Option<i32>, String) {
+    pub(crate) fn end(&mut self) -> (Option<i32>, String) {
         let log = self.lines.by_ref().map(Result::unwrap).collect::<Vec<_>>().join("\n");
         (self.process.wait().unwrap().code(), log)
     }

@@ -9,7 +9,7 @@ use ortolan::engine::{
     SamplingParams, ServiceClass, TokenEvent, TokenId, TokenStream, TopScoresIn,
 };
 use proptest::prelude::*;
-use std::{collections::BTreeMap, env, iter, num::NonZeroU32, slice, sync::atomic::Ordering, thread};
+use std::{collections::BTreeMap, env, iter, num::NonZeroU32, slice, sync::atomic::Ordering, thread, time::Duration};
 
 fn nonzero(value: u32) -> NonZeroU32 {
     NonZeroU32::new(value).unwrap()
@@ -40,6 +40,8 @@ pub(crate) fn config(max_batch_size: u32, max_step_tokens: u32) -> EngineConfig 
         spin: false,
         sampling_threads: 1,
         providers: providers(),
+        devices: vec![],
+        canary_interval: Duration::ZERO,
         fallback: false,
     }
 }

@@ -4,7 +4,7 @@ use crate::{engine::config, fake_model::FakeModel, tiny_model::fixture};
 use futures::executor::block_on;
 use ortolan::{
     chat::{Chat, ChatModel, ChatTemplate, LoadFailure, LoadTime, Loader, ModelEntry, Models, ResponseFormat},
-    engine::{Engine, EngineConfig, SamplingParams, TokenId},
+    engine::{End, Engine, EngineConfig, SamplingParams, TokenId},
     text::{Piece, Tokenizer},
 };
 use serde_json::{Value, json};
@@ -83,7 +83,7 @@ pub(crate) struct FakeLoader {
     config: EngineConfig,
     gate: Option<Mutex<LoaderGate>>,
     num_loads: AtomicUsize,
-    engine: Mutex<Option<JoinHandle<()>>>,
+    engine: Mutex<Option<JoinHandle<End>>>,
 }
 
 impl FakeLoader {

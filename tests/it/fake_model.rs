@@ -1,8 +1,9 @@
 //! A model without ONNX Runtime, whose next token depends on every token before it.
 
-use ortolan::engine::{Batch, BlockLimits, Logits, Model, ModelError, ModelLimits, Row, TokenId};
+use ortolan::engine::{Batch, BlockLimits, Canary, Logits, Model, ModelError, ModelLimits, Row, TokenId};
 use std::{
     collections::BTreeMap,
+    ops::Range,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -25,6 +26,10 @@ pub(crate) struct FakeModel {
     is_rigid: bool,
     first_failing_run: Option<usize>,
     panics: bool,
+    fault: Option<Injected>,
+    canary: Option<Canary>,
+    /// From this run on it scores other tokens than it should.
+    first_spoiled_run: Option<usize>,
     gate: Option<mpsc::Receiver<()>>,
     script: Option<Vec<u32>>,
     runs: Arc<AtomicUsize>,
@@ -39,6 +44,14 @@ struct Blocks {
     tokens: Vec<TokenId>,
 }
 
+/// These runs compute the first rows of their batch, and then say this.
+#[derive(Clone, Debug)]
+struct Injected {
+    runs: Range<usize>,
+    num_rows: usize,
+    message: &'static str,
+}
+
 impl Default for FakeModel {
     fn default() -> Self {
         Self {
@@ -48,6 +61,9 @@ impl Default for FakeModel {
             is_rigid: false,
             first_failing_run: None,
             panics: false,
+            fault: None,
+            canary: None,
+            first_spoiled_run: None,
             gate: None,
             script: None,
             runs: Arc::default(),
@@ -68,6 +84,27 @@ impl FakeModel {
 
     pub(crate) fn panicking_from(run: usize) -> Self {
         Self { panics: true, ..Self::failing_from(run) }
+    }
+
+    /// Runs with these numbers fail with this message when so many rows have been computed.
+    pub(crate) fn with_fault(self, message: &'static str, runs: Range<usize>, num_rows: usize) -> Self {
+        Self { fault: Some(Injected { runs, num_rows, message }), ..self }
+    }
+
+    /// To be looked at again; what that takes now is no run.
+    pub(crate) fn watched(mut self) -> Self {
+        self.canary = Some(Canary::compute(&mut self, 0, &[0]).unwrap());
+        self.runs.store(0, Ordering::SeqCst);
+        self
+    }
+
+    /// From this run on it computes something else.
+    pub(crate) fn spoiled_from(self, run: usize) -> Self {
+        Self { first_spoiled_run: Some(run), ..self }
+    }
+
+    pub(crate) fn runs(&self) -> Arc<AtomicUsize> {
+        Arc::clone(&self.runs)
     }
 
     /// Can neither rewind nor move what its slots hold.
@@ -178,7 +215,12 @@ impl Model for FakeModel {
         if let Some(blocks) = &mut self.blocks {
             blocks.write(batch);
         }
+        let fault = self.fault.clone().filter(|fault| fault.runs.contains(&run));
+        let is_spoiled = self.first_spoiled_run.is_some_and(|first| first <= run);
         for (index, row) in batch.rows().iter().enumerate() {
+            if fault.as_ref().is_some_and(|fault| fault.num_rows == index) {
+                break;
+            }
             let is_prompt = row.start == 0 || row.num_logits == 0 || (row.num_logits == 1 && 1 < row.num_tokens());
             let held = self.held_after(batch, row);
             for end in row.end() - row.num_logits..row.end() {
@@ -193,14 +235,18 @@ impl Model for FakeModel {
                 };
                 let scores = logits.extend(&[index]);
                 scores.fill(0.0);
-                scores[next] = 1.0;
+                scores[(next + usize::from(is_spoiled)) % self.vocab_size] = 1.0;
             }
         }
-        Ok(())
+        fault.map_or(Ok(()), |fault| Err(ModelError::new(fault.message)))
     }
 
     fn time_in_runs(&self) -> Duration {
         Duration::ZERO
+    }
+
+    fn canary(&self) -> Option<Canary> {
+        self.canary
     }
 
     fn copy_slot(&mut self, from: usize, to: usize, num_tokens: usize) -> Result<(), ModelError> {

@@ -130,13 +130,29 @@ async fn what_was_done_is_counted_under_both_names() {
     let value = |name: &str| *series.get(name).unwrap_or_else(|| panic!("{name} is not there: {series:#?}"));
     let num_tokens = 2.0 * f64::from(u32::try_from(script("one two three").len()).unwrap());
     for (native, vllm, expected) in [
-        ("ortolan_requests_running{model=\"fake\"}", "vllm:num_requests_running{model_name=\"fake\"}", 0.0),
-        ("ortolan_requests_waiting{model=\"fake\"}", "vllm:num_requests_waiting{model_name=\"fake\"}", 0.0),
-        ("ortolan_kv_cache_usage_ratio{model=\"fake\"}", "vllm:kv_cache_usage_perc{model_name=\"fake\"}", 0.0),
-        ("ortolan_preemptions_total{model=\"fake\"}", "vllm:num_preemptions_total{model_name=\"fake\"}", 0.0),
         (
-            "ortolan_generation_tokens_total{model=\"fake\"}",
-            "vllm:generation_tokens_total{model_name=\"fake\"}",
+            "ortolan_preemptions_total{model=\"fake\",engine=\"0\"}",
+            "vllm:num_preemptions_total{model_name=\"fake\",engine=\"0\"}",
+            0.0,
+        ),
+        (
+            "ortolan_requests_running{model=\"fake\",engine=\"0\"}",
+            "vllm:num_requests_running{model_name=\"fake\",engine=\"0\"}",
+            0.0,
+        ),
+        (
+            "ortolan_requests_waiting{model=\"fake\",engine=\"0\"}",
+            "vllm:num_requests_waiting{model_name=\"fake\",engine=\"0\"}",
+            0.0,
+        ),
+        (
+            "ortolan_kv_cache_usage_ratio{model=\"fake\",engine=\"0\"}",
+            "vllm:kv_cache_usage_perc{model_name=\"fake\",engine=\"0\"}",
+            0.0,
+        ),
+        (
+            "ortolan_generation_tokens_total{model=\"fake\",engine=\"0\"}",
+            "vllm:generation_tokens_total{model_name=\"fake\",engine=\"0\"}",
             num_tokens + 1.0,
         ),
         (
@@ -162,8 +178,8 @@ async fn what_was_done_is_counted_under_both_names() {
     ] {
         assert_eq!((value(native), value(vllm)), (expected, expected), "{native}");
     }
-    let cached = value("ortolan_prefix_cache_hit_tokens_total{model=\"fake\"}");
-    assert!(0.0 < cached && cached < value("ortolan_prefix_cache_queried_tokens_total{model=\"fake\"}"));
+    let cached = value("ortolan_prefix_cache_hit_tokens_total{model=\"fake\",engine=\"0\"}");
+    assert!(0.0 < cached && cached < value("ortolan_prefix_cache_queried_tokens_total{model=\"fake\",engine=\"0\"}"));
     assert_eq!(value("ortolan_requests_total{route=\"/v1/responses\",status=\"200\"}"), 3.0);
     assert_eq!(value("ortolan_requests_total{route=\"/v1/responses/{id}\",status=\"404\"}"), 1.0);
     assert_eq!(value("ortolan_requests_total{route=\"unknown\",status=\"404\"}"), 1.0);
@@ -189,14 +205,14 @@ fn a_client_that_leaves_is_counted_and_its_slot_is_free_again() {
     let server = Running::start(models(model, &config(1, 64)), &[]);
     let body = json!({ "input": "hi", "stream": true, "max_output_tokens": 450 });
     let series = || parse(&exchange(&server, "GET /metrics HTTP/1.1\r\nhost: localhost\r\n\r\n").1);
-    let running = "ortolan_requests_running{model=\"fake\"}";
+    let running = "ortolan_requests_running{model=\"fake\",engine=\"0\"}";
     let mut leaving = server.send(&body);
     permits.send(()).unwrap();
     read_until(&mut leaving, "response.output_text.delta");
-    assert_eq!((series()[running], series()["ortolan_kv_cache_usage_ratio{model=\"fake\"}"]), (1.0, 1.0));
+    assert_eq!((series()[running], series()["ortolan_kv_cache_usage_ratio{model=\"fake\",engine=\"0\"}"]), (1.0, 1.0));
     let _waiting = server.send(&body);
-    while series()["ortolan_requests_waiting{model=\"fake\"}"] != 1.0 {}
-    assert!(0.0 < series()["ortolan_queued_prompt_tokens{model=\"fake\"}"]);
+    while series()["ortolan_requests_waiting{model=\"fake\",engine=\"0\"}"] != 1.0 {}
+    assert!(0.0 < series()["ortolan_queued_prompt_tokens{model=\"fake\",engine=\"0\"}"]);
     drop((leaving, _waiting));
     drop(permits);
     while series()[running] != 0.0 {}
@@ -306,7 +322,7 @@ async fn a_reply_whose_engine_is_lost_has_failed() {
     for (name, expected) in [
         ("ortolan_replies_total{model=\"fake\",finish_reason=\"error\"}", 1.0),
         ("ortolan_replies_total{model=\"fake\",finish_reason=\"abort\"}", 0.0),
-        ("ortolan_requests_running{model=\"fake\"}", 0.0),
+        ("ortolan_requests_running{model=\"fake\",engine=\"0\"}", 0.0),
         ("ortolan_engine_up{model=\"fake\"}", 0.0),
         ("ortolan_model_state{model=\"fake\",state=\"failed\"}", 1.0),
     ] {

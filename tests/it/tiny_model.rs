@@ -3,7 +3,7 @@
 use crate::engine::{config, drain, request};
 use ortolan::{
     engine::{
-        ElementType, Engine, EngineConfig, EngineHandle, FloatType, GraphEdits, LoadError, Model, ModelSpec,
+        ElementType, End, Engine, EngineConfig, EngineHandle, FloatType, GraphEdits, LoadError, Model, ModelSpec,
         ProviderConfig, ProviderName, Request, Runtime, TokenEvent, TopScoresIn, load,
     },
     model_dir::{ModelDir, ModelDirError, Target},
@@ -80,7 +80,7 @@ pub(crate) fn fixture(name: &str) -> PathBuf {
 }
 
 /// An engine on a thread of its own, which ends with the last handle.
-pub(crate) fn start(spec: ModelSpec, config: &EngineConfig) -> (EngineHandle, thread::JoinHandle<()>) {
+pub(crate) fn start(spec: ModelSpec, config: &EngineConfig) -> (EngineHandle, thread::JoinHandle<End>) {
     let (engine, handle) = Engine::new(config, load(runtime(), spec, config).unwrap());
     (handle, thread::spawn(|| engine.run()))
 }

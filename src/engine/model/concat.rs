@@ -112,11 +112,30 @@ impl ConcatModel {
             inputs.push(&input, member.columns.clone());
         }
         let cache = (self.cache.as_slice(), &group, &self.allocator);
-        group.cache = self.graph.run(logits, None, &cache, bind_cache)?;
+        match self.graph.run(logits, None, &cache, bind_cache) {
+            Ok(present) => group.cache = present,
+            Err(error) => {
+                self.put_back(group);
+                return Err(error);
+            }
+        }
         group.num_columns = num_columns;
         self.check(&group)?;
         self.groups.push(group);
         Ok(())
+    }
+
+    /// Keeps a group whose run has failed as it was before, for those of its members that go on.
+    fn put_back(&mut self, mut group: Group) {
+        if self.can_rewind() {
+            group.members.iter_mut().for_each(|member| member.columns.end = group.num_columns);
+            self.groups.push(group);
+        }
+    }
+
+    /// Else a failed run is the end of its sequences.
+    fn can_rewind(&self) -> bool {
+        self.graph.is_on_host() && !self.graph.spec().has_states()
     }
 
     /// Whether a run has returned as much as its inputs and the new tokens make.
@@ -151,7 +170,10 @@ impl ConcatModel {
         for (slot_index, _) in wanted {
             self.forget(*slot_index);
         }
-        self.break_up()?;
+        if let Err(error) = self.break_up() {
+            self.put_back(group);
+            return Err(error);
+        }
         Ok(group)
     }
 
@@ -274,7 +296,7 @@ impl Model for ConcatModel {
         ModelLimits {
             // What does not fit into the first run of a sequence comes in runs of one token.
             chunk_tokens: if has_cache_branch { limits.context_tokens } else { limits.chunk_tokens },
-            rewindable_tokens: if is_on_host && !self.graph.spec().has_states() { limits.context_tokens } else { 0 },
+            rewindable_tokens: if self.can_rewind() { limits.context_tokens } else { 0 },
             can_move_slots: is_on_host,
             ..limits
         }

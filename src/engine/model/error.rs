@@ -1,29 +1,39 @@
 //! Why a model cannot be loaded or run.
 
-use super::ProviderName;
+use super::{CanaryError, Fault, ProviderName};
 use std::path::PathBuf;
 
 /// Why a run failed.
 #[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-pub struct ModelError(String);
+#[error("{message}")]
+pub struct ModelError {
+    message: String,
+    fault: Fault,
+}
 
 impl ModelError {
-    /// In the backend's words.
+    /// In the backend's words, by which the fault is known.
     pub fn new(message: impl Into<String>) -> Self {
-        Self(message.into())
+        let message = message.into();
+        Self { fault: Fault::of(&message), message }
+    }
+
+    /// What it means for the runs that follow.
+    pub fn fault(&self) -> Fault {
+        self.fault
     }
 }
 
 impl From<ndarray::ShapeError> for ModelError {
     fn from(error: ndarray::ShapeError) -> Self {
-        Self(error.to_string())
+        Self::new(error.to_string())
     }
 }
 
 impl From<ort::Error> for ModelError {
     fn from(error: ort::Error) -> Self {
-        Self(words(&error))
+        // Where it says so may say why.
+        Self { message: words(&error), fault: Fault::of(&error.to_string()) }
     }
 }
 
@@ -95,6 +105,17 @@ pub enum LoadError {
         /// In the runtime's words.
         message: String,
     },
+    /// The operator should ask for less, or take a smaller graph.
+    #[error(
+        "the model {} does not fit in memory: {message}; lower `engine.max_batch_size`, `engine.max_context_tokens` or \
+         `engine.max_step_tokens`, or take a smaller variant", path.display()
+    )]
+    OutOfMemory {
+        /// The ONNX file.
+        path: PathBuf,
+        /// In the runtime's words.
+        message: String,
+    },
     /// The operator should ask for fewer slots or a shorter context.
     #[error(
         "the KV cache of {num_bytes} bytes cannot be allocated: {message}; lower `engine.max_batch_size` or \
@@ -122,7 +143,22 @@ impl LoadError {
         match TOO_OLD.iter().find_map(|phrase| message.find(phrase)) {
             Some(place) => Self::RuntimeTooOld { path, message: message[place..].to_owned() },
             None if message.contains(NO_KERNEL) => Self::OtherDevice { path, message },
+            None if Fault::of(&message) == Fault::OutOfMemory => Self::OutOfMemory { path, message },
             None => Self::Session { path, message },
+        }
+    }
+}
+
+impl LoadError {
+    /// A graph whose first token is not computed, or not right.
+    pub(super) fn first_token(path: PathBuf, error: &CanaryError) -> Self {
+        let message = error.to_string();
+        match error {
+            CanaryError::Run(error) if error.fault() == Fault::OutOfMemory => Self::OutOfMemory { path, message },
+            CanaryError::Run(_)
+            | CanaryError::NotFinite { .. }
+            | CanaryError::AllAlike
+            | CanaryError::Changed { .. } => Self::Run { path, message },
         }
     }
 }
@@ -145,6 +181,13 @@ fn without_place(message: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_does_not_fit_is_told_apart_from_what_does_not_run() {
+        let error = |message: &str| LoadError::first_token("FILE".into(), &ModelError::new(message).into()).to_string();
+        insta::assert_snapshot!(error("CUDA failure 2: out of memory"), @"the model FILE does not fit in memory: CUDA failure 2: out of memory; lower `engine.max_batch_size`, `engine.max_context_tokens` or `engine.max_step_tokens`, or take a smaller variant");
+        insta::assert_snapshot!(error("no"), @"the model FILE loads but does not run: no; take another export, or a newer ONNX Runtime");
+    }
 
     #[test]
     fn only_the_words_are_left() {

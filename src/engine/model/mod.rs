@@ -1,5 +1,6 @@
 //! The seam between deciding what to compute and computing it.
 
+mod canary;
 mod capture;
 mod concat;
 mod cuda_libraries;
@@ -8,6 +9,7 @@ mod edit;
 mod elf;
 mod error;
 mod external_data;
+mod fault;
 mod ffi;
 mod gqa;
 mod graph;
@@ -26,10 +28,12 @@ mod splice;
 mod tensorrt;
 mod top_scores;
 
+pub use canary::{Canary, CanaryError};
 pub use cuda_libraries::CudaLibrary;
 pub use edit::GraphEdits;
 pub use error::{LoadError, ModelError};
 pub(crate) use external_data::{DataFileError, locate as locate_data_file};
+pub use fault::Fault;
 pub use logits::{Logits, Scores, TopScores, Wanted};
 pub use provider::{ProviderConfig, ProviderName};
 pub use runtime::Runtime;
@@ -40,6 +44,7 @@ pub use spec::{
 pub use top_scores::NUM_TOP_SCORES;
 
 use super::{Batch, EngineConfig, TokenId};
+use canary::Watched;
 use concat::ConcatModel;
 use gqa::GqaModel;
 use graph::Graph;
@@ -57,7 +62,8 @@ pub trait Model: Send {
     /// without a row keep what they hold.
     ///
     /// # Errors
-    /// When the backend fails; the batch's sequences then finish with an error.
+    /// When the backend fails. What was computed of each row until then is not known; a row that starts where it did is
+    /// computed as if nothing had been.
     fn forward(&mut self, batch: &Batch, logits: &mut Logits) -> Result<(), ModelError>;
 
     /// Appends all scores of these rows of the last batch, of which [`forward`](Self::forward) appended the best.
@@ -87,6 +93,11 @@ pub trait Model: Send {
     /// Exchanges what two slots hold, of which the longer one is `num_tokens`. Only where
     /// [`can_move_slots`](ModelLimits::can_move_slots). Where that fails, so does the next [`forward`](Self::forward).
     fn swap_slots(&mut self, one: usize, other: usize, num_tokens: usize);
+
+    /// What it computed when it was loaded, where an idle engine is to see from time to time whether it still does.
+    fn canary(&self) -> Option<Canary> {
+        None
+    }
 }
 
 impl Model for Box<dyn Model> {
@@ -116,6 +127,10 @@ impl Model for Box<dyn Model> {
 
     fn swap_slots(&mut self, one: usize, other: usize, num_tokens: usize) {
         (**self).swap_slots(one, other, num_tokens);
+    }
+
+    fn canary(&self) -> Option<Canary> {
+        (**self).canary()
     }
 }
 
@@ -161,7 +176,7 @@ pub struct BlockLimits {
 }
 
 /// Opens the graph on the providers that the config names, allocates its KV cache and computes a token, so that a graph
-/// that loads but does not run is known before a client waits for it.
+/// that loads but does not run, or not right, is known before a client waits for it.
 ///
 /// # Errors
 /// See [`LoadError`]; each is one sentence for the operator.
@@ -172,29 +187,31 @@ pub fn load(runtime: &Runtime, spec: ModelSpec, config: &EngineConfig) -> Result
         tracing::info!(%error, "TensorRT takes the graph in pieces, and builds for the shapes that it meets");
         Graph::open(runtime, spec, &config)
     })?;
-    let is_on_host = graph.is_on_host();
-    let num_slots = config.max_batch_size.get() as usize;
+    let (num_slots, is_on_host) = (config.max_batch_size.get() as usize, graph.is_on_host());
     let mut model: Box<dyn Model> = match family {
         GraphFamily::Gqa => Box::new(GqaModel::new(graph, num_slots, config.run_overhead_tokens)?),
         GraphFamily::Concat => Box::new(ConcatModel::new(graph)?),
         GraphFamily::Paged => Box::new(PagedModel::new(graph, config)?),
     };
-    let limits = model.limits();
-    // A device loads its kernels when they are first used, and a step takes the most memory when it computes as much of a
-    // prompt as steps do: better now than when a client waits.
-    let longest = limits.chunk_tokens.min(limits.context_tokens - 1).max(1);
-    let prompts: &[usize] = if is_on_host { &[1] } else { &[1, longest] };
-    let (mut batch, mut logits) = (Batch::default(), Logits::new(limits.vocab_size));
-    for num_tokens in prompts {
-        batch.clear();
-        batch.push(0, 0, &vec![TokenId(0); *num_tokens], Some(&[]));
-        if let Some(BlockLimits { block_tokens, .. }) = limits.blocks {
-            let num_blocks = u32::try_from(num_tokens.div_ceil(block_tokens)).expect("a context has fewer blocks");
-            batch.set_blocks(&(0..num_blocks).collect::<Vec<_>>());
-        }
-        logits.clear();
-        let computed = model.forward(&batch, &mut logits);
-        computed.map_err(|error| LoadError::Run { path: path.clone(), message: error.to_string() })?;
+    let canary = Canary::compute(&mut model, 0, &[0]).map_err(|error| LoadError::first_token(path.clone(), &error))?;
+    if is_on_host {
+        // A processor that fails takes the process with it.
+        return Ok(model);
     }
-    Ok(model)
+    warm_up(&mut *model).map_err(|error| LoadError::first_token(path, &error.into()))?;
+    Ok(Box::new(Watched { model, canary }))
+}
+
+/// Computes as much of a prompt as a step does. A device loads its kernels when they are first used, and this is when a run
+/// takes the most memory: better now than when a client waits.
+fn warm_up(model: &mut dyn Model) -> Result<(), ModelError> {
+    let limits = model.limits();
+    let num_tokens = limits.chunk_tokens.min(limits.context_tokens - 1).max(1);
+    let mut batch = Batch::default();
+    batch.push(0, 0, &vec![TokenId(0); num_tokens], Some(&[]));
+    if let Some(BlockLimits { block_tokens, .. }) = limits.blocks {
+        let num_blocks = u32::try_from(num_tokens.div_ceil(block_tokens)).expect("a context has fewer blocks");
+        batch.set_blocks(&(0..num_blocks).collect::<Vec<_>>());
+    }
+    model.forward(&batch, &mut Logits::new(limits.vocab_size))
 }

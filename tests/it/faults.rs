@@ -1,0 +1,331 @@
+//! Runs that fail: what memory does not suffice for is given up, a device that is lost ends its engine, and who is not
+//! concerned does not notice.
+
+use crate::{
+    engine::{config, drain, request},
+    fake_loader::{models, script},
+    fake_model::FakeModel,
+    http::{Running, exchange, read_until},
+    stream_validator::events,
+    tiny_model::{copy, exact_models, open, runtime},
+};
+use ortolan::{
+    engine::{
+        Batch, End, Engine, EngineConfig, EngineError, FinishReason, LoadError, Logits, Model, ModelError, Scores,
+        TokenEvent, TokenId, TokenStream, load,
+    },
+    model_dir::{ModelDir, Target},
+};
+use serde_json::json;
+use std::{fs, ops::Range, sync::atomic::Ordering, thread, time::Duration};
+
+const MEMORY: &str = "Non-zero status code returned while running MatMul node. Status Message: Failed to allocate memory for \
+                      requested buffer of size 1073741824";
+const LOST: &str = "CUDA failure 700: an illegal memory access was encountered ; GPU=0 ; hostname=box ; \
+                    expr=cudaStreamSynchronize(stream_)";
+
+fn prompts() -> Vec<Vec<u32>> {
+    [3, 9, 1, 14, 6].iter().zip(1..).map(|(len, first)| (first * 10..first * 10 + len).collect()).collect()
+}
+
+/// What each request hears that has come before the engine began.
+fn replies(model: FakeModel, config: &EngineConfig, prompts: &[Vec<u32>]) -> (Vec<Vec<TokenEvent>>, End) {
+    let (engine, handle) = Engine::new(config, model);
+    let streams: Vec<TokenStream> = prompts.iter().map(|prompt| handle.submit(request(prompt, 9)).unwrap()).collect();
+    drop(handle);
+    let end = engine.run(); // It asserts that no slot leaked.
+    (streams.into_iter().map(drain).collect(), end)
+}
+
+/// How it ended; it did so once.
+fn reason(reply: &[TokenEvent]) -> FinishReason {
+    let mut reasons = reply.iter().filter_map(|event| match event {
+        TokenEvent::Finished { reason, .. } => Some(*reason),
+        TokenEvent::Queued | TokenEvent::Started | TokenEvent::Token(_) | TokenEvent::Logprobs(_) => None,
+    });
+    let reason = reasons.next().unwrap();
+    assert!(reasons.next().is_none() && matches!(reply.last(), Some(TokenEvent::Finished { .. })), "{reply:?}");
+    reason
+}
+
+/// Those that memory did not suffice for; all others say what they would have said.
+fn lost(model: FakeModel, config: &EngineConfig, undisturbed: &[Vec<TokenEvent>]) -> Vec<usize> {
+    let prompts = &prompts()[..undisturbed.len()];
+    let (replies, end) = replies(model, config, prompts);
+    assert_eq!(end, End::Shutdown);
+    let is_lost = |index: &usize| reason(&replies[*index]) == FinishReason::OutOfMemory;
+    let lost: Vec<usize> = (0..replies.len()).filter(is_lost).collect();
+    for index in (0..replies.len()).filter(|index| !lost.contains(index)) {
+        assert_eq!(replies[index], undisturbed[index], "request {index}, where {lost:?} were lost");
+    }
+    lost
+}
+
+#[test]
+fn out_of_memory_loses_the_newest_and_nobody_else() {
+    let config = config(3, 100);
+    let (undisturbed, _) = replies(FakeModel::default(), &config, &prompts()[..3]);
+    // All three are in every run, of which there are nine.
+    for run in 1..10 {
+        for num_rows in 0..=3 {
+            let model = FakeModel::default().with_fault(MEMORY, run..run + 1, num_rows);
+            assert_eq!(lost(model, &config, &undisturbed), [2], "run {run} after {num_rows} rows");
+        }
+    }
+    // Until what is left fits.
+    let model = FakeModel::default().with_fault(MEMORY, 4..6, 1);
+    assert_eq!(lost(model, &config, &undisturbed), [1, 2]);
+}
+
+#[test]
+fn wherever_memory_runs_out_at_most_one_is_lost() {
+    for max_draft_tokens in [0, 3] {
+        let config = EngineConfig { max_draft_tokens, ..config(2, 7) };
+        let model = || FakeModel::default().saying_few(2);
+        let (undisturbed, _) = replies(model(), &config, &prompts());
+        let lost: Vec<usize> = (1..60)
+            .flat_map(|run| (0..3).map(move |num_rows| (run, num_rows)))
+            .map(|(run, num_rows)| {
+                lost(model().with_fault(MEMORY, run..run + 1, num_rows), &config, &undisturbed).len()
+            })
+            .collect();
+        assert!(lost.iter().all(|num_lost| *num_lost <= 1) && 30 < lost.iter().sum::<usize>(), "{lost:?}");
+    }
+}
+
+/// What cannot be taken back, may have been computed and is not computed twice.
+#[test]
+fn out_of_memory_ends_all_in_the_run_that_cannot_go_back() {
+    let config = config(3, 100);
+    let (undisturbed, _) = replies(FakeModel::rigid(), &config, &prompts()[..3]);
+    let lost_at = |run: usize, num_rows| {
+        lost(FakeModel::rigid().with_fault(MEMORY, run..run + 1, num_rows), &config, &undisturbed)
+    };
+    // Whoever has just begun can begin again.
+    assert_eq!([lost_at(1, 0), lost_at(1, 3)], [[2], [2]]);
+    assert_eq!([lost_at(2, 0), lost_at(5, 2)], [[0, 1, 2], [0, 1, 2]]);
+    let (undisturbed, _) = replies(FakeModel::rigid(), &crate::engine::config(2, 5), &prompts());
+    for run in 1..40 {
+        for num_rows in 0..3 {
+            let model = FakeModel::rigid().with_fault(MEMORY, run..run + 1, num_rows);
+            assert!(lost(model, &crate::engine::config(2, 5), &undisturbed).len() <= 2);
+        }
+    }
+}
+
+#[test]
+fn a_request_that_does_not_fit_alone_fails_alone() {
+    let (engine, handle) = Engine::new(&config(2, 100), FakeModel::default().with_fault(MEMORY, 3..4, 0));
+    let engine = thread::spawn(|| engine.run());
+    let ask = || drain(handle.submit(request(&[1, 2], 9)).unwrap());
+    let failed = ask();
+    assert_eq!((failed.len(), reason(&failed)), (3, FinishReason::OutOfMemory), "two tokens came before it");
+    let whole = ask();
+    assert_eq!((whole.len(), reason(&whole)), (10, FinishReason::Length));
+    assert_eq!(failed[..2], whole[..2]);
+    assert!(handle.is_running());
+    drop(handle);
+    assert_eq!(engine.join().unwrap(), End::Shutdown);
+}
+
+#[test]
+fn a_lost_device_ends_every_request_once() {
+    for run in 1..12 {
+        let (replies, end) = replies(FakeModel::default().with_fault(LOST, run..100, 0), &config(2, 7), &prompts());
+        assert_eq!(end, End::DeviceLost);
+        let reasons: Vec<FinishReason> = replies.iter().map(|reply| reason(reply)).collect();
+        let is_expected = |reason: &FinishReason| matches!(reason, FinishReason::DeviceLost | FinishReason::Length);
+        assert!(reasons.iter().all(is_expected) && reasons.contains(&FinishReason::DeviceLost), "{reasons:?}");
+    }
+}
+
+#[test]
+fn nothing_goes_to_a_lost_device() {
+    let (model, permits, _) = FakeModel::default().with_fault(LOST, 2..100, 0).gated();
+    let (engine, handle) = Engine::new(&config(1, 64), model);
+    let engine = thread::spawn(|| engine.run());
+    let submit = || handle.submit(request(&[1], 9));
+    let (running, waiting) = (submit().unwrap(), submit().unwrap());
+    permits.send(()).unwrap();
+    permits.send(()).unwrap();
+    assert_eq!(engine.join().unwrap(), End::DeviceLost);
+    assert!(!handle.is_running());
+    assert!(matches!(submit(), Err(EngineError::Stopped)));
+    let [running, waiting] = [running, waiting].map(drain);
+    assert_eq!([reason(&running), reason(&waiting)], [FinishReason::DeviceLost; 2]);
+    assert_eq!([running.len(), waiting.len()], [2, 1]);
+    assert_eq!(handle.load().running, 0);
+}
+
+#[test]
+fn a_lost_device_turns_ready_off_and_fails_what_runs_and_waits() {
+    let (model, permits, _) = FakeModel::saying(script("one two three four five")).with_fault(LOST, 3..100, 0).gated();
+    let server = Running::start(models(model, &config(1, 64)), &[]);
+    let mut replies = [(); 2].map(|()| server.send(&json!({ "input": "hi", "stream": true })));
+    let begun = replies.each_mut().map(|reply| read_until(reply, "event: response.created\n"));
+    drop(permits);
+    for (reply, begun) in replies.iter_mut().zip(begun) {
+        let events = events(&(begun + &read_until(reply, "[DONE]\n")));
+        let types: Vec<&str> = events.iter().map(|event| event["type"].as_str().unwrap()).collect();
+        let is_terminal = |name: &&&str| ["response.failed", "response.completed"].contains(name);
+        assert_eq!(types.iter().filter(is_terminal).collect::<Vec<_>>(), [types.last().unwrap()], "{types:?}");
+        let error = &events.last().unwrap()["response"]["error"];
+        assert_eq!(error["code"], "server_error");
+        assert!(error["message"].as_str().unwrap().starts_with("the engine was lost"), "{error}");
+    }
+    let get = |path: &str| exchange(&server, &format!("GET {path} HTTP/1.1\r\nhost: localhost\r\n\r\n"));
+    let (head, body) = get("/ready");
+    assert!(head.starts_with("HTTP/1.1 503 ") && body.contains("\"failed\""), "{head}{body}");
+    server.signal();
+    server.thread.join().unwrap();
+}
+
+#[test]
+fn a_reply_that_memory_did_not_suffice_for_says_what_can_be_lowered() {
+    let model = FakeModel::saying(script("one two three four five")).with_fault(MEMORY, 3..4, 0);
+    let server = Running::start(models(model, &config(1, 64)), &[]);
+    let last = || {
+        let stream = read_until(&mut server.send(&json!({ "input": "hi", "stream": true })), "[DONE]\n");
+        events(&stream).pop().unwrap()
+    };
+    let failed = last();
+    assert_eq!(failed["type"], "response.failed");
+    let message = failed["response"]["error"]["message"].as_str().unwrap();
+    assert!(message.contains("memory") && message.contains("`engine.max_batch_size`"), "{message}");
+    assert_eq!(last()["type"], "response.completed");
+    assert!(exchange(&server, "GET /ready HTTP/1.1\r\nhost: localhost\r\n\r\n").0.starts_with("HTTP/1.1 200 "));
+    server.signal();
+    server.thread.join().unwrap();
+}
+
+/// Looks after a millisecond.
+fn impatient() -> EngineConfig {
+    EngineConfig { canary_interval: Duration::from_millis(1), ..config(2, 64) }
+}
+
+#[test]
+fn an_idle_engine_looks_whether_its_device_computes_and_forgets_nothing_that_is_missed() {
+    let model = FakeModel::default().watched();
+    let runs = model.runs();
+    let (engine, handle) = Engine::new(&impatient(), model);
+    let engine = thread::spawn(|| engine.run());
+    let prompt: Vec<u32> = (0..60).collect();
+    let mut cached = Vec::new();
+    for _ in 0..3 {
+        let reply = drain(handle.submit(request(&prompt, 2)).unwrap());
+        let Some(TokenEvent::Finished { num_cached_tokens, reason: FinishReason::Length }) = reply.last() else {
+            panic!("{reply:?}")
+        };
+        cached.push(*num_cached_tokens);
+        let looks = runs.load(Ordering::SeqCst) + 3;
+        while runs.load(Ordering::SeqCst) < looks {
+            thread::yield_now();
+        }
+    }
+    assert_eq!(cached, [0, 59, 59]);
+    assert!(handle.is_running());
+    drop(handle);
+    assert_eq!(engine.join().unwrap(), End::Shutdown);
+}
+
+#[test]
+fn an_idle_engine_whose_device_computes_something_else_is_lost() {
+    for model in
+        [FakeModel::default().watched().spoiled_from(3), FakeModel::default().watched().with_fault(LOST, 3..4, 0)]
+    {
+        let (engine, handle) = Engine::new(&impatient(), model);
+        assert_eq!(engine.run(), End::DeviceLost);
+        assert!(!handle.is_running());
+    }
+}
+
+#[test]
+fn memory_that_others_have_taken_is_no_lost_device() {
+    let model = FakeModel::default().watched().with_fault(MEMORY, 1..3, 0);
+    let runs = model.runs();
+    let (engine, handle) = Engine::new(&impatient(), model);
+    let engine = thread::spawn(|| engine.run());
+    while runs.load(Ordering::SeqCst) < 4 {
+        thread::yield_now();
+    }
+    drop(handle);
+    assert_eq!(engine.join().unwrap(), End::Shutdown);
+}
+
+#[test]
+fn without_an_interval_nothing_is_looked_at() {
+    let model = FakeModel::default().watched();
+    let runs = model.runs();
+    let (engine, handle) = Engine::new(&config(2, 64), model);
+    let engine = thread::spawn(|| engine.run());
+    for asked in 1..4 {
+        let reply = drain(handle.submit(request(&[1], 5)).unwrap());
+        assert_eq!((reason(&reply), runs.load(Ordering::SeqCst)), (FinishReason::Length, 5 * asked));
+    }
+    drop(handle);
+    engine.join().unwrap();
+}
+
+/// For two slots, where each row starts and what it computes.
+type Rows = [(usize, Vec<TokenId>); 2];
+
+fn forward(model: &mut dyn Model, rows: &Rows) -> Result<Vec<Vec<f32>>, ModelError> {
+    let mut batch = Batch::default();
+    for (slot_index, (start, tokens)) in rows.iter().enumerate() {
+        batch.push(slot_index, *start, tokens, Some(&[]));
+    }
+    let mut logits = Logits::new(model.limits().vocab_size);
+    model.forward(&batch, &mut logits)?;
+    let all = |scores: Scores<'_>| match scores {
+        Scores::All(scores) => scores.to_vec(),
+        Scores::Top { .. } => panic!("all are wanted"),
+    };
+    Ok(logits.by_batch_row_mut().map(|(_, scores)| all(scores)).collect())
+}
+
+/// True graphs: a run in which one row cannot be computed leaves the others so that they can be computed again.
+#[test]
+fn a_failed_run_can_be_computed_again_where_the_model_says_so() {
+    let rows = |starts: [usize; 2], tokens: [Range<u32>; 2]| {
+        let [one, other] = tokens.map(|tokens| tokens.map(TokenId).collect());
+        [(starts[0], one), (starts[1], other)]
+    };
+    let (begun, next): (Rows, Rows) = (rows([0, 0], [1..20, 40..47]), rows([19, 7], [3..4, 5..6]));
+    let with_bad_token = |rows: &Rows, row: usize| {
+        let mut rows = rows.clone();
+        rows[row].1[0] = TokenId(1_000_000);
+        rows
+    };
+    let (mut num_failed, mut num_rewound) = (0, 0);
+    for name in exact_models() {
+        let load = || load(runtime(), open(&name).spec, &config(2, 64)).unwrap();
+        let mut undisturbed = load();
+        let expected = [&begun, &next].map(|rows| forward(&mut *undisturbed, rows).unwrap());
+        for bad_row in 0..2 {
+            let mut model = load();
+            num_failed += usize::from(forward(&mut *model, &with_bad_token(&begun, bad_row)).is_err());
+            assert_eq!(forward(&mut *model, &begun).unwrap(), expected[0], "{name}");
+            if 20 <= model.limits().rewindable_tokens {
+                num_rewound += usize::from(forward(&mut *model, &with_bad_token(&next, bad_row)).is_err());
+            }
+            assert_eq!(forward(&mut *model, &next).unwrap(), expected[1], "{name}");
+        }
+    }
+    // Some graphs have a row for every number.
+    assert!(16 <= num_failed && 8 <= num_rewound, "{num_failed} runs have failed, {num_rewound} of them in the middle");
+}
+
+#[test]
+fn a_graph_that_computes_no_numbers_is_known_when_it_is_loaded() {
+    let dir = copy("tiny-gqa");
+    let onnx = dir.path().join("onnx/model.onnx");
+    let mut bytes = fs::read(&onnx).unwrap();
+    // What the last norm multiplies with, behind its name, a tag and a length of two bytes. All ones are no number.
+    let name = b"final_norm_layernorm.weight\x4a";
+    let place = bytes.windows(name.len()).position(|window| window == name).unwrap() + name.len() + 2;
+    bytes[place..place + 64].fill(0xff);
+    fs::write(onnx, bytes).unwrap();
+    let spec = ModelDir::open(dir.path(), &Target::CPU).unwrap().spec;
+    let error = load(runtime(), spec, &config(1, 16)).err().unwrap();
+    assert!(matches!(&error, LoadError::Run { message, .. } if message.contains("NaN")), "{error}");
+}
