@@ -106,10 +106,15 @@ pub(super) fn explain(name: ProviderName, said: &str, needed: &[CudaLibrary]) ->
         return error(known.message.to_owned(), known.advice.to_owned());
     }
     if let Some(missing) = missing_library(said) {
-        let others = needed.iter().filter(|library| library.is_needed && library.path.is_none());
-        let mut names: Vec<&str> =
-            others.map(|library| library.name.as_str()).filter(|name| *name != missing).collect();
-        names.insert(0, missing);
+        let lacking = needed.iter().filter(|library| library.is_needed && library.path.is_none());
+        let mut names: Vec<&str> = lacking.map(|library| library.name.as_str()).collect();
+        // What was asked for first comes first. What the provider does not need, as one of another CUDA, matters only where all
+        // else is there.
+        match names.iter().position(|name| *name == missing) {
+            Some(place) => names[..=place].rotate_right(1),
+            None if names.is_empty() => names.push(missing),
+            None => {}
+        }
         let verb = if names.len() == 1 { "was" } else { "were" };
         return error(format!("{} {verb} not found", list(&names)), advice(&names));
     }
@@ -245,6 +250,9 @@ mod tests {
         insta::assert_snapshot!(explained(ProviderName::Cuda, &missing("libcuda.so.1"), &["libcuda.so.1"]), @"cuda: libcuda.so.1 was not found; install the NVIDIA driver, and give a container the GPU (with docker: `--gpus all`)");
         insta::assert_snapshot!(explained(ProviderName::Cuda, &missing("libcublas.so.13"), &["libcublas.so.13", "libcuda.so.1"]), @"cuda: libcublas.so.13 and libcuda.so.1 were not found; run scripts/fetch-runtime --gpu --with-cuda, or install it (pip install nvidia-cublas), or set `runtime.cuda_libraries` to the folder that has it; install the NVIDIA driver, and give a container the GPU (with docker: `--gpus all`)");
         insta::assert_snapshot!(explained(ProviderName::TensorRt, &missing("libnvinfer.so.10"), &["libnvinfer.so.10", "libnvonnxparser.so.10", "libcudnn.so.9"]), @"tensorrt: libnvinfer.so.10, libnvonnxparser.so.10 and libcudnn.so.9 were not found; install them (pip install 'tensorrt-cu13==10.*' nvidia-cudnn-cu13), or set `runtime.cuda_libraries` to the folder that has them");
+        let other =
+            "the CUDA runtime library cannot be loaded: libcudart.so.12: cannot open shared object file: No such file";
+        insta::assert_snapshot!(explained(ProviderName::Cuda, other, &["libcudart.so.13"]), @"cuda: libcudart.so.13 was not found; run scripts/fetch-runtime --gpu --with-cuda, or install it (pip install nvidia-cuda-runtime), or set `runtime.cuda_libraries` to the folder that has it");
         insta::assert_snapshot!(cuda(&missing("libstrange.so.2")), @"cuda: libstrange.so.2 was not found; set `runtime.cuda_libraries` to the folder that has it");
         insta::assert_snapshot!(cuda("Failed to load library /opt/ort/libonnxruntime_providers_cuda.so with error: /opt/ort/libonnxruntime_providers_cuda.so: cannot open shared object file: No such file or directory"), @r#"cuda: a library of ONNX Runtime's GPU build is missing beside libonnxruntime.so; run scripts/fetch-runtime --gpu and set `runtime.library = ".runtime/gpu/libonnxruntime.so"`"#);
     }
