@@ -11,13 +11,19 @@ use crate::{
 };
 use ortolan::{
     engine::{
-        Batch, End, Engine, EngineConfig, EngineError, FinishReason, LoadError, Logits, Model, ModelError, Scores,
-        TokenEvent, TokenId, TokenStream, load,
+        Batch, End, Engine, EngineConfig, EngineError, EngineHandle, FinishReason, LoadError, Logits, Model,
+        ModelError, Scores, TokenEvent, TokenId, TokenStream, load,
     },
     model_dir::{ModelDir, Target},
 };
 use serde_json::json;
-use std::{fs, ops::Range, sync::atomic::Ordering, thread, time::Duration};
+use std::{
+    fs,
+    ops::Range,
+    sync::atomic::{AtomicUsize, Ordering},
+    thread,
+    time::{Duration, Instant},
+};
 
 const MEMORY: &str = "Non-zero status code returned while running MatMul node. Status Message: Failed to allocate memory for \
                       requested buffer of size 1073741824";
@@ -146,6 +152,13 @@ fn nothing_goes_to_a_lost_device() {
     let engine = thread::spawn(|| engine.run());
     let submit = || handle.submit(request(&[1], 9));
     let (running, waiting) = (submit().unwrap(), submit().unwrap());
+    let (waiting_handle, mut hearing) = (handle.clone(), submit().unwrap());
+    // So many that their ends take a while.
+    let others: Vec<TokenStream> = (0..200).map(|_| submit().unwrap()).collect();
+    let hearing = thread::spawn(move || {
+        while !matches!(hearing.blocking_recv(), Some(TokenEvent::Finished { .. })) {}
+        waiting_handle.is_running()
+    });
     permits.send(()).unwrap();
     permits.send(()).unwrap();
     assert_eq!(engine.join().unwrap(), End::DeviceLost);
@@ -154,6 +167,8 @@ fn nothing_goes_to_a_lost_device() {
     let [running, waiting] = [running, waiting].map(drain);
     assert_eq!([reason(&running), reason(&waiting)], [FinishReason::DeviceLost; 2]);
     assert_eq!([running.len(), waiting.len()], [2, 1]);
+    assert!(!hearing.join().unwrap(), "whoever hears the end of a reply sees that the engine is not ready");
+    assert!(others.into_iter().all(|other| reason(&drain(other)) == FinishReason::DeviceLost));
     assert_eq!(handle.load().running, 0);
 }
 
@@ -203,6 +218,15 @@ fn impatient() -> EngineConfig {
     EngineConfig { canary_interval: Duration::from_millis(1), ..config(2, 64) }
 }
 
+/// That many looks from now on, unless the engine ends.
+fn wait_for_looks(handle: &EngineHandle, runs: &AtomicUsize, num_looks: usize) {
+    let (began, looks) = (Instant::now(), runs.load(Ordering::SeqCst) + num_looks);
+    while handle.is_running() && runs.load(Ordering::SeqCst) < looks {
+        assert!(began.elapsed() < Duration::from_secs(20), "nothing is looked at");
+        thread::yield_now();
+    }
+}
+
 #[test]
 fn an_idle_engine_looks_whether_its_device_computes_and_forgets_nothing_that_is_missed() {
     let model = FakeModel::default().watched();
@@ -217,10 +241,7 @@ fn an_idle_engine_looks_whether_its_device_computes_and_forgets_nothing_that_is_
             panic!("{reply:?}")
         };
         cached.push(*num_cached_tokens);
-        let looks = runs.load(Ordering::SeqCst) + 3;
-        while runs.load(Ordering::SeqCst) < looks {
-            thread::yield_now();
-        }
+        wait_for_looks(&handle, &runs, 3);
     }
     assert_eq!(cached, [0, 59, 59]);
     assert!(handle.is_running());
@@ -233,9 +254,12 @@ fn an_idle_engine_whose_device_computes_something_else_is_lost() {
     for model in
         [FakeModel::default().watched().spoiled_from(3), FakeModel::default().watched().with_fault(LOST, 3..4, 0)]
     {
+        let runs = model.runs();
         let (engine, handle) = Engine::new(&impatient(), model);
-        assert_eq!(engine.run(), End::DeviceLost);
-        assert!(!handle.is_running());
+        let engine = thread::spawn(|| engine.run());
+        wait_for_looks(&handle, &runs, 10);
+        handle.shut_down();
+        assert_eq!((engine.join().unwrap(), runs.load(Ordering::SeqCst)), (End::DeviceLost, 3));
     }
 }
 
@@ -245,9 +269,7 @@ fn memory_that_others_have_taken_is_no_lost_device() {
     let runs = model.runs();
     let (engine, handle) = Engine::new(&impatient(), model);
     let engine = thread::spawn(|| engine.run());
-    while runs.load(Ordering::SeqCst) < 4 {
-        thread::yield_now();
-    }
+    wait_for_looks(&handle, &runs, 4);
     drop(handle);
     assert_eq!(engine.join().unwrap(), End::Shutdown);
 }

@@ -22,8 +22,6 @@ pub(super) struct Recurring {
 pub(super) struct Captures {
     seen: HashMap<Recurring, Seen>,
     num_captured: usize,
-    /// Whether a replay was refused because nothing was bound.
-    needs_bindings: bool,
     next_id: u64,
     plain: RunOptions,
 }
@@ -47,13 +45,7 @@ const ID: &str = "gpu_graph_id";
 
 impl Captures {
     pub(super) fn new() -> Result<Self> {
-        Ok(Self {
-            seen: HashMap::new(),
-            num_captured: 0,
-            needs_bindings: false,
-            next_id: 1,
-            plain: options(NO_CAPTURE)?,
-        })
+        Ok(Self { seen: HashMap::new(), num_captured: 0, next_id: 1, plain: options(NO_CAPTURE)? })
     }
 
     /// Something lies in another place from now on.
@@ -61,17 +53,7 @@ impl Captures {
         self.seen.clear();
     }
 
-    /// What to replay this run with, where it is captured: then nothing need be bound.
-    pub(super) fn captured(&self, run: Option<Recurring>) -> Option<&RunOptions> {
-        if self.needs_bindings { None } else { self.seen.get(&run?)?.options.as_ref() }
-    }
-
-    /// A replay was refused, as a runtime may do that looks at what is bound before it replays.
-    pub(super) fn bind_replays(&mut self) {
-        self.needs_bindings = true;
-    }
-
-    /// What to run with everything bound, which may capture it.
+    /// What to run with, which may capture the run.
     pub(super) fn options(&mut self, run: Option<Recurring>) -> Result<&RunOptions> {
         let Some(run) = run else { return Ok(&self.plain) };
         if MAX_SEEN <= self.seen.len() {

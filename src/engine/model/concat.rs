@@ -99,8 +99,7 @@ impl ConcatModel {
         let num_columns = group.num_columns + tokens.len();
         let inputs = &mut self.graph.inputs;
         inputs.begin(tokens.len(), num_columns);
-        for ((index, row), member) in set.iter().zip(&rows).zip(&mut group.members) {
-            member.columns.end = num_columns;
+        for ((index, row), member) in set.iter().zip(&rows).zip(&group.members) {
             let num_behind = row.num_tokens() - tokens.end;
             let input = InputRow {
                 index: *index,
@@ -109,7 +108,7 @@ impl ConcatModel {
                 num_logits: row.num_logits.saturating_sub(num_behind).min(tokens.len()),
                 wanted: row.wanted,
             };
-            inputs.push(&input, member.columns.clone());
+            inputs.push(&input, member.columns.start..num_columns);
         }
         let cache = (self.cache.as_slice(), &group, &self.allocator);
         match self.graph.run(logits, None, &cache, bind_cache) {
@@ -120,15 +119,15 @@ impl ConcatModel {
             }
         }
         group.num_columns = num_columns;
+        group.members.iter_mut().for_each(|member| member.columns.end = num_columns);
         self.check(&group)?;
         self.groups.push(group);
         Ok(())
     }
 
-    /// Keeps a group whose run has failed as it was before, for those of its members that go on.
-    fn put_back(&mut self, mut group: Group) {
+    /// Keeps a group that was not computed, for those of its members that go on.
+    fn put_back(&mut self, group: Group) {
         if self.can_rewind() {
-            group.members.iter_mut().for_each(|member| member.columns.end = group.num_columns);
             self.groups.push(group);
         }
     }

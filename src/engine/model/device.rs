@@ -4,7 +4,6 @@
 use super::{
     FloatType, Logits, ModelSpec, NUM_TOP_SCORES, ProviderConfig, Wanted,
     capture::{Captures, Recurring},
-    error::words,
     ffi::{Buffer, Piece, Run, Stream, Tensor, Transfers},
     graph::signed,
     inputs::{ALIGNMENT, Fed, MAX_INPUTS, Stage},
@@ -205,33 +204,20 @@ impl Device {
         let of_run = top.as_ref().map(|top| top.next_run(*num_rows, num_computed));
         // What is captured finds and leaves everything where it was the first time.
         let recurring = recurring.filter(|_| *num_rows == 0);
-        let replayed = captures.captured(recurring).map(|options| Run::new(session, binding).execute(Some(options)));
-        let replayed = replayed.and_then(|outputs| match outputs {
-            Ok(outputs) => Some(outputs),
-            Err(error) => {
-                tracing::warn!(error = words(&error), "a captured step is run anew");
-                captures.bind_replays();
-                None
-            }
-        });
-        let outputs = if let Some(outputs) = replayed {
-            outputs
-        } else {
-            let mut run = Run::new(session, binding);
-            for (name, tensor) in fed.iter().flatten() {
-                run.bind_input(name, tensor)?;
-            }
-            run.bind_output(c"logits", &scores)?;
-            if let (Some(Top { buffer, width, .. }), Some(of_run)) = (top.as_ref(), of_run) {
-                let [tokens, values, totals, _] = of_run.places(*width);
-                let (pairs, column) = ([signed(num_computed), signed(*width)], [signed(num_computed), 1]);
-                run.bind_output(top_scores::TOKENS, &Tensor::over_buffer::<i64>(buffer, tokens, &pairs)?)?;
-                run.bind_output(top_scores::VALUES, &Tensor::over_buffer::<f32>(buffer, values, &pairs)?)?;
-                run.bind_output(top_scores::TOTALS, &Tensor::over_buffer::<f32>(buffer, totals, &column)?)?;
-            }
-            bind_cache(cache, &mut run)?;
-            run.execute(Some(captures.options(recurring)?))?
-        };
+        let mut run = Run::new(session, binding);
+        for (name, tensor) in fed.iter().flatten() {
+            run.bind_input(name, tensor)?;
+        }
+        run.bind_output(c"logits", &scores)?;
+        if let (Some(Top { buffer, width, .. }), Some(of_run)) = (top.as_ref(), of_run) {
+            let [tokens, values, totals, _] = of_run.places(*width);
+            let (pairs, column) = ([signed(num_computed), signed(*width)], [signed(num_computed), 1]);
+            run.bind_output(top_scores::TOKENS, &Tensor::over_buffer::<i64>(buffer, tokens, &pairs)?)?;
+            run.bind_output(top_scores::VALUES, &Tensor::over_buffer::<f32>(buffer, values, &pairs)?)?;
+            run.bind_output(top_scores::TOTALS, &Tensor::over_buffer::<f32>(buffer, totals, &column)?)?;
+        }
+        bind_cache(cache, &mut run)?;
+        let outputs = run.execute(Some(captures.options(recurring)?))?;
         if let (Some(top), Some(of_run)) = (top, of_run) {
             top.runs.push(of_run);
         }
