@@ -171,22 +171,22 @@ impl Bench<'_> {
         let (mut batch, mut logits) = (Batch::default(), Logits::new(limits.vocab_size));
         let position = self.args.context as usize;
         let blocks = blocks_of_rows(limits, rows.get() as usize, position + self.args.tokens as usize)?;
-        for slot_index in 0..rows.get() as usize {
+        for (slot_index, blocks) in blocks.iter().enumerate() {
             let prompt = self.tokens(position, slot_index as u64);
             for (chunk, start) in prompt.chunks(64).zip((0..).step_by(64)) {
                 batch.clear();
                 batch.push(slot_index, start, chunk, None);
-                batch.set_blocks(&blocks[slot_index]);
+                batch.set_blocks(blocks);
                 model.forward(&batch, &mut logits)?;
             }
         }
         let mut times = Vec::new();
         for position in (position..).take(self.args.tokens as usize) {
             batch.clear();
-            for slot_index in 0..rows.get() as usize {
+            for (slot_index, blocks) in blocks.iter().enumerate() {
                 batch.push(slot_index, position, &[TokenId(1)], Some(&[]));
                 batch.want(Wanted::Top { temperature: 1.0 });
-                batch.set_blocks(&blocks[slot_index]);
+                batch.set_blocks(blocks);
             }
             logits.clear();
             let before = model.time_in_runs();

@@ -7,6 +7,7 @@ use std::{fmt, num::NonZeroU32, time::Duration};
 /// Limits and devices of one model's engine. Zero is not a value any of the limits can hold.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a switch of its own")]
 pub struct EngineConfig {
     /// Sequences that run at once; also the number of KV slots.
     pub max_batch_size: NonZeroU32,

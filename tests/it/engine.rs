@@ -48,11 +48,11 @@ pub(crate) fn config(max_batch_size: u32, max_step_tokens: u32) -> EngineConfig 
 
 /// Where tests of true graphs run: on the CPU, or where `ORTOLAN_TEST_PROVIDER` says.
 fn providers() -> Vec<ProviderConfig> {
-    let name = match env::var("ORTOLAN_TEST_PROVIDER").as_deref() {
-        Ok("cuda") => ProviderName::Cuda,
-        Ok("tensorrt") => ProviderName::TensorRt,
-        Ok(other) => panic!("ORTOLAN_TEST_PROVIDER is `{other}`; `cuda` and `tensorrt` are known"),
-        Err(_) => return vec![],
+    let Some(name) = env::var_os("ORTOLAN_TEST_PROVIDER") else { return vec![] };
+    let name = match name.to_str() {
+        Some("cuda") => ProviderName::Cuda,
+        Some("tensorrt") => ProviderName::TensorRt,
+        other => panic!("ORTOLAN_TEST_PROVIDER is {other:?}; `cuda` and `tensorrt` are known"),
     };
     // Products of 32-bit floats are not to be rounded to 10 bits, or replies differ from those of others.
     let options = BTreeMap::from([("use_tf32".to_owned(), "0".to_owned())]);

@@ -110,6 +110,8 @@ pub(super) struct Opened<'g> {
     pub(super) session: &'g mut Session,
     pub(super) binding: &'g mut IoBinding,
     pub(super) spec: &'g ModelSpec,
+    /// What the run has in common with others.
+    pub(super) recurring: Option<Recurring>,
 }
 
 impl Device {
@@ -176,11 +178,10 @@ impl Device {
         &mut self,
         graph: Opened<'_>,
         inputs: &mut impl Feed,
-        recurring: Option<Recurring>,
         cache: &K,
         bind_cache: impl for<'d> FnOnce(&'d K, &mut Run<'_, 'd>) -> ort::Result<()>,
     ) -> ort::Result<Vec<Tensor<'static>>> {
-        let Opened { session, binding, spec } = graph;
+        let Opened { session, binding, spec, recurring } = graph;
         inputs.prepare(spec);
         let shape = inputs.scored_shape(spec);
         let num_bytes = inputs.num_bytes(spec) + MAX_INPUTS * ALIGNMENT;

@@ -28,6 +28,7 @@ const NUM_LOGITS: [&str; 2] = ["num_logits_to_keep", "logits_to_keep"];
 /// `[engine.graph_edits]`: which edits are wanted, and of an edited graph, which were made.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq)]
 #[serde(deny_unknown_fields)]
+#[expect(clippy::struct_excessive_bools, reason = "each edit is made or not, whatever the others are")]
 pub struct GraphEdits {
     /// Feeds input 16 of every `GroupQueryAttention`, so that rows of different lengths share one run. Needs ONNX
     /// Runtime 1.32.

@@ -200,8 +200,8 @@ impl Graph {
     ) -> Result<Vec<Tensor<'static>>, ModelError> {
         let Self { device, session, binding, host, spec, limits, inputs, scratch, time_in_runs, .. } = self;
         if let Some(device) = device {
-            let graph = device::Opened { session, binding, spec };
-            return Ok(device.run(graph, inputs, recurring, cache, bind_cache)?);
+            let graph = device::Opened { session, binding, spec, recurring };
+            return Ok(device.run(graph, inputs, cache, bind_cache)?);
         }
         let memory = host.memory_info();
         let computed = inputs.scored_shape(spec);
@@ -245,8 +245,8 @@ impl Graph {
     ) -> Result<(), ModelError> {
         let Self { device, session, binding, spec, .. } = self;
         let device = device.as_mut().expect("the operator that packed rows are for runs on devices only");
-        let graph = device::Opened { session, binding, spec };
-        device.run(graph, inputs, recurring, cache, bind_cache)?;
+        let graph = device::Opened { session, binding, spec, recurring };
+        device.run(graph, inputs, cache, bind_cache)?;
         Ok(())
     }
 

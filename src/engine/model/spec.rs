@@ -194,6 +194,7 @@ pub struct NumLogits {
 
 /// A graph's own inputs and outputs, checked against the model's `config.json`.
 #[derive(Clone, Debug, PartialEq)]
+#[expect(clippy::struct_excessive_bools, reason = "each tells of an input or output of its own")]
 pub struct ModelSpec {
     /// The ONNX file.
     pub path: PathBuf,
