@@ -420,14 +420,14 @@ mod tests {
 
     #[test]
     fn devices_make_engines_and_are_told_once() {
-        let providers = "engine.providers=[{ name = \"cuda\", options = { a = 1 } }, \"cpu\"]";
+        let providers = "engine.providers=[{ name = \"cuda\", options = { use_tf32 = 1 } }, \"cpu\"]";
         let (config, _) = load(&["engine.devices=[1, 0, 1]", providers]).unwrap();
         let replicas = config.models[0].engine.replicas();
         assert_eq!(
             replicas.iter().map(EngineConfig::device).collect::<Vec<_>>(),
             ["cuda device 1", "cuda device 0", "cuda device 1"]
         );
-        insta::assert_compact_debug_snapshot!(replicas[0].providers, @r#"[ProviderConfig { name: Cuda, options: {"a": "1", "device_id": "1"} }, ProviderConfig { name: Cpu, options: {} }]"#);
+        insta::assert_compact_debug_snapshot!(replicas[0].providers, @r#"[ProviderConfig { name: Cuda, options: {"device_id": "1", "use_tf32": "1"} }, ProviderConfig { name: Cpu, options: {} }]"#);
         assert_eq!(load(&[providers]).unwrap().0.engine.replicas().len(), 1);
         assert_eq!(load(&["engine.devices=[0, 0]"]).unwrap().0.engine.replicas()[1].device(), "cpu");
 

@@ -24,15 +24,15 @@ pub(super) fn spec(
 ) -> Result<ModelSpec, ModelDirError> {
     let reader = Reader { path, graph, config };
     reader.refuse_other_kinds()?;
+    if reader.is_paged() {
+        reader.check_paged()?;
+    }
     let missing = |name: &str| reader.unsupported(format!("it has no input `{name}`"));
     let ids_type = reader.integers("input_ids")?.ok_or_else(|| missing("input_ids"))?;
     let mask_type = reader.integers("attention_mask")?;
     let cache = reader.cache()?;
     if mask_type.is_none() && cache.iter().any(|tensor| matches!(tensor.kind, CacheKind::Columns { .. })) {
         return Err(missing("attention_mask"));
-    }
-    if reader.is_paged() {
-        reader.check_paged()?;
     }
     let num_layers = reader.num_layers(&cache)?;
     let logits = reader.logits()?;
@@ -674,6 +674,7 @@ mod tests {
         const FLOAT: ElementCode = ElementCode::FLOAT;
         let refusals = [
             refusal("block_table", ElementCode::INT32, &[None, None]),
+            refusal("block_table_windowed", ElementCode::INT32, &[None, None]),
             refusal("inputs_embeds", FLOAT, &[None, None, Some(64)]),
             refusal("pixel_values", FLOAT, &[None, Some(3), None, None]),
             refusal("encoder_hidden_states", FLOAT, &[None, None, Some(64)]),
@@ -690,7 +691,8 @@ mod tests {
             refusal("use_cache_branch", LONG, &[Some(1)]),
         ];
         insta::assert_snapshot!(refusals.join("\n"), @r#"
-        the graph FILE is not understood: its input `block_table` says that it keeps keys and values in pages; take an export without paged attention
+        the graph FILE is not understood: ortolan does not know what to feed its input `block_table`
+        the graph FILE is not understood: its input `block_table_windowed` says that it keeps the blocks of some layers in a ring; export it with `windowed_kv_cache=false`
         the graph FILE is not understood: its input `inputs_embeds` says that it takes embeddings instead of tokens, as the language part of a model for pictures or sound does; take an export of the text model with `input_ids`
         the graph FILE is not understood: its input `pixel_values` says that it encodes pictures or sound; take the graph of a language model
         the graph FILE is not understood: its input `encoder_hidden_states` says that it is a part of an encoder-decoder model; take a decoder-only model
@@ -708,6 +710,56 @@ mod tests {
         "#);
     }
 
+    /// A graph of packed rows, with a quantized cache.
+    fn paged() -> Graph {
+        const BLOCKS: Shape<'_> = &[None, None, Some(2), Some(64)];
+        let mut graph = plain();
+        add_node(&mut graph, "PagedAttention", &[], &[]);
+        graph.inputs = vec![tensor("input_ids", ElementCode::INT64, &[None])];
+        for (name, rank) in PACKED_INPUTS {
+            graph.inputs.push(tensor(name, ElementCode::INT32, &vec![None; rank]));
+        }
+        graph.outputs = vec![tensor("logits", ElementCode::FLOAT16, &[None, Some(100)])];
+        for (kind, element_type, shape) in
+            [("key", ElementCode::INT8, BLOCKS), ("key_scale", ElementCode::FLOAT16, &BLOCKS[..3])]
+        {
+            graph.inputs.push(tensor(&format!("past_key_values.0.{kind}"), element_type, shape));
+            graph.outputs.push(tensor(&format!("present.0.{kind}"), element_type, shape));
+        }
+        graph
+    }
+
+    #[test]
+    fn packed_rows_have_blocks_of_what_each_token_leaves() {
+        let spec = read(&paged()).unwrap();
+        assert_eq!((spec.family, spec.vocab_size, spec.mask_type), (GraphFamily::Paged, 100, None));
+        let kinds: Vec<_> = spec.cache.iter().map(|tensor| tensor.kind.clone()).collect();
+        assert_eq!(kinds, [CacheKind::Blocks { sizes: vec![2, 64] }, CacheKind::Blocks { sizes: vec![2] }]);
+        assert_eq!(spec.cache_bytes_per_token(), 2 * 64 + 2 * 2);
+        assert!(spec.has_logits_indices && spec.has_attention_metadata && !spec.has_last_logits_only);
+        // Without what is not required, all tokens are scored.
+        let mut graph = paged();
+        graph.inputs.retain(|input| !["attention_metadata", "logits_indices"].contains(&input.name.as_str()));
+        let spec = read(&graph).unwrap();
+        assert!(!spec.has_logits_indices && !spec.has_attention_metadata);
+
+        let mut errors = Vec::new();
+        let mut graph = paged();
+        graph.inputs.retain(|input| input.name != "block_table");
+        errors.push(read(&graph).unwrap_err());
+        let mut graph = paged();
+        graph.inputs[1].element_type = ElementCode::INT64;
+        errors.push(read(&graph).unwrap_err());
+        let mut graph = paged();
+        graph.inputs.push(tensor("position_ids", ElementCode::INT64, &[Some(3), None]));
+        errors.push(read(&graph).unwrap_err());
+        insta::assert_snapshot!(errors.join("\n"), @"
+        the graph FILE is not understood: it has no input `block_table`
+        the graph FILE is not understood: `cumulative_sequence_lengths` is not int32 with 1 dimensions
+        the graph FILE is not understood: its rows are packed and it takes `position_ids`
+        ");
+    }
+
     #[test]
     fn what_is_missing_is_named() {
         let without = |name: &str| {
@@ -723,9 +775,6 @@ mod tests {
         the graph FILE is not understood: it has no inputs `past_key_values.*`; export it with a KV cache
         the graph FILE is not understood: it has no output `logits`; export it for text generation, with its language-model head
         "#);
-        let mut paged = plain();
-        add_node(&mut paged, "PagedAttention", &[], &[]);
-        insta::assert_snapshot!(read(&paged).unwrap_err(), @"the graph FILE is not understood: it keeps keys and values in pages; take an export without paged attention");
         // A model without attention needs no mask.
         let mut recurrent = graph(&[("past_ssm.0", "present_ssm.0", STATE)]);
         recurrent.inputs.retain(|input| input.name != "attention_mask");

@@ -228,10 +228,10 @@ fn where_there_are_blocks_these_are_what_fills_up() {
     let server = Running::start(models(model, &config(2, 256)), &[]);
     let series = || parse(&exchange(&server, "GET /metrics HTTP/1.1\r\nhost: localhost\r\n\r\n").1);
     let client = server.send(&json!({ "input": "hi", "stream": true, "max_output_tokens": 100 }));
-    let usage = "ortolan_kv_cache_usage_ratio{model=\"fake\"}";
+    let usage = "ortolan_kv_cache_usage_ratio{model=\"fake\",engine=\"0\"}";
     while series()[usage] == 0.0 {}
     let series_while_it_runs = series();
-    assert_eq!(series_while_it_runs["ortolan_kv_blocks{model=\"fake\"}"], 128.0);
+    assert_eq!(series_while_it_runs["ortolan_kv_blocks{model=\"fake\",engine=\"0\"}"], 128.0);
     let num_blocks = 128.0 * series_while_it_runs[usage];
     assert!(num_blocks.fract() == 0.0 && num_blocks < 64.0, "{num_blocks} blocks, where one of two slots is taken");
     drop((client, permits));

@@ -44,8 +44,15 @@ const NO_CAPTURE: &str = "-1";
 const ID: &str = "gpu_graph_id";
 
 impl Captures {
-    pub(super) fn new() -> Result<Self> {
-        Ok(Self { seen: HashMap::new(), num_captured: 0, next_id: 1, plain: options(NO_CAPTURE)? })
+    /// Where runs are captured, all of a graph runs on the device. Else some of it may run on the host, and what that leaves
+    /// behind is only there when the run has been waited for.
+    pub(super) fn new(is_whole: bool) -> Result<Self> {
+        Ok(Self {
+            seen: HashMap::new(),
+            num_captured: 0,
+            next_id: 1,
+            plain: if is_whole { options(NO_CAPTURE)? } else { RunOptions::new()? },
+        })
     }
 
     /// Something lies in another place from now on.

@@ -115,11 +115,10 @@ pub(super) struct Opened<'g> {
 }
 
 impl Device {
-    /// With room for so many rows of scores.
+    /// With room for so many rows of scores, on a provider that captures runs or does not.
     pub(super) fn new(
         session: &Session,
-        provider: ProviderConfig,
-        stream: Option<Arc<Stream>>,
+        (provider, stream, captures): (ProviderConfig, Option<Arc<Stream>>, bool),
         spec: &ModelSpec,
         (num_rows, has_top): (usize, bool),
     ) -> ort::Result<Self> {
@@ -136,7 +135,7 @@ impl Device {
             wanted: Vec::new(),
             vocab_size: spec.vocab_size,
             logits_type: spec.logits_type,
-            captures: Captures::new()?,
+            captures: Captures::new(captures)?,
             time_in_runs: Duration::ZERO,
             provider,
             stream,

@@ -86,6 +86,19 @@ impl Buffer {
         Ok(Self { allocator, data, num_bytes, stream })
     }
 
+    /// The same, set to zero. An operator multiplies what it does not attend to by zero, which is only nothing where that is
+    /// a number.
+    pub(super) fn zeroed(allocator: Allocator, num_bytes: usize, stream: Option<Arc<Stream>>) -> Result<Self> {
+        let buffer = Self::allocate(allocator, num_bytes, stream)?;
+        match &buffer.stream {
+            // SAFETY: the whole buffer, which waits for the stream before it is freed.
+            Some(stream) => unsafe { stream.zero(buffer.data.as_ptr(), num_bytes)? },
+            // Fresh memory of the host is not touched before it is needed, and its operators read no more than they attend to.
+            None => {}
+        }
+        Ok(buffer)
+    }
+
     pub(super) fn num_bytes(&self) -> usize {
         self.num_bytes
     }

@@ -78,7 +78,7 @@ impl Graph {
         let has_device = on_gpu || edits.top_scores;
         let device = has_device.then(|| {
             let room = (num_slots, edits.top_scores);
-            Device::new(&session, provider.clone(), stream.clone(), &spec, room)
+            Device::new(&session, (provider.clone(), stream.clone(), captures), &spec, room)
         });
         let device = device.transpose().map_err(|error| failed(&spec, &error))?;
         let binding = session.create_binding().map_err(|error| failed(&spec, &error))?;
@@ -150,7 +150,7 @@ impl Graph {
 
     /// Memory for keys and values.
     pub(super) fn allocate(&self, num_bytes: usize) -> ort::Result<Buffer> {
-        Buffer::allocate(self.device_allocator()?, num_bytes, self.stream.clone())
+        Buffer::zeroed(self.device_allocator()?, num_bytes, self.stream.clone())
     }
 
     pub(super) fn time_in_runs(&self) -> Duration {

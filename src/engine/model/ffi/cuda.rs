@@ -28,6 +28,7 @@ struct Cuda {
     memcpy: unsafe extern "C" fn(*mut c_void, *const c_void, usize, c_int, *mut c_void) -> Status,
     memcpy_2d:
         unsafe extern "C" fn(*mut c_void, usize, *const c_void, usize, usize, usize, c_int, *mut c_void) -> Status,
+    memset: unsafe extern "C" fn(*mut c_void, c_int, usize, *mut c_void) -> Status,
     host_alloc: unsafe extern "C" fn(*mut *mut c_void, usize, c_uint) -> Status,
     host_free: unsafe extern "C" fn(*mut c_void) -> Status,
     error_string: unsafe extern "C" fn(Status) -> *const c_char,
@@ -66,6 +67,7 @@ impl Cuda {
                 stream_synchronize: *library.get(b"cudaStreamSynchronize\0")?,
                 memcpy: *library.get(b"cudaMemcpyAsync\0")?,
                 memcpy_2d: *library.get(b"cudaMemcpy2DAsync\0")?,
+                memset: *library.get(b"cudaMemsetAsync\0")?,
                 host_alloc: *library.get(b"cudaHostAlloc\0")?,
                 host_free: *library.get(b"cudaFreeHost\0")?,
                 error_string: *library.get(b"cudaGetErrorString\0")?,
@@ -140,6 +142,15 @@ impl Stream {
     pub(super) unsafe fn copy(&self, from: *const c_void, to: *mut c_void, num_bytes: usize) -> Result<()> {
         // SAFETY: as the caller promises.
         self.cuda.check(unsafe { (self.cuda.memcpy)(to, from, num_bytes, MEMCPY_DEFAULT, self.raw.as_ptr()) })
+    }
+
+    /// Sets bytes to zero.
+    ///
+    /// # Safety
+    /// As for [`copy`](Self::copy).
+    pub(super) unsafe fn zero(&self, data: *mut c_void, num_bytes: usize) -> Result<()> {
+        // SAFETY: as the caller promises.
+        self.cuda.check(unsafe { (self.cuda.memset)(data, 0, num_bytes, self.raw.as_ptr()) })
     }
 
     /// Copies `num_rows` times `row_bytes`, whose beginnings are so many bytes apart.
