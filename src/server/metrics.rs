@@ -158,6 +158,11 @@ fn encode_engines(exposition: &mut Exposition<'_>) -> fmt::Result {
     exposition.engine_counters(("ortolan_engine_steps", None), "Steps of the engine", |stats| stats.steps as f64)?;
     let (names, help) = (("ortolan_engine_busy_seconds", None), "Time that the engine's steps took");
     exposition.engine_counters(names, help, |stats| stats.busy.as_secs_f64())?;
+    let (names, help) =
+        (("ortolan_copied_to_device_bytes", None), "What was copied to the device: tokens, lengths and the like");
+    exposition.engine_counters(names, help, |stats| stats.copied.to_device as f64)?;
+    let (names, help) = (("ortolan_copied_to_host_bytes", None), "What was copied from the device: scores");
+    exposition.engine_counters(names, help, |stats| stats.copied.to_host as f64)?;
     let (names, help) = (("ortolan_engine_run_seconds", None), "Time of it in which the backend ran the graph");
     exposition.engine_counters(names, help, |stats| stats.running.as_secs_f64())
 }

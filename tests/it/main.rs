@@ -32,3 +32,4 @@ mod tenants;
 mod tidy;
 mod tiny_model;
 mod tokenizers;
+mod top_scores;
