@@ -1,5 +1,6 @@
 //! One token that is computed when a model is loaded, and again later: does it still compute what it did?
 
+use super::capture::not_capturing;
 use super::{Batch, Copied, Logits, Model, ModelError, ModelLimits, Scores, TokenId};
 use std::time::Duration;
 
@@ -105,39 +106,61 @@ fn with_scores<T>(
     }
 }
 
-/// A model that is to be looked at again.
+/// A model on a device, which is to be looked at again.
 pub(super) struct Watched {
-    pub(super) model: Box<dyn Model>,
-    pub(super) canary: Canary,
+    /// There until it is dropped.
+    model: Option<Box<dyn Model>>,
+    canary: Canary,
+}
+
+impl Watched {
+    pub(super) fn new(model: Box<dyn Model>, canary: Canary) -> Self {
+        Self { model: Some(model), canary }
+    }
+
+    fn model(&self) -> &dyn Model {
+        &**self.model.as_ref().expect("it is not dropped yet")
+    }
+
+    fn model_mut(&mut self) -> &mut dyn Model {
+        &mut **self.model.as_mut().expect("it is not dropped yet")
+    }
+}
+
+impl Drop for Watched {
+    fn drop(&mut self) {
+        let _asking = not_capturing();
+        self.model = None;
+    }
 }
 
 impl Model for Watched {
     fn limits(&self) -> ModelLimits {
-        self.model.limits()
+        self.model().limits()
     }
 
     fn forward(&mut self, batch: &Batch, logits: &mut Logits) -> Result<(), ModelError> {
-        self.model.forward(batch, logits)
+        self.model_mut().forward(batch, logits)
     }
 
     fn complete(&mut self, batch_rows: &[usize], logits: &mut Logits) -> Result<(), ModelError> {
-        self.model.complete(batch_rows, logits)
+        self.model_mut().complete(batch_rows, logits)
     }
 
     fn time_in_runs(&self) -> Duration {
-        self.model.time_in_runs()
+        self.model().time_in_runs()
     }
 
     fn copied(&self) -> Copied {
-        self.model.copied()
+        self.model().copied()
     }
 
     fn copy_slot(&mut self, from: usize, to: usize, num_tokens: usize) -> Result<(), ModelError> {
-        self.model.copy_slot(from, to, num_tokens)
+        self.model_mut().copy_slot(from, to, num_tokens)
     }
 
     fn swap_slots(&mut self, one: usize, other: usize, num_tokens: usize) {
-        self.model.swap_slots(one, other, num_tokens);
+        self.model_mut().swap_slots(one, other, num_tokens);
     }
 
     fn canary(&self) -> Option<Canary> {

@@ -5,7 +5,27 @@
 //! then on without a look at what is bound: everything has to lie where it lay, and have the same shape.
 
 use ort::{Result, session::RunOptions};
-use std::collections::HashMap;
+use std::{
+    collections::HashMap,
+    sync::{RwLock, RwLockReadGuard, RwLockWriteGuard},
+};
+
+/// While one thread captures, CUDA refuses others what could wait for the device, such as taking memory from it, and the
+/// capture fails with them. So all that is asked of a device is asked beside this, and a capture waits for a moment in which
+/// nobody asks.
+static CAPTURING: RwLock<()> = RwLock::new(());
+
+/// To be held while a device is asked for anything. Nobody ever waits to capture, so that one thread may hold it twice.
+pub(super) fn not_capturing() -> RwLockReadGuard<'static, ()> {
+    CAPTURING.read().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+/// How a run goes beside those of other threads.
+pub(super) enum Turn {
+    Beside(#[expect(dead_code, reason = "held until the run has ended")] RwLockReadGuard<'static, ()>),
+    /// It is captured.
+    Alone(#[expect(dead_code, reason = "held until the run has ended")] RwLockWriteGuard<'static, ()>),
+}
 
 /// What makes two runs launch the same work in the same places.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
@@ -60,20 +80,23 @@ impl Captures {
         self.seen.clear();
     }
 
-    /// What to run with, which may capture the run.
-    pub(super) fn options(&mut self, run: Option<Recurring>) -> Result<&RunOptions> {
-        let Some(run) = run else { return Ok(&self.plain) };
+    /// What to run with, and when: some other time where it would be captured and the moment is not right.
+    pub(super) fn options(&mut self, run: Option<Recurring>) -> Result<(&RunOptions, Turn)> {
+        let Some(run) = run else { return Ok((&self.plain, Turn::Beside(not_capturing()))) };
         if MAX_SEEN <= self.seen.len() {
             self.seen.retain(|_, seen| seen.options.is_some());
         }
         let seen = self.seen.entry(run).or_default();
         seen.num_times += 1;
-        if seen.options.is_none() && MIN_TIMES <= seen.num_times && self.num_captured < MAX_CAPTURED {
+        let is_due = seen.options.is_none() && MIN_TIMES <= seen.num_times && self.num_captured < MAX_CAPTURED;
+        let alone = if is_due { CAPTURING.try_write().ok() } else { None };
+        if alone.is_some() {
             seen.options = Some(options(&self.next_id.to_string())?);
             self.next_id += 1;
             self.num_captured += 1;
         }
-        Ok(seen.options.as_ref().unwrap_or(&self.plain))
+        let turn = alone.map_or_else(|| Turn::Beside(not_capturing()), Turn::Alone);
+        Ok((seen.options.as_ref().unwrap_or(&self.plain), turn))
     }
 }
 

@@ -3,7 +3,7 @@
 
 use super::{
     FloatType, Logits, ModelSpec, NUM_TOP_SCORES, ProviderConfig, Wanted,
-    capture::{Captures, Recurring},
+    capture::{Captures, Recurring, not_capturing},
     ffi::{Buffer, Piece, Run, Stream, Tensor, Transfers},
     graph::signed,
     inputs::{ALIGNMENT, Fed, MAX_INPUTS, Stage},
@@ -158,6 +158,7 @@ impl Device {
 
     /// Starts a step that computes at most so many rows of scores.
     pub(super) fn begin(&mut self, session: &Session, num_rows: usize) -> ort::Result<()> {
+        let _asking = not_capturing();
         self.num_rows = 0;
         self.wanted.clear();
         if self.scores.num_bytes() < num_rows * self.row_bytes() {
@@ -180,6 +181,7 @@ impl Device {
         cache: &K,
         bind_cache: impl for<'d> FnOnce(&'d K, &mut Run<'_, 'd>) -> ort::Result<()>,
     ) -> ort::Result<Vec<Tensor<'static>>> {
+        let asking = not_capturing();
         let Opened { session, binding, spec, recurring } = graph;
         inputs.prepare(spec);
         let shape = inputs.scored_shape(spec);
@@ -217,7 +219,9 @@ impl Device {
             run.bind_output(top_scores::TOTALS, &Tensor::over_buffer::<f32>(buffer, totals, &column)?)?;
         }
         bind_cache(cache, &mut run)?;
-        let outputs = run.execute(Some(captures.options(recurring)?))?;
+        drop(asking);
+        let (options, _turn) = captures.options(recurring)?;
+        let outputs = run.execute(Some(options))?;
         if let (Some(top), Some(of_run)) = (top, of_run) {
             top.runs.push(of_run);
         }
@@ -231,6 +235,7 @@ impl Device {
         if self.wanted.is_empty() {
             return Ok(());
         }
+        let _asking = not_capturing();
         let is_best = |row: usize| self.top.is_some() && batch.rows()[row].wanted != Wanted::All;
         let (best, all): (Vec<_>, Vec<_>) = self.wanted.iter().copied().partition(|(row, _)| is_best(*row));
         let mut pieces = Vec::new();
@@ -263,6 +268,7 @@ impl Device {
 
     /// Brings all scores of these rows of the batch to the host.
     pub(super) fn complete(&mut self, batch_rows: &[usize], logits: &mut Logits) -> ort::Result<()> {
+        let _asking = not_capturing();
         let rows: Vec<_> = self.wanted.iter().copied().filter(|(row, _)| batch_rows.contains(row)).collect();
         let row_bytes = self.row_bytes();
         let bytes = self.transfers.download(rows.iter().map(|(_, place)| row(&self.scores, *place, row_bytes)))?;

@@ -2,7 +2,7 @@
 
 use super::{
     CacheKind, CacheTensor, ElementType, LoadError, Logits, Model, ModelError, ModelLimits,
-    capture::Recurring,
+    capture::{Recurring, not_capturing},
     error::words,
     ffi::{Buffer, Rows, Run, Tensor},
     graph::{Graph, c_name, signed},
@@ -270,6 +270,7 @@ impl Model for GqaModel {
             let recurring = self.fill_inputs(batch, &run);
             let slots = run.slots.clone();
             self.graph.run(logits, recurring, &(self.cache.as_slice(), run), bind_cache)?;
+            let _asking = not_capturing();
             self.cache.iter_mut().try_for_each(|slab| slab.settle(&slots))?;
         }
         self.graph.finish(batch, logits)
@@ -288,10 +289,12 @@ impl Model for GqaModel {
     }
 
     fn copy_slot(&mut self, from: usize, to: usize, num_tokens: usize) -> Result<(), ModelError> {
+        let _asking = not_capturing();
         Ok(self.cache.iter_mut().try_for_each(|slab| slab.copy(from, to, num_tokens))?)
     }
 
     fn swap_slots(&mut self, one: usize, other: usize, num_tokens: usize) {
+        let _asking = not_capturing();
         let spare = &mut self.spare;
         let swapped = self.cache.iter_mut().try_for_each(|slab| slab.swap(one, other, num_tokens, spare.as_mut()));
         self.failure = swapped.err().map(ModelError::from).or(self.failure.take());

@@ -45,6 +45,7 @@ pub use top_scores::NUM_TOP_SCORES;
 
 use super::{Batch, EngineConfig, TokenId};
 use canary::Watched;
+use capture::not_capturing;
 use concat::ConcatModel;
 use gqa::GqaModel;
 use graph::Graph;
@@ -181,6 +182,7 @@ pub struct BlockLimits {
 /// # Errors
 /// See [`LoadError`]; each is one sentence for the operator.
 pub fn load(runtime: &Runtime, spec: ModelSpec, config: &EngineConfig) -> Result<Box<dyn Model>, LoadError> {
+    let _asking = not_capturing();
     let (family, path) = (spec.family, spec.path.clone());
     let graph = Graph::open(runtime, spec.clone(), config).or_else(|error| {
         let Some(config) = tensorrt::without_profile(&error, config) else { return Err(error) };
@@ -199,7 +201,7 @@ pub fn load(runtime: &Runtime, spec: ModelSpec, config: &EngineConfig) -> Result
         return Ok(model);
     }
     warm_up(&mut *model).map_err(|error| LoadError::first_token(path, &error.into()))?;
-    Ok(Box::new(Watched { model, canary }))
+    Ok(Box::new(Watched::new(model, canary)))
 }
 
 /// Computes as much of a prompt as a step does. A device loads its kernels when they are first used, and this is when a run
