@@ -81,7 +81,8 @@ fn all_scores_of_a_row_are_copied_only_for_requests_that_need_them() {
     assert_eq!(replies(name, TopScoresIn::Never, |_| {}).1.copied, Copied::default());
 
     // Scores are so much alike that most draws without a limit fall beyond the best.
-    let unlimited = |request: &mut Request| request.sampling = SamplingParams { temperature: 2.0, ..Default::default() };
+    let unlimited =
+        |request: &mut Request| request.sampling = SamplingParams { temperature: 2.0, ..Default::default() };
     let (said, Stats { copied, .. }) = replies(name, TopScoresIn::Always, unlimited);
     assert!(said.iter().all(|reply| token_ids(reply).len() == 16));
     let num_all = (copied.to_host - rows(&said) * of_best) / of_all;

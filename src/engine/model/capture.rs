@@ -107,3 +107,47 @@ fn options(id: &str) -> Result<RunOptions> {
     options.set(ID, id)?;
     Ok(options)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::Runtime;
+    use super::*;
+    use std::{env, path::PathBuf, thread};
+
+    fn run(num_rows: usize) -> Recurring {
+        Recurring { first_slot: 0, num_rows, max_columns: 256 }
+    }
+
+    /// Whether it has options of its own, and runs alone.
+    fn is_captured(captures: &mut Captures, run: Option<Recurring>) -> (bool, bool) {
+        let plain = &raw const captures.plain;
+        let (options, turn) = captures.options(run).unwrap();
+        (!std::ptr::eq(options, plain), matches!(turn, Turn::Alone(_)))
+    }
+
+    #[test]
+    fn what_recurs_is_captured_once_and_alone() {
+        Runtime::load(None, env::var_os("ORT_DYLIB_PATH").map(PathBuf::from).as_deref()).unwrap();
+        let mut captures = Captures::new(true).unwrap();
+        for _ in 0..2 * MIN_TIMES {
+            assert_eq!(is_captured(&mut captures, None), (false, false));
+        }
+        for time in 1..2 * MIN_TIMES {
+            let expected = (MIN_TIMES <= time, time == MIN_TIMES);
+            assert_eq!(is_captured(&mut captures, Some(run(1))), expected, "{time}");
+        }
+        assert_eq!(is_captured(&mut captures, Some(run(2))), (false, false));
+        // Not while another thread asks the device for something, but the next time.
+        for time in 2..=MIN_TIMES {
+            let asking = not_capturing();
+            let mut captured = (true, true);
+            thread::scope(|scope| scope.spawn(|| captured = is_captured(&mut captures, Some(run(2)))).join()).unwrap();
+            assert_eq!(captured, (false, false), "{time}");
+            drop(asking);
+        }
+        assert_eq!(is_captured(&mut captures, Some(run(2))), (true, true));
+        // What lies elsewhere now is captured anew.
+        captures.forget();
+        assert_eq!(is_captured(&mut captures, Some(run(1))), (false, false));
+    }
+}
