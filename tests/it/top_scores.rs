@@ -98,7 +98,7 @@ fn probabilities_are_those_of_all_scores() {
         let told = |replies: Vec<Vec<TokenEvent>>| -> Vec<(TokenId, f32)> {
             let logprobs = replies.into_iter().flatten().filter_map(|event| match event {
                 TokenEvent::Logprobs(logprobs) => Some(logprobs),
-                _ => None,
+                TokenEvent::Queued | TokenEvent::Started | TokenEvent::Token(_) | TokenEvent::Finished { .. } => None,
             });
             logprobs.flatten().collect()
         };

@@ -90,11 +90,10 @@ impl Buffer {
     /// a number.
     pub(super) fn zeroed(allocator: Allocator, num_bytes: usize, stream: Option<Arc<Stream>>) -> Result<Self> {
         let buffer = Self::allocate(allocator, num_bytes, stream)?;
-        match &buffer.stream {
+        // Fresh memory of the host is not touched before it is needed: its operators read no more than they attend to.
+        if let Some(stream) = &buffer.stream {
             // SAFETY: the whole buffer, which waits for the stream before it is freed.
-            Some(stream) => unsafe { stream.zero(buffer.data.as_ptr(), num_bytes)? },
-            // Fresh memory of the host is not touched before it is needed, and its operators read no more than they attend to.
-            None => {}
+            unsafe { stream.zero(buffer.data.as_ptr(), num_bytes)? };
         }
         Ok(buffer)
     }
