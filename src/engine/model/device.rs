@@ -253,12 +253,15 @@ impl Device {
         let (best_bytes, all_bytes) = bytes.split_at(num_best_bytes);
         write_all(&all, all_bytes, self.logits_type, logits);
         if let Some(Top { width, runs, .. }) = &self.top {
+            let last_token = u32::try_from(self.vocab_size - 1).expect("vocabularies are small");
             for (row, place) in best {
                 let run = runs[runs.partition_point(|run| run.first_row <= place) - 1];
                 let (place, [tokens, values, totals, _]) = (place - run.first_row, run.places(*width));
                 let pairs = (place * width..(place + 1) * width).map(|at| {
                     let token = word(best_bytes, tokens + at * size_of::<i64>());
-                    (f32::from_bits(word(best_bytes, values + at * size_of::<f32>())), TokenId(token))
+                    // Padding of the vocabulary is among the best only where these are impossible.
+                    let token = TokenId(token.min(last_token));
+                    (f32::from_bits(word(best_bytes, values + at * size_of::<f32>())), token)
                 });
                 logits.push_top(row, pairs, f32::from_bits(word(best_bytes, totals + place * size_of::<f32>())));
             }
