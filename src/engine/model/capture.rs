@@ -110,9 +110,9 @@ fn options(id: &str) -> Result<RunOptions> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::Runtime;
+    use super::super::runtime;
     use super::*;
-    use std::{env, path::PathBuf, thread};
+    use std::thread;
 
     fn run(num_rows: usize) -> Recurring {
         Recurring { first_slot: 0, num_rows, max_columns: 256 }
@@ -127,7 +127,7 @@ mod tests {
 
     #[test]
     fn what_recurs_is_captured_once_and_alone() {
-        Runtime::load(None, env::var_os("ORT_DYLIB_PATH").map(PathBuf::from).as_deref()).unwrap();
+        runtime::for_tests();
         let mut captures = Captures::new(true).unwrap();
         for _ in 0..2 * MIN_TIMES {
             assert_eq!(is_captured(&mut captures, None), (false, false));

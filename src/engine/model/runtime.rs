@@ -93,3 +93,13 @@ fn find() -> Result<PathBuf, LoadError> {
         None => Err(LoadError::LibraryMissing { searched }),
     }
 }
+
+/// One for all tests of a process, which can have no more.
+#[cfg(test)]
+pub(super) fn for_tests() -> &'static Runtime {
+    static RUNTIME: std::sync::OnceLock<Runtime> = std::sync::OnceLock::new();
+    RUNTIME.get_or_init(|| {
+        let library = env::var_os("ORT_DYLIB_PATH").map(PathBuf::from);
+        Runtime::load(None, library.as_deref()).expect("scripts/fetch-runtime has fetched it")
+    })
+}

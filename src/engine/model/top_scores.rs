@@ -196,12 +196,12 @@ mod tests {
     use super::super::{
         Runtime,
         edit::field::{MODEL_GRAPH, MODEL_OPSET},
+        runtime,
     };
     use super::*;
     use ort::{session::Session, value::Tensor};
     use rand::{RngExt, SeedableRng};
     use rand_chacha::ChaCha8Rng;
-    use std::{env, path::PathBuf};
 
     /// A model that passes scores through and finds the best of them.
     fn session(runtime: &Runtime, vocab_size: usize, logits_type: FloatType) -> Session {
@@ -222,11 +222,10 @@ mod tests {
 
     #[test]
     fn the_best_scores_of_each_row_are_found_whatever_the_vocabulary() {
-        let runtime = Runtime::load(None, env::var_os("ORT_DYLIB_PATH").map(PathBuf::from).as_deref()).unwrap();
         let mut random = ChaCha8Rng::seed_from_u64(5);
         for vocab_size in [7, 64, 500, MAX_COMPARED, MAX_COMPARED + 1, 9999, 152_064] {
             for logits_type in [FloatType::F32, FloatType::F16] {
-                let mut session = session(&runtime, vocab_size, logits_type);
+                let mut session = session(runtime::for_tests(), vocab_size, logits_type);
                 let num_rows = 3;
                 // Few different values, so that many are equal; the last row has its best all in one place.
                 let mut scores: Vec<f32> =
