@@ -195,6 +195,21 @@ mod tests {
     }
 
     #[test]
+    fn what_limits_keep_beyond_the_best_is_looked_for_among_all() {
+        let scores = vec![0.5; 200];
+        let base = SamplingParams { seed: Some(3), ..Default::default() };
+        for (params, is_enough) in [
+            (SamplingParams { top_p: 0.9, ..base.clone() }, false),
+            (SamplingParams { top_p: 0.3, ..base.clone() }, true),
+            (SamplingParams { min_p: 0.5, ..base.clone() }, false),
+            (SamplingParams { min_p: 0.5, top_p: 0.3, ..base.clone() }, true),
+            (SamplingParams { top_k: 64, min_p: 0.5, ..base }, true),
+        ] {
+            assert_eq!(pick(&params, &scores, None).0.is_some(), is_enough, "{params:?}");
+        }
+    }
+
+    #[test]
     fn whatever_looks_at_single_scores_wants_all() {
         let wanted = |params: SamplingParams, top_logprobs| {
             Sampler::new(params, None, &[TokenId(0)]).wanted(top_logprobs) == Wanted::All
