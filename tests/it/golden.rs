@@ -2,11 +2,11 @@
 
 use crate::{
     engine::{config, drain},
-    tiny_model::{endless, open, start, tiny_models, token_ids},
+    tiny_model::{GPU_MODELS, endless, is_oldest, open, runtime, start, tiny_models, token_ids},
 };
 use ortolan::{
     chat::{ChatRequest, ChatTemplate, Message, Role, Tool, ToolCall},
-    engine::{ModelSpec, TokenId},
+    engine::{LoadError, ModelSpec, TokenId, load},
     model_dir::{ModelDir, Target},
     text::{Piece, Tokenizer},
 };
@@ -84,6 +84,32 @@ fn differences(name: &str, spec: ModelSpec, cases: &[Completion]) -> Vec<String>
 fn tiny_models_say_what_other_implementations_say() {
     let of_model = |name: String| differences(&name, open(&name).spec, &golden(&name));
     assert_eq!(tiny_models().into_iter().flat_map(of_model).collect::<Vec<_>>(), [""; 0]);
+}
+
+/// On a CPU they are refused, and the operator is told why.
+#[test]
+fn gpu_models_say_what_other_implementations_say() {
+    let config = config(3, 16);
+    if !config.providers.is_empty() {
+        let of_model = |name: &str| differences(name, open(name).spec, &golden(name));
+        assert_eq!(GPU_MODELS.into_iter().flat_map(of_model).collect::<Vec<_>>(), [""; 0]);
+        return;
+    }
+    let refusals = GPU_MODELS.map(|name| {
+        let spec = open(name).spec;
+        let path = spec.path.display().to_string();
+        let error = load(runtime(), spec, &config).err().unwrap();
+        // The oldest runtime knows less of them.
+        assert!(is_oldest() || matches!(error, LoadError::OtherDevice { .. }), "{name}: {error}");
+        error.to_string().replace(&path, "FILE")
+    });
+    if !is_oldest() {
+        insta::assert_snapshot!(refusals.join("\n"), @"
+        the model FILE is made for another device: GroupQueryAttention (CPU): q_norm_weight / k_norm_weight inputs are not supported. The per-head Q/K RMS normalization prologue is implemented only on the CUDA and WebGPU EPs; take an export for this one
+        the model FILE is made for another device: Could not find an implementation for PagedAttention(1) node with name '/model/layers.0/attn/PagedAttention'; take an export for this one
+        the model FILE is made for another device: Could not find an implementation for PagedAttention(1) node with name '/model/layers.0/attn/PagedAttention'; take an export for this one
+        ");
+    }
 }
 
 #[test]

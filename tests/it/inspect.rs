@@ -49,6 +49,40 @@ fn a_folder_is_described() {
     ");
 }
 
+/// Though no provider is there that runs it.
+#[test]
+fn a_folder_for_gpus_is_described() {
+    let dir = fixture("genai-qwen3-paged");
+    let output = run(&["inspect", dir.to_str().unwrap()]);
+    assert!(output.status.success());
+    insta::assert_snapshot!(printed(&output, &dir), @"
+    folder             DIR
+    model type         qwen3
+    variant            genai (236.1 KiB)
+    graph              DIR/model.onnx
+    data files         model.onnx.data (216.8 KiB)
+    exported by        onnxruntime-genai, IR version 10
+    made for           cuda
+    family             paged
+    position ids       made by the graph
+    layers             2
+    keys and values    2 x 64 in float16, in blocks
+    states             none
+    logits             float16 of 512 tokens
+    context            512 tokens, of which 512 are used
+    memory per token   1.0 KiB
+    memory per slot    512.0 KiB
+    manifest           none
+    operators          MatMul 15, Reshape 8, SimplifiedLayerNormalization 5, Mul 4, SkipSimplifiedLayerNormalization 4, Constant 3, Gather 3, PagedAttention 2, Sigmoid 2, Transpose 1
+    chat template      default
+    special tokens     eos_token <|im_end|>, pad_token <|endoftext|>
+    it can say         system messages anywhere, roles in any order, tools, calls, parallel calls, results
+    response format    hermes
+    stop tokens        <|endoftext|> 505, <|im_end|> 507
+    look at            the export is for cuda, which is not among engine.providers: operators may be missing or slow
+    ");
+}
+
 #[test]
 fn a_folder_that_cannot_be_served_is_described_and_told_why() {
     let dir = copy("tiny-gqa");

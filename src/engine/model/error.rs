@@ -136,6 +136,10 @@ const TOO_OLD: [&str; 4] =
 /// What it says of types that it has no kernels for on its providers, such as bfloat16 on a CPU.
 const NO_KERNEL: &str = "Could not find an implementation for";
 
+/// What its kernels for CPUs say, not before they run, of what only those for GPUs can do, such as the norms of queries and
+/// keys in `GroupQueryAttention`.
+const ONLY_ON_GPUS: &str = "implemented only on the CUDA";
+
 impl LoadError {
     /// A graph that the runtime does not take.
     pub(super) fn session(path: PathBuf, error: &ort::Error) -> Self {
@@ -155,12 +159,21 @@ impl LoadError {
         let message = error.to_string();
         match error {
             CanaryError::Run(error) if error.fault() == Fault::OutOfMemory => Self::OutOfMemory { path, message },
+            CanaryError::Run(_) if message.contains(ONLY_ON_GPUS) => {
+                Self::OtherDevice { path, message: kernel_words(&message) }
+            }
             CanaryError::Run(_)
             | CanaryError::NotFinite { .. }
             | CanaryError::AllAlike
             | CanaryError::Changed { .. } => Self::Run { path, message },
         }
     }
+}
+
+/// What a kernel says, without which node of the graph it is.
+fn kernel_words(message: &str) -> String {
+    let words = message.rsplit_once("Status Message: ").map_or(message, |(_, words)| words);
+    words.trim_end_matches('.').to_owned()
 }
 
 fn list(paths: &[PathBuf]) -> String {
@@ -186,6 +199,7 @@ mod tests {
     fn what_does_not_fit_is_told_apart_from_what_does_not_run() {
         let error = |message: &str| LoadError::first_token("FILE".into(), &ModelError::new(message).into()).to_string();
         insta::assert_snapshot!(error("CUDA failure 2: out of memory"), @"the model FILE does not fit in memory: CUDA failure 2: out of memory; lower `engine.max_batch_size`, `engine.max_context_tokens` or `engine.max_step_tokens`, or take a smaller variant");
+        insta::assert_snapshot!(error("while running X. Status Message: Y (CPU): a is not supported. It is implemented only on the CUDA EP."), @"the model FILE is made for another device: Y (CPU): a is not supported. It is implemented only on the CUDA EP; take an export for this one");
         insta::assert_snapshot!(error("no"), @"the model FILE loads but does not run: no; take another export, or a newer ONNX Runtime");
     }
 
