@@ -435,6 +435,7 @@ mod tests {
         let of_model = |settings: &str| format!("models=[{{ name = \"a\", path = \"b\", engine = {{ {settings} }} }}]");
         insta::assert_snapshot!(error(&["engine.devices=[-1]"]), @"invalid type: 64-bit integer `-1`, expected an unsigned 64 bit or less integer for key `engine.devices[0]` (set by --set)");
         insta::assert_snapshot!(error(&[&format!("engine.devices={:?}", [0; 65])]), @"`engine.devices` lists 65 devices; list at most 64 (set by --set)");
+        insta::assert_snapshot!(error(&["engine.memory_share=80"]), @"`engine.memory_share` is 80; set a share above 0 and up to 1 (set by --set)");
         insta::assert_snapshot!(error(&["engine.devices=[0]", on_one]), @"`engine.devices` and the option `device_id` of a provider both say where to run; leave out `device_id`, or set `devices = []` (set by --set)");
         insta::assert_snapshot!(error(&[&of_model("devices = [0]"), on_one]), @"`models[0].engine.devices` and the option `device_id` of a provider both say where to run; leave out `device_id`, or set `devices = []` (set by --set)");
         load(&[

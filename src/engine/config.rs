@@ -61,7 +61,7 @@ pub struct EngineConfig {
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq)]
 #[serde(rename_all = "lowercase")]
 pub enum TopScoresIn {
-    /// Where scores would have to cross a bus.
+    /// On GPUs, where scores would have to cross a bus; not in what TensorRT compiles.
     Gpu,
     /// Also on a CPU, which gains nothing by it.
     Always,
@@ -97,6 +97,9 @@ impl EngineConfig {
         let num_devices = self.devices.len();
         if MAX_DEVICES < num_devices {
             return Some(format!("`{section}.devices` lists {num_devices} devices; list at most {MAX_DEVICES}"));
+        }
+        if !(0.0 < self.memory_share && self.memory_share <= 1.0) {
+            return Some(format!("`{section}.memory_share` is {}; set a share above 0 and up to 1", self.memory_share));
         }
         let is_told_twice = 0 < num_devices && self.providers.iter().any(|one| one.options.contains_key(DEVICE_ID));
         is_told_twice.then(|| {

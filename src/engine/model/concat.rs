@@ -85,6 +85,13 @@ impl ConcatModel {
         sets
     }
 
+    /// How many tokens of each of these rows share a run: all of them, but for the branch for rows that go on, which is made
+    /// for single tokens.
+    fn step(&self, batch: &Batch, set: &[usize]) -> usize {
+        let first = &batch.rows()[set[0]];
+        if self.graph.spec().has_cache_branch && 0 < first.start { 1 } else { first.num_tokens() }
+    }
+
     /// Computes the tokens in this range of each of these rows, which are equally long.
     fn run(
         &mut self,
@@ -307,16 +314,16 @@ impl Model for ConcatModel {
             let rows = set.iter().map(|index| &batch.rows()[*index]);
             let num_wanted = rows.map(|row| row.num_logits).sum();
             let width = batch.rows()[set[0]].num_tokens();
-            // At worst, each token comes in a run of its own.
-            self.graph.num_computed_rows(set.len(), width, num_wanted).max(set.len() * width)
+            let step = self.step(batch, set);
+            // What is wanted is in the last of its runs.
+            let before = (width.div_ceil(step) - 1) * self.graph.num_computed_rows(set.len(), step, 0);
+            before + self.graph.num_computed_rows(set.len(), step, num_wanted)
         });
         let num_scored = num_scored.sum();
         self.graph.begin(num_scored)?;
         for set in sets {
             let width = batch.rows()[set[0]].num_tokens();
-            // The branch for rows that go on is made for single tokens.
-            let goes_on = 0 < batch.rows()[set[0]].start;
-            let step = if self.graph.spec().has_cache_branch && goes_on { 1 } else { width };
+            let step = self.step(batch, &set);
             for first in (0..width).step_by(step) {
                 self.run(batch, &set, first..first + step, logits)?;
             }

@@ -162,11 +162,14 @@ impl Device {
         self.num_rows = 0;
         self.wanted.clear();
         if self.scores.num_bytes() < num_rows * self.row_bytes() {
+            // Both or none: where memory runs out, the next step asks again.
+            let scores = self.allocate(session, num_rows * self.row_bytes())?;
+            let of_best = |top: &Top| self.allocate(session, Top::num_bytes(num_rows, top.width));
+            let of_best = self.top.as_ref().map(of_best).transpose()?;
             self.captures.forget();
-            self.scores = self.allocate(session, num_rows * self.row_bytes())?;
-            if let Some(width) = self.top.as_ref().map(|top| top.width) {
-                let buffer = self.allocate(session, Top::num_bytes(num_rows, width))?;
-                self.top = Some(Top { buffer, width, runs: Vec::new() });
+            self.scores = scores;
+            if let (Some(top), Some(buffer)) = (&mut self.top, of_best) {
+                top.buffer = buffer;
             }
         }
         self.top.iter_mut().for_each(|top| top.runs.clear());

@@ -25,7 +25,7 @@ pub(super) const LOGITS_INDICES: &str = "logits_indices";
 /// Names of an input that tells how many of the last positions are to be scored, as some exporters have it.
 const NUM_LOGITS: [&str; 2] = ["num_logits_to_keep", "logits_to_keep"];
 
-/// `[engine.graph_edits]`: which edits are wanted, and of an edited graph, which were made.
+/// `[engine.graph_edits]`: which edits are wanted, and of an edited graph, which were made. None by default here.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq)]
 #[serde(deny_unknown_fields)]
 #[expect(clippy::struct_excessive_bools, reason = "each edit is made or not, whatever the others are")]
@@ -42,17 +42,6 @@ pub struct GraphEdits {
     /// Finds the best scores of each row in the graph; `engine.top_scores` says when.
     #[serde(skip)]
     pub top_scores: bool,
-}
-
-impl GraphEdits {
-    /// The graph as it is.
-    pub(super) const NONE: Self = Self {
-        query_seqlens: false,
-        logits_indices: false,
-        accuracy_level: false,
-        sequence_lengths: false,
-        top_scores: false,
-    };
 }
 
 /// What the graph's output `logits` holds.
@@ -147,7 +136,7 @@ pub(super) fn edit(
     let opsets = top.iter().filter(|field| field.number == field::MODEL_OPSET);
     let opsets = opsets.map(|field| OperatorSetIdProto::decode(field.payload)).collect::<Result<Vec<_>, _>>()?;
     let is_young = opsets.iter().any(|set| set.domain.is_empty() && MIN_OPSET <= set.version);
-    let mut made = GraphEdits::NONE;
+    let mut made = GraphEdits::default();
     let mut edited = Vec::with_capacity(model.len() + 64 * 1024);
     for field in &top {
         if field.number != field::MODEL_GRAPH {
@@ -474,8 +463,8 @@ mod tests {
     fn a_graph_that_nothing_is_wanted_of_stays_as_it_is() {
         for name in ["tiny-gqa", "tiny-concat-fp16"] {
             let model = fixture(name);
-            let edited = edit(&model, GraphEdits::NONE, SCORES, str::to_owned).unwrap();
-            assert_eq!((edited.model == model, edited.made), (true, GraphEdits::NONE), "{name}");
+            let edited = edit(&model, GraphEdits::default(), SCORES, str::to_owned).unwrap();
+            assert_eq!((edited.model == model, edited.made), (true, GraphEdits::default()), "{name}");
         }
     }
 
@@ -496,7 +485,7 @@ mod tests {
             assert!(nodes.iter().any(|node| node.input.first().is_some_and(|input| input == GATHERED)), "{name}");
             // Doing it again finds nothing to do.
             let again = edit(&model, GraphEdits { query_seqlens: false, ..ALL }, SCORES, str::to_owned).unwrap();
-            assert_eq!(again.made, GraphEdits::NONE, "{name}");
+            assert_eq!(again.made, GraphEdits::default(), "{name}");
         }
     }
 
@@ -520,7 +509,7 @@ mod tests {
         let pruned = [node("Gather", &["all"], "hidden"), node("MatMul", &["hidden", "weights"], "logits")];
         let mixed = [node("MatMul", &["hidden", "weights"], "raw"), node("Softmax", &["raw"], "logits")];
         for nodes in [pruned, mixed] {
-            assert_eq!(edit(&model(&nodes), ALL, SCORES, str::to_owned).unwrap().made, GraphEdits::NONE);
+            assert_eq!(edit(&model(&nodes), ALL, SCORES, str::to_owned).unwrap().made, GraphEdits::default());
         }
     }
 
@@ -548,7 +537,7 @@ mod tests {
         push_bytes(&mut graph, field::GRAPH_INITIALIZER, &tensor);
         push_bytes(&mut model, field::MODEL_GRAPH, &graph);
         assert_eq!(external_files(&model).unwrap(), BTreeSet::from(["model.onnx_data".to_owned()]));
-        let moved = edit(&model, GraphEdits::NONE, SCORES, |_| "5f0a".to_owned()).unwrap();
+        let moved = edit(&model, GraphEdits::default(), SCORES, |_| "5f0a".to_owned()).unwrap();
         assert_eq!(external_files(&moved.model).unwrap(), BTreeSet::from(["5f0a".to_owned()]));
     }
 

@@ -339,7 +339,7 @@ fn open_edited(
     spec: &ModelSpec,
     wanted: GraphEdits,
 ) -> Result<(Session, GraphEdits), LoadError> {
-    if wanted == GraphEdits::NONE {
+    if wanted == GraphEdits::default() {
         let session = builder.commit_from_file(&spec.path).map_err(|error| failed(spec, &error))?;
         return Ok((session, wanted));
     }

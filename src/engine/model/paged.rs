@@ -89,7 +89,7 @@ impl PagedModel {
     }
 }
 
-/// A part of a number of bytes, rounded down to what a float tells.
+/// A part of a number of bytes, as exactly as a float tells.
 #[expect(
     clippy::cast_possible_truncation,
     clippy::cast_sign_loss,
@@ -97,7 +97,7 @@ impl PagedModel {
     reason = "bytes of a device's memory, of which a share between 0 and 1 is taken"
 )]
 fn share_of(num_bytes: usize, share: f32) -> usize {
-    (num_bytes as f64 * f64::from(share.clamp(0.0, 1.0))) as usize
+    (num_bytes as f64 * f64::from(share)) as usize
 }
 
 fn bind_cache<'d>(cache: &'d [Pool], run: &mut Run<'_, 'd>) -> ort::Result<()> {
