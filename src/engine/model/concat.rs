@@ -1,24 +1,21 @@
 //! Graphs whose present is past with the new tokens appended: each run's output is the next run's input.
 
 use super::{
-    CacheKind, CacheTensor, LoadError, Logits, Model, ModelError, ModelLimits,
-    ffi::{Run, Tensor},
+    CacheKind, CacheTensor, Logits, Model, ModelError, ModelLimits,
+    capture::not_capturing,
+    ffi::{Memory, Rows, Run, Tensor},
     graph::{Graph, c_name, signed},
     inputs::InputRow,
 };
-use crate::engine::{Batch, Row};
-use ndarray::{ArrayView3, ArrayViewMut3, s};
-use ort::memory::Allocator;
-use std::{ffi::CString, ops::Range, time::Duration};
+use crate::engine::{Batch, Copied, Row};
+use std::{ffi::CString, ops::Range, sync::Arc, time::Duration};
 
 /// Keys, values and states live in groups: sequences that ran together last time and, if the same ones run next, go on without a
-/// copy. Any other set is put together from their groups, on the host.
+/// copy. Any other set is put together from their groups, in the memory that these are in.
 pub(super) struct ConcatModel {
     cache: Vec<Link>,
     /// Before the graph, since fields drop in order and a value must not outlive its session.
     groups: Vec<Group>,
-    /// Where the runtime puts what it returns.
-    allocator: Allocator,
     graph: Graph,
 }
 
@@ -53,15 +50,14 @@ impl Member {
 }
 
 impl ConcatModel {
-    pub(super) fn new(graph: Graph) -> Result<Self, LoadError> {
+    pub(super) fn new(graph: Graph) -> Self {
         let link = |tensor: &CacheTensor| Link {
             past: c_name(&tensor.past),
             present: c_name(&tensor.present),
             tensor: tensor.clone(),
         };
         let cache = graph.spec().cache.iter().map(link).collect();
-        let allocator = graph.device_allocator().map_err(|error| graph.failed(&error))?;
-        Ok(Self { cache, groups: Vec::new(), allocator, graph })
+        Self { cache, groups: Vec::new(), graph }
     }
 
     /// Rows that can run together: those that decode, all of them where the graph is told positions, else those that
@@ -74,7 +70,7 @@ impl ConcatModel {
                 let both_decode = [first, row].iter().all(|row| row.num_tokens() == 1 && 0 < row.start);
                 both_decode && (self.graph.spec().position_ids.is_some() || first.start == row.start)
             };
-            match sets.iter_mut().filter(|_| self.graph.is_on_host()).find(goes_with) {
+            match sets.iter_mut().find(goes_with) {
                 Some(set) => set.push(index),
                 None => sets.push(vec![index]),
             }
@@ -102,7 +98,9 @@ impl ConcatModel {
     ) -> Result<(), ModelError> {
         let rows: Vec<&Row> = set.iter().map(|index| &batch.rows()[*index]).collect();
         let wanted: Vec<(usize, usize)> = rows.iter().map(|row| (row.slot_index, row.start + tokens.start)).collect();
+        let asking = not_capturing();
         let mut group = self.take_group(&wanted)?;
+        drop(asking);
         let num_columns = group.num_columns + tokens.len();
         let inputs = &mut self.graph.inputs;
         inputs.begin(tokens.len(), num_columns);
@@ -117,7 +115,8 @@ impl ConcatModel {
             };
             inputs.push(&input, member.columns.start..num_columns);
         }
-        let cache = (self.cache.as_slice(), &group, &self.allocator);
+        let memory = Arc::clone(self.graph.memory());
+        let cache = (self.cache.as_slice(), &group, &*memory);
         match self.graph.run(logits, None, &cache, bind_cache) {
             Ok(present) => group.cache = present,
             Err(error) => {
@@ -141,19 +140,19 @@ impl ConcatModel {
 
     /// Else a failed run is the end of its sequences.
     fn can_rewind(&self) -> bool {
-        self.graph.is_on_host() && !self.graph.spec().has_states()
+        !self.graph.spec().has_states()
     }
 
     /// Whether a run has returned as much as its inputs and the new tokens make.
     fn check(&self, group: &Group) -> Result<(), ModelError> {
-        for (link, present) in self.cache.iter().zip(&group.cache).filter(|_| self.graph.is_on_host()) {
+        for (link, present) in self.cache.iter().zip(&group.cache) {
             let per_member = match &link.tensor.kind {
                 CacheKind::Columns { num_heads, head_size, .. } => num_heads * group.num_columns * head_size,
                 CacheKind::State { sizes, .. } => sizes.iter().product(),
                 CacheKind::Blocks { .. } => unreachable!("blocks are another family's"),
             };
             let expected = group.members.len() * per_member * link.tensor.element_type.num_bytes();
-            let found = present.host_bytes()?.len();
+            let found = present.num_bytes()?;
             if found != expected {
                 let name = &link.tensor.present;
                 let message = format!("the graph returned {found} bytes in `{name}` where {expected} were expected");
@@ -200,9 +199,6 @@ impl ConcatModel {
     /// A copy of the first tokens of these slots, of each as many as are told.
     fn put_together(&self, wanted: &[(usize, usize)]) -> Result<Group, ModelError> {
         let num_columns = wanted.iter().map(|(_, num_tokens)| *num_tokens).max().unwrap_or(0);
-        if 0 < num_columns && !self.graph.is_on_host() {
-            return Err(ModelError::new("keys and values on this device cannot be put together on the host"));
-        }
         let cache = (0..self.cache.len()).map(|number| match &self.cache[number].tensor.kind {
             CacheKind::Columns { num_heads, head_size, .. } => {
                 self.put_columns_together(number, [*num_heads, *head_size], (wanted, num_columns))
@@ -224,23 +220,27 @@ impl ConcatModel {
         [num_heads, head_size]: [usize; 2],
         (wanted, num_columns): (&[(usize, usize)], usize),
     ) -> Result<Tensor<'static>, ModelError> {
-        let element_type = self.cache[number].tensor.element_type;
+        let (memory, element_type) = (self.graph.memory(), self.cache[number].tensor.element_type);
         let shape = [wanted.len(), num_heads, num_columns, head_size].map(signed);
         if num_columns == 0 {
-            return Ok(Tensor::empty(self.allocator.memory_info(), &shape, element_type)?);
+            return Ok(Tensor::empty(memory.info(), &shape, element_type)?);
         }
         // Zeros, since a masked column that is not a number would still spoil the sum.
-        let mut tensor = Tensor::zeros(&shape, element_type)?;
-        let token_bytes = head_size * element_type.num_bytes();
-        let heads = |num_members: usize, num_columns: usize| [num_members, num_heads, num_columns * token_bytes];
-        let mut target = ArrayViewMut3::from_shape(heads(wanted.len(), num_columns), tensor.host_bytes_mut()?)?;
+        let mut tensor = Tensor::zeros(memory, &shape, element_type)?;
+        let column_bytes = head_size * element_type.num_bytes();
         for (place, (slot_index, num_tokens)) in wanted.iter().enumerate().filter(|(_, (_, tokens))| 0 < *tokens) {
             let (group, row) = self.find(*slot_index).expect("a sequence goes on where it was");
-            let kept = group.cache[number].host_bytes()?;
-            let source = ArrayView3::from_shape(heads(group.members.len(), group.num_columns), kept)?;
-            let begin = group.members[row].columns.start * token_bytes;
-            let source = source.slice(s![row, .., begin..begin + num_tokens * token_bytes]);
-            target.slice_mut(s![place, .., (num_columns - num_tokens) * token_bytes..]).assign(&source);
+            let heads = |num_columns: usize| Rows {
+                pitch: num_columns * column_bytes,
+                num_bytes: num_tokens * column_bytes,
+                count: num_heads,
+            };
+            let first_byte =
+                |row: usize, rows: Rows, column: usize| row * num_heads * rows.pitch + column * column_bytes;
+            let (target, source) = (heads(num_columns), heads(group.num_columns));
+            let to = first_byte(place, target, num_columns - num_tokens);
+            let from = first_byte(row, source, group.members[row].columns.start);
+            tensor.copy_rows((to, target), &group.cache[number], (from, source), memory)?;
         }
         Ok(tensor)
     }
@@ -253,16 +253,14 @@ impl ConcatModel {
         wanted: &[(usize, usize)],
     ) -> Result<Tensor<'static>, ModelError> {
         let shape: Vec<i64> = [wanted.len()].iter().chain(sizes).copied().map(signed).collect();
-        let mut tensor = Tensor::zeros(&shape, self.cache[number].tensor.element_type)?;
-        let bytes = tensor.host_bytes_mut()?;
-        let state_bytes = bytes.len() / wanted.len();
-        for (state, (slot_index, num_tokens)) in bytes.chunks_exact_mut(state_bytes).zip(wanted) {
-            if *num_tokens == 0 {
-                continue;
-            }
+        let (memory, element_type) = (self.graph.memory(), self.cache[number].tensor.element_type);
+        let mut tensor = Tensor::zeros(memory, &shape, element_type)?;
+        let num_bytes = sizes.iter().product::<usize>() * element_type.num_bytes();
+        let state = Rows { pitch: num_bytes, num_bytes, count: 1 };
+        for (place, (slot_index, num_tokens)) in wanted.iter().enumerate().filter(|(_, (_, tokens))| 0 < *tokens) {
             let (group, row) = self.find(*slot_index).expect("a sequence goes on where it was");
             assert_eq!(group.members[row].columns.len(), *num_tokens, "nothing is taken out of a state");
-            state.copy_from_slice(&group.cache[number].host_bytes()?[row * state_bytes..][..state_bytes]);
+            tensor.copy_rows((place * num_bytes, state), &group.cache[number], (row * num_bytes, state), memory)?;
         }
         Ok(tensor)
     }
@@ -284,26 +282,23 @@ impl ConcatModel {
 }
 
 /// Past as it was, present wherever the runtime puts it.
-fn bind_cache<'d>(
-    (cache, group, allocator): &'d (&[Link], &Group, &Allocator),
-    run: &mut Run<'_, 'd>,
-) -> ort::Result<()> {
+fn bind_cache<'d>((cache, group, memory): &'d (&[Link], &Group, &Memory), run: &mut Run<'_, 'd>) -> ort::Result<()> {
     for (link, past) in cache.iter().zip(&group.cache) {
         run.bind_input(&link.past, past)?;
-        run.bind_new_output(&link.present, allocator.memory_info())?;
+        run.bind_new_output(&link.present, memory.info())?;
     }
     Ok(())
 }
 
 impl Model for ConcatModel {
     fn limits(&self) -> ModelLimits {
-        let (is_on_host, limits) = (self.graph.is_on_host(), self.graph.limits());
+        let limits = self.graph.limits();
         let has_cache_branch = self.graph.spec().has_cache_branch;
         ModelLimits {
             // What does not fit into the first run of a sequence comes in runs of one token.
             chunk_tokens: if has_cache_branch { limits.context_tokens } else { limits.chunk_tokens },
             rewindable_tokens: if self.can_rewind() { limits.context_tokens } else { 0 },
-            can_move_slots: is_on_host,
+            can_move_slots: true,
             ..limits
         }
     }
@@ -339,7 +334,12 @@ impl Model for ConcatModel {
         self.graph.time_in_runs()
     }
 
+    fn copied(&self) -> Copied {
+        self.graph.copied()
+    }
+
     fn copy_slot(&mut self, from: usize, to: usize, num_tokens: usize) -> Result<(), ModelError> {
+        let _asking = not_capturing();
         let mut copy = self.put_together(&[(from, num_tokens)])?;
         self.forget(to);
         self.break_up()?;

@@ -2,9 +2,9 @@
 //! more often than once in a step.
 
 use super::{
-    FloatType, Logits, ModelSpec, NUM_TOP_SCORES, ProviderConfig, Wanted,
+    FloatType, Logits, ModelSpec, NUM_TOP_SCORES, Wanted,
     capture::{Captures, Recurring, not_capturing},
-    ffi::{Buffer, Piece, Run, Stream, Tensor, Transfers},
+    ffi::{Buffer, Memory, Piece, Run, Tensor, Transfers},
     graph::signed,
     inputs::{ALIGNMENT, Fed, MAX_INPUTS, Stage},
     top_scores,
@@ -20,8 +20,7 @@ use std::{
 /// Inputs and scores of a step, on the device. Made before the first run.
 pub(super) struct Device {
     transfers: Transfers,
-    provider: ProviderConfig,
-    stream: Option<Arc<Stream>>,
+    memory: Arc<Memory>,
     /// Of one run, as they will lie on the device.
     staged: Vec<u8>,
     inputs: Buffer,
@@ -117,19 +116,19 @@ pub(super) struct Opened<'g> {
 impl Device {
     /// With room for so many rows of scores, on a provider that captures runs or does not.
     pub(super) fn new(
-        session: &Session,
-        (provider, stream, captures): (ProviderConfig, Option<Arc<Stream>>, bool),
+        memory: &Arc<Memory>,
+        captures: bool,
         spec: &ModelSpec,
         (num_rows, has_top): (usize, bool),
     ) -> ort::Result<Self> {
-        let allocate = |num_bytes| Buffer::allocate(provider.allocator(session)?, num_bytes, stream.clone());
         let width = NUM_TOP_SCORES.min(spec.vocab_size);
-        let top = || Ok::<_, ort::Error>(Top { buffer: allocate(1)?, width, runs: Vec::new() });
+        let top = || Ok::<_, ort::Error>(Top { buffer: Buffer::allocate(memory, 1)?, width, runs: Vec::new() });
         let mut device = Self {
-            transfers: Transfers::new(stream.as_ref())?,
+            transfers: Transfers::new(memory)?,
+            memory: Arc::clone(memory),
             staged: Vec::new(),
-            inputs: allocate(FIRST_INPUT_BYTES)?,
-            scores: allocate(1)?,
+            inputs: Buffer::allocate(memory, FIRST_INPUT_BYTES)?,
+            scores: Buffer::allocate(memory, 1)?,
             top: if has_top { Some(top()?) } else { None },
             num_rows: 0,
             wanted: Vec::new(),
@@ -137,10 +136,8 @@ impl Device {
             logits_type: spec.logits_type,
             captures: Captures::new(captures)?,
             time_in_runs: Duration::ZERO,
-            provider,
-            stream,
         };
-        device.begin(session, num_rows)?;
+        device.begin(num_rows)?;
         Ok(device)
     }
 
@@ -148,23 +145,19 @@ impl Device {
         self.transfers.copied
     }
 
-    fn allocate(&self, session: &Session, num_bytes: usize) -> ort::Result<Buffer> {
-        Buffer::allocate(self.provider.allocator(session)?, num_bytes, self.stream.clone())
-    }
-
     fn row_bytes(&self) -> usize {
         self.vocab_size * ElementType::Float(self.logits_type).num_bytes()
     }
 
     /// Starts a step that computes at most so many rows of scores.
-    pub(super) fn begin(&mut self, session: &Session, num_rows: usize) -> ort::Result<()> {
+    pub(super) fn begin(&mut self, num_rows: usize) -> ort::Result<()> {
         let _asking = not_capturing();
         self.num_rows = 0;
         self.wanted.clear();
         if self.scores.num_bytes() < num_rows * self.row_bytes() {
             // Both or none: where memory runs out, the next step asks again.
-            let scores = self.allocate(session, num_rows * self.row_bytes())?;
-            let of_best = |top: &Top| self.allocate(session, Top::num_bytes(num_rows, top.width));
+            let scores = Buffer::allocate(&self.memory, num_rows * self.row_bytes())?;
+            let of_best = |top: &Top| Buffer::allocate(&self.memory, Top::num_bytes(num_rows, top.width));
             let of_best = self.top.as_ref().map(of_best).transpose()?;
             self.captures.forget();
             self.scores = scores;
@@ -191,7 +184,7 @@ impl Device {
         let num_bytes = inputs.num_bytes(spec) + MAX_INPUTS * ALIGNMENT;
         if self.inputs.num_bytes() < num_bytes {
             self.captures.forget();
-            self.inputs = self.allocate(session, num_bytes.next_power_of_two())?;
+            self.inputs = Buffer::allocate(&self.memory, num_bytes.next_power_of_two())?;
         }
         let row_bytes = self.row_bytes();
         let Self { transfers, staged, inputs: place, scores, top, num_rows, wanted, captures, time_in_runs, .. } = self;

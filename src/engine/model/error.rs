@@ -24,12 +24,6 @@ impl ModelError {
     }
 }
 
-impl From<ndarray::ShapeError> for ModelError {
-    fn from(error: ndarray::ShapeError) -> Self {
-        Self::new(error.to_string())
-    }
-}
-
 impl From<ort::Error> for ModelError {
     fn from(error: ort::Error) -> Self {
         // Where it says so may say why.

@@ -4,9 +4,11 @@
 
 #![expect(unsafe_code, reason = "see above")]
 
+mod buffer;
 mod cuda;
 mod transfers;
 
+pub(super) use buffer::{Buffer, Memory, Rows};
 pub(super) use cuda::Stream;
 pub(super) use transfers::{Piece, Transfers};
 
@@ -22,7 +24,6 @@ use ort::{
 use std::{
     ffi::{CStr, c_void},
     marker::PhantomData,
-    mem::MaybeUninit,
     path::Path,
     ptr::{self, NonNull},
     slice,
@@ -47,137 +48,13 @@ unsafe fn check(status: sys::OrtStatusPtr) -> Result<()> {
     unsafe { ort::Error::result_from_status(status) }
 }
 
-/// Memory on a device, whose contents only ONNX Runtime looks at.
-pub(super) struct Buffer {
-    allocator: Allocator,
-    data: NonNull<c_void>,
-    num_bytes: usize,
-    /// What orders the work on it, where the host does not reach it.
-    stream: Option<Arc<Stream>>,
-}
-
-// SAFETY: the memory belongs to this value alone and ONNX Runtime's allocators may be used from any thread.
-unsafe impl Send for Buffer {}
-
-/// Rows of bytes that begin at equal distances.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Rows {
-    /// From the beginning of one row to that of the next.
-    pub(super) pitch: usize,
-    /// Of each row.
-    pub(super) num_bytes: usize,
-    pub(super) count: usize,
-}
-
-impl Rows {
-    /// From the beginning of the first to the end of the last.
-    fn span(self) -> usize {
-        self.count.saturating_sub(1) * self.pitch + self.num_bytes
-    }
-}
-
-impl Buffer {
-    /// Takes `num_bytes` from the allocator; what they hold is undefined. Whatever runs on the memory has to do so in
-    /// `stream`, if the memory is not the host's.
-    pub(super) fn allocate(allocator: Allocator, num_bytes: usize, stream: Option<Arc<Stream>>) -> Result<Self> {
-        let block = allocator.alloc::<u8>(num_bytes)?.into_raw();
-        let data = NonNull::new(block).ok_or_else(|| ort::Error::new("the allocator returned no memory"))?;
-        let stream = stream.filter(|_| !allocator.memory_info().is_cpu_accessible());
-        Ok(Self { allocator, data, num_bytes, stream })
-    }
-
-    /// The same, set to zero. An operator multiplies what it does not attend to by zero, which is only nothing where that is
-    /// a number.
-    pub(super) fn zeroed(allocator: Allocator, num_bytes: usize, stream: Option<Arc<Stream>>) -> Result<Self> {
-        let buffer = Self::allocate(allocator, num_bytes, stream)?;
-        // Fresh memory of the host is not touched before it is needed: its operators read no more than they attend to.
-        if let Some(stream) = &buffer.stream {
-            // SAFETY: the whole buffer, which waits for the stream before it is freed.
-            unsafe { stream.zero(buffer.data.as_ptr(), num_bytes)? };
-        }
-        Ok(buffer)
-    }
-
-    pub(super) fn num_bytes(&self) -> usize {
-        self.num_bytes
-    }
-
-    /// Copies rows from one place to another, which do not overlap.
-    pub(super) fn copy(&mut self, from: usize, to: usize, rows: Rows) -> Result<()> {
-        self.check_apart(from, to, rows);
-        let (data, Rows { pitch, num_bytes, count }) = (self.data, rows);
-        match &self.stream {
-            // SAFETY: all rows lie inside the buffer, and the stream orders this with what else is done to them.
-            Some(stream) => unsafe {
-                let (from, to) = (data.byte_add(from).as_ptr().cast_const(), data.byte_add(to).as_ptr());
-                stream.copy_rows((from, pitch), (to, pitch), num_bytes, count)
-            },
-            None => {
-                let data = self.host_data();
-                for row in 0..count {
-                    // SAFETY: both rows lie inside the buffer and do not overlap; bytes need not be initialized.
-                    unsafe {
-                        data.add(from + row * pitch).copy_to_nonoverlapping(data.add(to + row * pitch), num_bytes);
-                    }
-                }
-                Ok(())
-            }
-        }
-    }
-
-    /// Exchanges rows of two places, which do not overlap. A device does so by way of `spare`, which is as large as one row
-    /// times their number.
-    pub(super) fn swap(&mut self, one: usize, other: usize, rows: Rows, spare: Option<&mut Self>) -> Result<()> {
-        self.check_apart(one, other, rows);
-        let Rows { pitch, num_bytes, count } = rows;
-        let Some(stream) = &self.stream else {
-            let data = self.host_data();
-            for row in 0..count {
-                // SAFETY: both rows lie inside the buffer and do not overlap; bytes need not be initialized.
-                unsafe {
-                    let (one, other) = (data.add(one + row * pitch), data.add(other + row * pitch));
-                    ptr::swap_nonoverlapping(one.as_ptr(), other.as_ptr(), num_bytes);
-                }
-            }
-            return Ok(());
-        };
-        let spare = spare.expect("a device needs a place to swap by");
-        assert!(num_bytes * count <= spare.num_bytes && spare.stream.is_some(), "the rows fit the spare place");
-        // SAFETY: all rows lie inside the two buffers, which the stream orders.
-        unsafe {
-            let (one, other) = (self.data.byte_add(one).as_ptr(), self.data.byte_add(other).as_ptr());
-            let spare = spare.data.as_ptr();
-            stream.copy_rows((one, pitch), (spare, num_bytes), num_bytes, count)?;
-            stream.copy_rows((other, pitch), (one, pitch), num_bytes, count)?;
-            stream.copy_rows((spare, num_bytes), (other, pitch), num_bytes, count)
-        }
-    }
-
-    fn host_data(&self) -> NonNull<MaybeUninit<u8>> {
-        assert!(self.allocator.memory_info().is_cpu_accessible(), "the host sees only its own memory");
-        self.data.cast()
-    }
-
-    fn check_apart(&self, one: usize, other: usize, rows: Rows) {
-        assert!(one.max(other) + rows.span() <= self.num_bytes, "both places lie inside the buffer");
-        assert!(rows.span() <= one.abs_diff(other), "the places do not overlap");
-    }
-}
-
-impl Drop for Buffer {
-    fn drop(&mut self) {
-        // What still runs may use it. That the device is lost, whoever asked for that work is told.
-        let _ = self.stream.as_ref().map(|stream| stream.synchronize());
-        // SAFETY: `data` came from this allocator and is freed once.
-        unsafe { self.allocator.free(self.data.as_ptr()) };
-    }
-}
-
 /// A tensor that ONNX Runtime can read or write, over data that lives for `'d`.
 pub(super) struct Tensor<'d> {
     value: NonNull<sys::OrtValue>,
     /// Whether a run may write it.
     is_writable: bool,
+    /// What its data is freed by.
+    _memory: Option<Arc<Memory>>,
     data: PhantomData<&'d ()>,
 }
 
@@ -274,7 +151,7 @@ impl<'d> Tensor<'d> {
         // SAFETY: the range lies inside the buffer, which lives for 'd.
         unsafe {
             let data = buffer.data.as_ptr().byte_add(first_byte);
-            Self::over(buffer.allocator.memory_info(), data, num_bytes, shape, element_type.raw())
+            Self::over(buffer.memory.info(), data, num_bytes, shape, element_type.raw())
         }
     }
 
@@ -285,7 +162,7 @@ impl<'d> Tensor<'d> {
         // SAFETY: the range lies inside the buffer, which lives for 'd.
         unsafe {
             let data = buffer.data.as_ptr().byte_add(first_byte);
-            Self::over(buffer.allocator.memory_info(), data, num_bytes, shape, T::TYPE)
+            Self::over(buffer.memory.info(), data, num_bytes, shape, T::TYPE)
         }
     }
 
@@ -314,6 +191,7 @@ impl<'d> Tensor<'d> {
         Ok(Self {
             value: NonNull::new(value).expect("a created value is not null"),
             is_writable: true,
+            _memory: None,
             data: PhantomData,
         })
     }
@@ -327,65 +205,67 @@ impl Tensor<'static> {
         unsafe { Self::over(memory, NonNull::<u64>::dangling().as_ptr().cast(), 0, shape, element_type.raw()) }
     }
 
-    /// A tensor that owns its data, on the host.
-    pub(super) fn zeros(shape: &[i64], element_type: ElementType) -> Result<Self> {
-        let tensor = Self::uninitialized(shape, element_type)?;
-        let (data, num_bytes) = tensor.host_data()?;
-        // SAFETY: the data is as large, on the host, and nobody else has it; zero bytes are a number in every type.
-        unsafe { data.write_bytes(0, num_bytes) };
-        Ok(tensor)
-    }
-
-    fn uninitialized(shape: &[i64], element_type: ElementType) -> Result<Self> {
-        // The runtime's own, which is never freed: the value frees its data with it.
-        let allocator = Allocator::default();
+    /// A tensor of zeros that owns its data.
+    pub(super) fn zeros(memory: &Arc<Memory>, shape: &[i64], element_type: ElementType) -> Result<Self> {
         let mut value = ptr::null_mut();
-        // SAFETY: the allocator is valid for as long as the process runs, and the runtime copies the shape.
+        // SAFETY: the allocator lives as long as the tensor, which frees its data by it; the runtime copies the shape.
         unsafe {
             check((ort::api().CreateTensorAsOrtValue)(
-                allocator.ptr().cast_mut(),
+                memory.allocator.ptr().cast_mut(),
                 shape.as_ptr(),
                 shape.len(),
                 element_type.raw(),
                 &raw mut value,
             ))?;
         };
-        Ok(Self {
-            value: NonNull::new(value).expect("a created value is not null"),
-            is_writable: true,
-            data: PhantomData,
-        })
+        let value = NonNull::new(value).expect("a created value is not null");
+        let tensor = Self { value, is_writable: true, _memory: Some(Arc::clone(memory)), data: PhantomData };
+        let (data, num_bytes) = tensor.data_in(memory)?;
+        // SAFETY: the data is as large and nobody else has it; zero bytes are a number in every type.
+        unsafe { memory.zero(data, num_bytes)? };
+        Ok(tensor)
     }
 
-    /// The data of a tensor on the host that a run has written or that was made here.
-    pub(super) fn host_bytes(&self) -> Result<&[u8]> {
-        let (data, num_bytes) = self.host_data()?;
-        // SAFETY: the data is as large, initialized, and lives as long as the value; a run that writes it needs `&mut`.
-        Ok(unsafe { slice::from_raw_parts(data.as_ptr(), num_bytes) })
+    /// Copies rows of another tensor, of which the first begins at the byte `from`, to rows of this one, as long and as
+    /// many. Both lie in `memory`.
+    pub(super) fn copy_rows(
+        &mut self,
+        (to, to_rows): (usize, Rows),
+        source: &Tensor<'_>,
+        (from, from_rows): (usize, Rows),
+        memory: &Memory,
+    ) -> Result<()> {
+        let ((target, target_bytes), (source, source_bytes)) = (self.data_in(memory)?, source.data_in(memory)?);
+        assert!(to + to_rows.span() <= target_bytes, "what is written lies inside its tensor");
+        assert!(from + from_rows.span() <= source_bytes, "what is read lies inside its tensor");
+        // SAFETY: all rows lie inside two tensors, which are not the same, since this one is borrowed to be written.
+        unsafe { memory.copy_rows((source.add(from), from_rows), (target.add(to), to_rows)) }
+    }
+}
+
+impl Tensor<'_> {
+    pub(super) fn num_bytes(&self) -> Result<usize> {
+        let mut num_bytes = 0;
+        // SAFETY: the value is valid and so is the out pointer.
+        unsafe { check((ort::api().GetTensorSizeInBytes)(self.value.as_ptr(), &raw mut num_bytes))? };
+        Ok(num_bytes)
     }
 
-    /// As [`host_bytes`](Self::host_bytes), to write.
-    pub(super) fn host_bytes_mut(&mut self) -> Result<&mut [u8]> {
-        let (data, num_bytes) = self.host_data()?;
-        // SAFETY: as above, and the value is borrowed for as long.
-        Ok(unsafe { slice::from_raw_parts_mut(data.as_ptr(), num_bytes) })
-    }
-
-    fn host_data(&self) -> Result<(NonNull<u8>, usize)> {
-        let (mut memory, mut num_bytes, mut data) = (ptr::null(), 0, ptr::null_mut());
+    /// Where the data of a tensor in this memory lies, and how much it is.
+    fn data_in(&self, memory: &Memory) -> Result<(NonNull<c_void>, usize)> {
+        let (mut info, mut data) = (ptr::null(), ptr::null_mut());
         let mut device = sys::OrtMemoryInfoDeviceType::OrtMemoryInfoDeviceType_CPU;
         // SAFETY: the value is valid and so are the out pointers; the memory info belongs to the value.
         unsafe {
             let value = self.value.as_ptr();
-            check((ort::api().GetTensorMemoryInfo)(value, &raw mut memory))?;
-            (ort::api().MemoryInfoGetDeviceType)(memory, &raw mut device);
-            check((ort::api().GetTensorSizeInBytes)(value, &raw mut num_bytes))?;
+            check((ort::api().GetTensorMemoryInfo)(value, &raw mut info))?;
+            (ort::api().MemoryInfoGetDeviceType)(info, &raw mut device);
             check((ort::api().GetTensorMutableData)(value, &raw mut data))?;
         };
         let is_on_host = matches!(device, sys::OrtMemoryInfoDeviceType::OrtMemoryInfoDeviceType_CPU);
-        match NonNull::new(data.cast()) {
-            Some(data) if is_on_host => Ok((data, num_bytes)),
-            _ => Err(ort::Error::new("the tensor's data is not in the host's memory")),
+        match NonNull::new(data) {
+            Some(data) if is_on_host == memory.is_on_host() => Ok((data, self.num_bytes()?)),
+            _ => Err(ort::Error::new("a tensor of the cache lies in another memory than the others")),
         }
     }
 }
@@ -459,6 +339,7 @@ impl<'g, 'd> Run<'g, 'd> {
         let own = |value: &*mut sys::OrtValue| Tensor {
             value: NonNull::new(*value).expect("an output of a successful run is not null"),
             is_writable: true,
+            _memory: None,
             data: PhantomData,
         };
         let mut tensors: Vec<Tensor<'static>> = outputs.iter().map(own).collect();

@@ -83,7 +83,7 @@ impl Slab {
         let state = match tensor.kind {
             CacheKind::Columns { .. } | CacheKind::Blocks { .. } => None,
             CacheKind::State { is_in_place, .. } => Some(State {
-                zeros: Tensor::zeros(&shape[..rank], tensor.element_type)?,
+                zeros: Tensor::zeros(graph.memory(), &shape[..rank], tensor.element_type)?,
                 second_half: (!is_in_place).then_some(num_bytes),
             }),
         };

@@ -8,7 +8,7 @@ use super::{
     edit::{self, Edited, Scores},
     error::words,
     external_data::ExternalData,
-    ffi::{Buffer, Run, Stream, Tensor},
+    ffi::{Buffer, Memory, Run, Stream, Tensor},
     inputs::{Inputs, Stage},
     provider::Registered,
     spec::{WINDOW_SLACK, window_columns},
@@ -34,9 +34,11 @@ pub(super) struct Graph {
     /// Where inputs and scores lie that the host does not share. Before the session, whose allocators it uses.
     device: Option<Device>,
     binding: IoBinding,
+    /// Where keys, values and scores live. Before the session, too.
+    memory: Arc<Memory>,
     session: Session,
-    /// What the session's runs are ordered by, on a device that has such.
-    stream: Option<Arc<Stream>>,
+    /// What the session's runs are ordered by, on a device that has such; after the session.
+    _stream: Option<Arc<Stream>>,
     host: Allocator,
     spec: ModelSpec,
     edits: GraphEdits,
@@ -76,17 +78,17 @@ impl Graph {
         tracing::info!(?edits, captures, "opened the graph");
         let on_gpu = provider.name != ProviderName::Cpu;
         let has_device = on_gpu || edits.top_scores;
-        let device = has_device.then(|| {
-            let room = (num_slots, edits.top_scores);
-            Device::new(&session, (provider.clone(), stream.clone(), captures), &spec, room)
-        });
+        let allocator = provider.allocator(&session).map_err(|error| failed(&spec, &error))?;
+        let memory = Arc::new(Memory::new(allocator, stream.clone()));
+        let device = has_device.then(|| Device::new(&memory, captures, &spec, (num_slots, edits.top_scores)));
         let device = device.transpose().map_err(|error| failed(&spec, &error))?;
         let binding = session.create_binding().map_err(|error| failed(&spec, &error))?;
         Ok(Self {
             device,
             binding,
+            memory,
             session,
-            stream,
+            _stream: stream,
             host: Allocator::default(),
             limits: ModelLimits {
                 vocab_size: spec.vocab_size,
@@ -138,19 +140,14 @@ impl Graph {
         self.provider.name == ProviderName::Cpu
     }
 
-    /// What the operator is told of an error while it is loaded.
-    pub(super) fn failed(&self, error: &ort::Error) -> LoadError {
-        failed(&self.spec, error)
-    }
-
     /// Where keys and values live.
-    pub(super) fn device_allocator(&self) -> ort::Result<Allocator> {
-        self.provider.allocator(&self.session)
+    pub(super) fn memory(&self) -> &Arc<Memory> {
+        &self.memory
     }
 
-    /// Memory for keys and values.
+    /// Room for keys and values.
     pub(super) fn allocate(&self, num_bytes: usize) -> ort::Result<Buffer> {
-        Buffer::zeroed(self.device_allocator()?, num_bytes, self.stream.clone())
+        Buffer::zeroed(&self.memory, num_bytes)
     }
 
     pub(super) fn time_in_runs(&self) -> Duration {
@@ -164,7 +161,7 @@ impl Graph {
     /// Starts a step, whose runs compute at most so many rows of scores.
     pub(super) fn begin(&mut self, num_rows: usize) -> Result<(), ModelError> {
         let Some(device) = &mut self.device else { return Ok(()) };
-        Ok(device.begin(&self.session, num_rows)?)
+        Ok(device.begin(num_rows)?)
     }
 
     /// Rows of scores that a run computes in so many rows of a width, of which so many are wanted.
@@ -249,11 +246,6 @@ impl Graph {
         device.run(graph, inputs, cache, bind_cache)?;
         Ok(())
     }
-
-    /// Bytes of the device's memory that nobody has taken, where it has some of its own.
-    pub(super) fn free_memory(&self) -> ort::Result<Option<usize>> {
-        self.stream.as_ref().map(|stream| stream.memory().map(|(free, _)| free)).transpose()
-    }
 }
 
 impl Scratch {
@@ -319,8 +311,10 @@ fn open_session(runtime: &Runtime, spec: &ModelSpec, config: &EngineConfig) -> R
         let (session, edits) = open_edited(builder, spec, wanted)?;
         Ok(Opened { session, edits, provider, stream, captures })
     };
-    // A run that is captured is run more than once: a state, or a window, would take its tokens in more than once.
-    let can_capture = config.cuda_graphs && !spec.has_states() && !spec.has_windows();
+    // What is captured finds its cache where it was, which is nowhere twice in the family that appends to it. And it is run
+    // more than once: a state, or a window, would take its tokens in more than once.
+    let stays = spec.family != GraphFamily::Concat && !spec.has_states() && !spec.has_windows();
+    let can_capture = config.cuda_graphs && stays;
     match open(can_capture) {
         Err(LoadError::Session { message, .. }) if can_capture && message.contains(NOT_CAPTURED) => {
             tracing::warn!(message, "the graph cannot be captured; each step launches its operators one by one");

@@ -192,7 +192,7 @@ pub fn load(runtime: &Runtime, spec: ModelSpec, config: &EngineConfig) -> Result
     let (num_slots, is_on_host) = (config.max_batch_size.get() as usize, graph.is_on_host());
     let mut model: Box<dyn Model> = match family {
         GraphFamily::Gqa => Box::new(GqaModel::new(graph, num_slots, config.run_overhead_tokens)?),
-        GraphFamily::Concat => Box::new(ConcatModel::new(graph)?),
+        GraphFamily::Concat => Box::new(ConcatModel::new(graph)),
         GraphFamily::Paged => Box::new(PagedModel::new(graph, config)?),
     };
     let canary = Canary::compute(&mut model, 0, &[0]).map_err(|error| LoadError::first_token(path.clone(), &error))?;

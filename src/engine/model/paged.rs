@@ -55,7 +55,7 @@ impl PagedModel {
         let per_context = context_tokens.div_ceil(block_tokens);
         let failed = |num_bytes| move |error: ort::Error| LoadError::KvCache { num_bytes, message: words(&error) };
         let wanted = per_context.saturating_mul(config.max_batch_size.get() as usize);
-        let num_blocks = match graph.free_memory().map_err(failed(0))? {
+        let num_blocks = match graph.memory().num_free_bytes().map_err(failed(0))? {
             Some(free) => wanted.min(share_of(free, config.memory_share) / block_bytes.max(1)),
             None => wanted,
         };

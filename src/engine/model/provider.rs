@@ -1,7 +1,7 @@
 //! Execution providers: which device runs the graph.
 
 use super::{
-    LoadError, ModelSpec, Runtime,
+    GraphFamily, LoadError, ModelSpec, Runtime,
     cuda_libraries::CudaLibraries,
     error::words,
     ffi::Stream,
@@ -198,8 +198,10 @@ impl ProviderConfig {
             // Said even where it is the first, because the runtime then looks whether there is one.
             defaults.insert("device_id", "0".to_owned());
         }
-        if self.name == ProviderName::Cuda {
-            // The arena grows by large pieces, weights and cache; twice as much of them would be lost.
+        let grows = model.is_some_and(|(spec, _)| spec.family == GraphFamily::Concat);
+        if self.name == ProviderName::Cuda && !grows {
+            // The arena grows by large pieces, weights and cache; twice as much of them would be lost. But where keys and
+            // values become longer with each run, none would ever fit where they were before.
             defaults.insert("arena_extend_strategy", "kSameAsRequested".to_owned());
         }
         if let (ProviderName::TensorRt, Some((spec, limits))) = (self.name, model) {
@@ -259,5 +261,15 @@ mod tests {
         insta::assert_compact_debug_snapshot!(options(ProviderName::Cuda, &[]), @r#"{"arena_extend_strategy": "kSameAsRequested", "device_id": "0"}"#);
         insta::assert_compact_debug_snapshot!(options(ProviderName::Cuda, &[("device_id", "1"), ("use_tf32", "0"), ("arena_extend_strategy", "kNextPowerOfTwo")]), @r#"{"arena_extend_strategy": "kNextPowerOfTwo", "device_id": "1", "use_tf32": "0"}"#);
         insta::assert_compact_debug_snapshot!(options(ProviderName::TensorRt, &[("trt_profile_min_shapes", "")]), @r#"{"device_id": "0"}"#);
+    }
+    #[test]
+    fn an_arena_grows_by_what_is_asked_unless_more_is_asked_with_each_run() {
+        let strategy = |family| {
+            let spec = ModelSpec { family, ..tensorrt::tests::spec() };
+            let provider = ProviderConfig { name: ProviderName::Cuda, options: BTreeMap::new() };
+            provider.options_for(Some((&spec, tensorrt::tests::LIMITS)), None).remove("arena_extend_strategy")
+        };
+        assert_eq!(strategy(GraphFamily::Gqa).as_deref(), Some("kSameAsRequested"));
+        assert_eq!(strategy(GraphFamily::Concat), None);
     }
 }

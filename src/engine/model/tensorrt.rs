@@ -151,7 +151,7 @@ fn fingerprint(graph: &Path) -> Option<String> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::engine::{IntType, NumLogits, PositionIds, ProviderConfig};
 
@@ -160,7 +160,7 @@ mod tests {
         CacheTensor { past: past.to_owned(), present: past.to_owned(), element_type, kind }
     }
 
-    fn spec() -> ModelSpec {
+    pub(in super::super) fn spec() -> ModelSpec {
         ModelSpec {
             has_logits_indices: false,
             has_attention_metadata: false,
@@ -181,7 +181,7 @@ mod tests {
         }
     }
 
-    const LIMITS: RunLimits = RunLimits { num_rows: 8, context_tokens: 1024, width: 256 };
+    pub(in super::super) const LIMITS: RunLimits = RunLimits { num_rows: 8, context_tokens: 1024, width: 256 };
 
     #[test]
     fn one_profile_goes_from_a_token_to_a_piece_of_a_prompt() {

@@ -1,7 +1,7 @@
 //! Copies between the host and the memory that a graph runs on, by way of memory that a device reaches by itself.
 
 use super::{
-    Buffer,
+    Buffer, Memory,
     cuda::{Pinned, Stream},
 };
 use crate::engine::Copied;
@@ -39,9 +39,9 @@ const FIRST_BYTES: usize = 1 << 20;
 const CACHE_LINE: usize = 64;
 
 impl Transfers {
-    /// To and from the memory of the stream's device; without one, the host's own.
-    pub(in crate::engine::model) fn new(stream: Option<&Arc<Stream>>) -> Result<Self> {
-        let way = match stream {
+    /// To and from this memory.
+    pub(in crate::engine::model) fn new(memory: &Memory) -> Result<Self> {
+        let way = match &memory.stream {
             None => Way::Memory(Vec::new()),
             Some(stream) => Way::Bus {
                 stream: Arc::clone(stream),
