@@ -74,7 +74,8 @@ impl Graph {
         if num_bytes > isize::MAX.cast_unsigned() / 2 {
             return Err(LoadError::KvCache { num_bytes, message: "no machine has as much memory".to_owned() });
         }
-        let Opened { session, edits, provider, stream, captures } = open_session(runtime, &spec, config)?;
+        // The stream first, since what is declared first is dropped last: the session runs on it.
+        let Opened { stream, session, edits, provider, captures } = open_session(runtime, &spec, config)?;
         tracing::info!(?edits, captures, "opened the graph");
         let on_gpu = provider.name != ProviderName::Cpu;
         let has_device = on_gpu || edits.top_scores;
@@ -424,10 +425,10 @@ fn register_providers(
     spec: &ModelSpec,
     (config, wants_captures): (&EngineConfig, bool),
 ) -> Result<Registered, LoadError> {
-    let mut first = None;
+    let mut first: Option<Registered> = None;
     let limits = RunLimits::new(spec, config, GPU_CHUNK_TOKENS);
     for provider in &config.providers {
-        match provider.register(builder, runtime, Some((spec, limits)), wants_captures) {
+        match provider.register(builder, runtime, Some((spec, limits)), (first.as_ref(), wants_captures)) {
             Ok(registered) => {
                 tracing::info!(provider = %provider.name, "registered execution provider");
                 first.get_or_insert(registered);

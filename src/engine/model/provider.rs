@@ -133,13 +133,13 @@ impl<'de> Deserialize<'de> for OptionValue {
 }
 
 impl ProviderConfig {
-    /// Adds this provider to a session that is being made.
+    /// Adds this provider to a session that is being made, behind the `first` that it has, if any.
     pub(super) fn register(
         &self,
         builder: &mut SessionBuilder,
         runtime: &Runtime,
         model: Option<(&ModelSpec, RunLimits)>,
-        wants_captures: bool,
+        (first, wants_captures): (Option<&Registered>, bool),
     ) -> Result<Registered, LoadError> {
         let available = match self.name {
             ProviderName::Cpu => Ok(true),
@@ -153,8 +153,9 @@ impl ProviderConfig {
         };
         CudaLibraries::load(&needed);
         let explain = |cause: ort::Error| provider_error::explain(self.name, &words(&cause), &needed);
-        let stream = self.open_stream().map_err(explain)?;
-        let captures = wants_captures && self.can_capture();
+        let stream = self.stream(first).map_err(explain)?;
+        // What runs on several providers is not captured.
+        let captures = wants_captures && first.is_none() && self.can_capture();
         let mut options = self.options_for(model, runtime.tensorrt_cache.as_deref());
         if let Some(stream) = &stream {
             options.insert("has_user_compute_stream".to_owned(), "1".to_owned());
@@ -173,11 +174,13 @@ impl ProviderConfig {
     }
 
     /// What the work on this provider's device will be ordered by, so that copies need not wait for runs, nor runs for
-    /// copies. None where that is the processor itself.
-    fn open_stream(&self) -> ort::Result<Option<Arc<Stream>>> {
-        match self.name {
-            ProviderName::Cpu => Ok(None),
-            ProviderName::Cuda | ProviderName::TensorRt => Stream::open(self.device_id()).map(Some),
+    /// copies: the same for all providers of a session, of which the `first` keeps it. None where the device is the processor
+    /// itself, or not that of the first.
+    fn stream(&self, first: Option<&Registered>) -> ort::Result<Option<Arc<Stream>>> {
+        match (self.name, first) {
+            (ProviderName::Cpu, _) => Ok(None),
+            (_, Some(first)) => Ok(first.stream.clone().filter(|_| first.provider.device_id() == self.device_id())),
+            (_, None) => Stream::open(self.device_id()).map(Some),
         }
     }
 

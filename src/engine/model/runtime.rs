@@ -75,7 +75,7 @@ impl Runtime {
     pub fn check(&self, provider: &ProviderConfig) -> Result<(), LoadError> {
         let builder = Session::builder(&self.environment);
         let mut builder = builder.map_err(|error| LoadError::LibraryUnusable { message: words(&error) })?;
-        provider.register(&mut builder, self, None, false).map(drop)
+        provider.register(&mut builder, self, None, (None, false)).map(drop)
     }
 
     /// The libraries of CUDA, its driver and TensorRT that a provider needs. None where this build does not have the provider.

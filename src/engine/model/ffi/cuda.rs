@@ -118,30 +118,37 @@ impl Stream {
         self.raw.as_ptr().addr()
     }
 
+    /// For calls from this thread. One that asks for something before it has named a device would take memory from the first.
+    fn on_device(&self) -> Result<&Cuda> {
+        // SAFETY: the device was there when the stream was opened.
+        self.cuda.check(unsafe { (self.cuda.set_device)(self.device_id) })?;
+        Ok(&self.cuda)
+    }
+
     /// Bytes of the device's memory: free, and in all.
     pub(in crate::engine::model) fn memory(&self) -> Result<(usize, usize)> {
         let (mut free, mut total) = (0, 0);
+        let cuda = self.on_device()?;
         // SAFETY: the out pointers are valid.
-        unsafe {
-            self.cuda.check((self.cuda.set_device)(self.device_id))?;
-            self.cuda.check((self.cuda.mem_get_info)(&raw mut free, &raw mut total))?;
-        }
+        cuda.check(unsafe { (cuda.mem_get_info)(&raw mut free, &raw mut total) })?;
         Ok((free, total))
     }
 
     /// Waits until everything that was asked for is done.
     pub(in crate::engine::model) fn synchronize(&self) -> Result<()> {
+        let cuda = self.on_device()?;
         // SAFETY: the stream is valid.
-        self.cuda.check(unsafe { (self.cuda.stream_synchronize)(self.raw.as_ptr()) })
+        cuda.check(unsafe { (cuda.stream_synchronize)(self.raw.as_ptr()) })
     }
 
-    /// Copies within the device.
+    /// Copies between places that the device reaches.
     ///
     /// # Safety
-    /// Both ranges must lie in one device's memory and stay allocated until the stream is past this.
+    /// Both ranges must lie in the device's memory or in [`Pinned`] one, and stay allocated until the stream is past this.
     pub(super) unsafe fn copy(&self, from: *const c_void, to: *mut c_void, num_bytes: usize) -> Result<()> {
+        let cuda = self.on_device()?;
         // SAFETY: as the caller promises.
-        self.cuda.check(unsafe { (self.cuda.memcpy)(to, from, num_bytes, MEMCPY_DEFAULT, self.raw.as_ptr()) })
+        cuda.check(unsafe { (cuda.memcpy)(to, from, num_bytes, MEMCPY_DEFAULT, self.raw.as_ptr()) })
     }
 
     /// Sets bytes to zero.
@@ -149,8 +156,9 @@ impl Stream {
     /// # Safety
     /// As for [`copy`](Self::copy).
     pub(super) unsafe fn zero(&self, data: *mut c_void, num_bytes: usize) -> Result<()> {
+        let cuda = self.on_device()?;
         // SAFETY: as the caller promises.
-        self.cuda.check(unsafe { (self.cuda.memset)(data, 0, num_bytes, self.raw.as_ptr()) })
+        cuda.check(unsafe { (cuda.memset)(data, 0, num_bytes, self.raw.as_ptr()) })
     }
 
     /// Copies `num_rows` times `row_bytes`, whose beginnings are so many bytes apart.
@@ -164,10 +172,10 @@ impl Stream {
         row_bytes: usize,
         num_rows: usize,
     ) -> Result<()> {
-        let stream = self.raw.as_ptr();
+        let (cuda, stream) = (self.on_device()?, self.raw.as_ptr());
         // SAFETY: as the caller promises.
-        self.cuda.check(unsafe {
-            (self.cuda.memcpy_2d)(to, to_pitch, from, from_pitch, row_bytes, num_rows, MEMCPY_DEFAULT, stream)
+        cuda.check(unsafe {
+            (cuda.memcpy_2d)(to, to_pitch, from, from_pitch, row_bytes, num_rows, MEMCPY_DEFAULT, stream)
         })
     }
 }
@@ -194,12 +202,9 @@ unsafe impl Send for Pinned {}
 
 impl Pinned {
     pub(super) fn allocate(stream: &Arc<Stream>, num_bytes: usize) -> Result<Self> {
-        let mut data = ptr::null_mut();
+        let (cuda, mut data) = (stream.on_device()?, ptr::null_mut());
         // SAFETY: the out pointer is valid.
-        unsafe {
-            stream.cuda.check((stream.cuda.set_device)(stream.device_id))?;
-            stream.cuda.check((stream.cuda.host_alloc)(&raw mut data, num_bytes.max(1), 0))?;
-        }
+        cuda.check(unsafe { (cuda.host_alloc)(&raw mut data, num_bytes.max(1), 0) })?;
         let data = NonNull::new(data.cast::<u8>()).expect("allocated memory is not null");
         // SAFETY: the memory is as large and nobody else has it; slices are of initialized bytes.
         unsafe { data.write_bytes(0, num_bytes) };
