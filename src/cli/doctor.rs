@@ -135,12 +135,11 @@ fn check_model(config: &Config, mut model: ModelConfig, report: &mut Report) -> 
     report.good(
         &part,
         format_args!(
-            "{} in {}, weights {}, {} slots of {}{}",
+            "{} in {}, weights {}, {}{}",
             dir.variant.name,
             dir.path.display(),
             variant::size(memory.weights),
-            memory.num_slots,
-            variant::size(memory.slot),
+            memory.cache(),
             memory.for_each_engine()
         ),
     )?;

@@ -58,12 +58,24 @@ fn describe(dir: &ModelDir, config: &EngineConfig) -> Vec<(&'static str, String)
         ("logits", format!("{} of {} tokens", spec.logits_type.name(), spec.vocab_size)),
         ("context", format!("{} tokens, of which {} are used", spec.context_tokens, memory.context_tokens)),
         ("memory per token", variant::size(spec.cache_bytes_per_token() as u64)),
-        ("memory per slot", variant::size(memory.slot)),
-        ("slots", memory.slots()),
+        match memory.blocks {
+            Some(blocks) => {
+                ("memory per block", format!("{} for {} tokens", variant::size(blocks.size), blocks.tokens))
+            }
+            None => ("memory per slot", variant::size(memory.slot)),
+        },
+        (if memory.blocks.is_some() { "blocks" } else { "slots" }, slots(&memory)),
         ("manifest", if dir.is_sealed { "every file is as it says" } else { "none" }.to_owned()),
         ("operators", operators),
     ]);
     lines
+}
+
+/// How many there are of what holds keys and values, why, and how many there could be.
+fn slots(memory: &Memory) -> String {
+    let (cache, each) = (memory.cache(), memory.for_each_engine());
+    let fitting = memory.fitting().map(|fitting| format!("; {fitting}")).unwrap_or_default();
+    format!("{cache}, as many as engine.max_batch_size asks for{each}{fitting}")
 }
 
 /// Keys and values, and states, each kind once.
@@ -126,12 +138,15 @@ pub(super) fn problems(dir: &ModelDir, config: &EngineConfig) -> Vec<String> {
     let memory = Memory::of(dir, config);
     if let Some(free) = memory.free.filter(|_| memory.is_short()) {
         problems.push(format!(
-            "weights and {} slots{} take {}, and {} are free: lower engine.max_batch_size or engine.max_context_tokens, \
-             or take a smaller variant",
-            memory.num_slots,
+            "weights and {}{} take {}, and {} are free: lower {}engine.max_context_tokens, or take a smaller variant",
+            match memory.blocks {
+                Some(_) => "the blocks of one context".to_owned(),
+                None => format!("{} slots", memory.num_slots),
+            },
             memory.for_each_engine(),
             variant::size(memory.needed()),
-            variant::size(free)
+            variant::size(free),
+            if memory.blocks.is_some() { "" } else { "engine.max_batch_size or " },
         ));
     }
     if dir.onnx.operators.keys().any(|operator| operator.starts_with(DYNAMIC)) {

@@ -4,6 +4,8 @@
 //! vocabulary and layers must not contradict the graph, or it is another model's; its heads may, since families and exporters
 //! differ in which they count: those that queries have, keys that several share, a part of a latent one.
 
+mod packed;
+
 use super::{
     ModelDirError,
     hf::HfConfig,
@@ -24,9 +26,8 @@ pub(super) fn spec(
 ) -> Result<ModelSpec, ModelDirError> {
     let reader = Reader { path, graph, config };
     reader.refuse_other_kinds()?;
-    if reader.is_paged() {
-        reader.check_paged()?;
-    }
+    let rotary_choice = reader.rotary_choice();
+    let own_block_tokens = if reader.is_packed() { reader.check_packed(rotary_choice)? } else { None };
     let missing = |name: &str| reader.unsupported(format!("it has no input `{name}`"));
     let ids_type = reader.integers("input_ids")?.ok_or_else(|| missing("input_ids"))?;
     let mask_type = reader.integers("attention_mask")?;
@@ -44,7 +45,7 @@ pub(super) fn spec(
     Ok(ModelSpec {
         path: path.to_path_buf(),
         family: match () {
-            () if reader.is_paged() => GraphFamily::Paged,
+            () if reader.is_packed() => GraphFamily::Paged,
             () if reader.has_shared_buffers() => GraphFamily::Gqa,
             () => GraphFamily::Concat,
         },
@@ -52,14 +53,18 @@ pub(super) fn spec(
         num_layers,
         ids_type,
         mask_type,
-        num_short_tokens: reader.num_short_tokens(),
+        num_short_tokens: rotary_choice.map(|choice| choice.num_short_tokens),
+        own_block_tokens,
         position_ids: reader.input("position_ids").map(|input| reader.position_ids(input)).transpose()?,
         num_logits: reader.num_logits()?,
         has_cache_branch: reader.has_cache_branch()?,
         logits_type: reader.float_type(logits)?,
         has_logits_indices: reader.input("logits_indices").is_some(),
         has_attention_metadata: reader.input("attention_metadata").is_some(),
-        has_last_logits_only: !reader.is_paged() && logits.shape[1] == Some(1),
+        has_last_logits_only: match reader.is_packed() {
+            true => reader.scores_last_of_packed(),
+            false => logits.shape[1] == Some(1),
+        },
         vocab_size,
         context_tokens,
     })
@@ -68,17 +73,6 @@ pub(super) fn spec(
 /// What a step tells the graph; every other input has to be a part of the cache.
 const KNOWN_INPUTS: [&str; 6] =
     ["input_ids", "attention_mask", "position_ids", "num_logits_to_keep", "logits_to_keep", "use_cache_branch"];
-/// The same for graphs whose rows are packed, all of 32 bits, and how many dimensions each has.
-const PACKED_INPUTS: [(&str, usize); 5] = [
-    ("cumulative_sequence_lengths", 1),
-    ("past_sequence_lengths", 1),
-    ("block_table", 2),
-    ("attention_metadata", 1),
-    ("logits_indices", 1),
-];
-/// Those of them that have to be there.
-const NUM_REQUIRED: usize = 3;
-
 /// Inputs that only graphs of another kind have, what these are, and what to take instead.
 const OTHER_KINDS: [(&str, &str); 8] = [
     ("block_table_windowed", WINDOWED),
@@ -103,12 +97,21 @@ const IN_PLACE_OPERATORS: [&str; 2] = ["CausalConvWithState", "LinearAttention"]
 const OPERATORS_WITH_GRAPHS: [&str; 3] = ["If", "Loop", "Scan"];
 /// Places of keys and values among the inputs and outputs of `GroupQueryAttention`.
 const ATTENTION_CACHE: [(usize, usize); 2] = [(3, 1), (4, 2)];
-/// Place of the cosines of its positions among its inputs.
-const ATTENTION_COSINES: usize = 7;
+/// Place of the cosines of positions among the inputs of operators that turn them.
+const COSINES: [(&str, usize); 2] = [(SHARED_BUFFERS, 7), (packed::OPERATOR, 8)];
 /// No vocabulary comes near it.
 const MAX_VOCAB_SIZE: usize = 1 << 24;
 /// A model has a position or three for each token.
 const MAX_POSITION_AXES: usize = 8;
+
+/// How a graph finds out that a text is long.
+#[derive(Clone, Copy)]
+struct RotaryChoice {
+    /// It is where there is room for more tokens than this in the mask, or in a row's blocks.
+    num_short_tokens: usize,
+    /// Where it counts blocks, the tokens that it takes each of them for.
+    tokens_in_block: Option<usize>,
+}
 
 struct Reader<'a> {
     path: &'a Path,
@@ -127,7 +130,7 @@ impl Reader<'_> {
     /// An input of a number for each token of each row.
     fn integers(&self, name: &str) -> Result<Option<IntType>, ModelDirError> {
         match self.input(name) {
-            Some(input) if self.is_paged() && input.shape == [None] => self.int_type(input).map(Some),
+            Some(input) if self.is_packed() && input.shape == [None] => self.int_type(input).map(Some),
             Some(input) if input.shape != [None, None] => Err(self.unsupported(format!(
                 "`{name}` has the shape {}; export it with a batch and a length that vary",
                 shape(input)
@@ -138,8 +141,7 @@ impl Reader<'_> {
 
     /// What a step leaves for the next one: whatever else the graph takes.
     fn cache(&self) -> Result<Vec<CacheTensor>, ModelDirError> {
-        let is_packed = |name: &str| self.is_paged() && PACKED_INPUTS.iter().any(|(packed, _)| *packed == name);
-        let is_known = |name: &str| KNOWN_INPUTS.contains(&name) || is_packed(name);
+        let is_known = |name: &str| KNOWN_INPUTS.contains(&name) || self.tells_of_packed(name);
         let others = self.graph.inputs.iter().filter(|input| !is_known(&input.name));
         let cache = others.map(|input| self.cache_tensor(input)).collect::<Result<Vec<_>, _>>()?;
         if cache.is_empty() {
@@ -169,16 +171,7 @@ impl Reader<'_> {
         }
         let sizes: Option<Vec<usize>> = past.shape.iter().skip(1).copied().collect();
         let kind = match (past.shape.as_slice(), sizes) {
-            ([_, _, _, _], _) if self.is_paged() => CacheKind::Blocks {
-                sizes: vec![
-                    self.size(past, 2, "num_key_value_heads", self.config.num_kv_heads())?,
-                    self.size(past, 3, "head_dim", self.config.head_size())?,
-                ],
-            },
-            // What a quantized cache is to be multiplied by, a number for each token and head.
-            ([_, _, _], _) if self.is_paged() => CacheKind::Blocks {
-                sizes: vec![self.size(past, 2, "num_key_value_heads", self.config.num_kv_heads())?],
-            },
+            _ if self.is_packed() => self.blocks(past)?,
             ([None, _, None, _], _) => self.columns(past, present)?,
             ([None, _, ..], Some(sizes))
                 if sizes.len() < MAX_CACHE_RANK && !sizes.contains(&0) && agree(past, present) =>
@@ -265,42 +258,25 @@ impl Reader<'_> {
         })
     }
 
-    /// Up to how many tokens positions are turned by the factors for short texts, where the graph has others for long ones
-    /// and tells from the width of its mask which to take.
-    fn num_short_tokens(&self) -> Option<usize> {
+    /// Where positions are turned by other factors in long texts, by what the graph knows these.
+    fn rotary_choice(&self) -> Option<RotaryChoice> {
         let maker = |name: &String, op_type: &str| {
             let is_maker = |node: &&Node| node.op_type == op_type && node.outputs.contains(name);
             self.graph.nodes.iter().find(is_maker)
         };
-        let attention = self.graph.nodes.iter().find(|node| node.op_type == SHARED_BUFFERS)?;
-        let choice = maker(attention.inputs.get(ATTENTION_COSINES)?, "If")?;
-        let comparison = maker(choice.inputs.first()?, "Greater")?;
-        let width = maker(comparison.inputs.first()?, "Gather")?;
-        let shape = maker(width.inputs.first()?, "Shape")?;
-        let longest = self.graph.constants.get(comparison.inputs.get(1)?)?;
-        if shape.inputs == ["attention_mask"] { usize::try_from(*longest).ok() } else { None }
-    }
-
-    /// Whether rows are packed and keys and values lie in blocks.
-    fn is_paged(&self) -> bool {
-        self.graph.summary.operators.contains_key("PagedAttention")
-    }
-
-    /// Whether what a packed run is told has the types and dimensions that ortolan knows.
-    fn check_paged(&self) -> Result<(), ModelDirError> {
-        for (number, (name, rank)) in PACKED_INPUTS.iter().enumerate() {
-            match self.input(name) {
-                None if number < NUM_REQUIRED => return Err(self.unsupported(format!("it has no input `{name}`"))),
-                Some(input) if input.element_type != ElementCode::INT32 || input.shape.len() != *rank => {
-                    return Err(self.unsupported(format!("`{name}` is not int32 with {rank} dimensions")));
-                }
-                Some(_) | None => {}
-            }
-        }
-        match self.input("position_ids") {
-            Some(_) => Err(self.unsupported("its rows are packed and it takes `position_ids`".to_owned())),
-            None => Ok(()),
-        }
+        let constant = |name: &String| usize::try_from(*self.graph.constants.get(name)?).ok();
+        let place = |node: &Node| COSINES.iter().find(|(op_type, _)| *op_type == node.op_type).map(|(_, place)| *place);
+        let cosines = self.graph.nodes.iter().find_map(|node| node.inputs.get(place(node)?))?;
+        let comparison = maker(maker(cosines, "If")?.inputs.first()?, "Greater")?;
+        let [length, longest] = comparison.inputs.first_chunk()?;
+        let (width, tokens_in_block) = match maker(length, "Mul") {
+            Some(product) => (product.inputs.first()?, Some(constant(product.inputs.get(1)?)?)),
+            None => (length, None),
+        };
+        let shape = maker(maker(width, "Gather")?.inputs.first()?, "Shape")?;
+        let counted = if tokens_in_block.is_some() { "block_table" } else { "attention_mask" };
+        let num_short_tokens = constant(longest)?;
+        (shape.inputs == [counted]).then_some(RotaryChoice { num_short_tokens, tokens_in_block })
     }
 
     fn has_shared_buffers(&self) -> bool {
@@ -369,7 +345,7 @@ impl Reader<'_> {
 
     /// `[batch, sequence, vocab_size]`, of packed rows `[tokens, vocab_size]`
     fn logits(&self) -> Result<&TensorInfo, ModelDirError> {
-        let rank = if self.is_paged() { 2 } else { 3 };
+        let rank = if self.is_packed() { 2 } else { 3 };
         match self.graph.outputs.iter().find(|output| output.name == "logits") {
             Some(logits) if logits.shape.len() == rank => Ok(logits),
             Some(logits) => {
@@ -714,9 +690,9 @@ mod tests {
     fn paged() -> Graph {
         const BLOCKS: Shape<'_> = &[None, None, Some(2), Some(64)];
         let mut graph = plain();
-        add_node(&mut graph, "PagedAttention", &[], &[]);
+        add_node(&mut graph, packed::OPERATOR, &[], &[]);
         graph.inputs = vec![tensor("input_ids", ElementCode::INT64, &[None])];
-        for (name, rank) in PACKED_INPUTS {
+        for (name, rank) in packed::INPUTS {
             graph.inputs.push(tensor(name, ElementCode::INT32, &vec![None; rank]));
         }
         graph.outputs = vec![tensor("logits", ElementCode::FLOAT16, &[None, Some(100)])];
@@ -753,11 +729,57 @@ mod tests {
         let mut graph = paged();
         graph.inputs.push(tensor("position_ids", ElementCode::INT64, &[Some(3), None]));
         errors.push(read(&graph).unwrap_err());
+        let mut graph = paged();
+        graph.inputs.iter_mut().find(|input| input.name == "attention_metadata").unwrap().shape = vec![Some(2)];
+        errors.push(read(&graph).unwrap_err());
+        for shape in [&[None, Some(96), Some(3)][..], &[None, Some(2), Some(64), Some(64)], &[None; 2]] {
+            let mut graph = paged();
+            graph.inputs.push(tensor("past_conv.1", ElementCode::FLOAT16, shape));
+            graph.outputs.push(tensor("present_conv.1", ElementCode::FLOAT16, shape));
+            errors.push(read(&graph).unwrap_err());
+        }
         insta::assert_snapshot!(errors.join("\n"), @"
         the graph FILE is not understood: it has no input `block_table`
         the graph FILE is not understood: `cumulative_sequence_lengths` is not int32 with 1 dimensions
         the graph FILE is not understood: its rows are packed and it takes `position_ids`
+        the graph FILE is not understood: `attention_metadata` has 2 numbers instead of 3; export it with a newer onnxruntime-genai
+        the graph FILE is not understood: its rows are packed, and `past_conv.1` has the shape [?, 96, 3] instead of [blocks, tokens, heads, head size]; export it without `use_paged_attention`
+        the graph FILE is not understood: its rows are packed, and `past_conv.1` has the shape [?, 2, 64, 64] instead of [blocks, tokens, heads, head size]; export it without `use_paged_attention`
+        the graph FILE is not understood: its rows are packed, and `past_conv.1` has the shape [?, ?] instead of [blocks, tokens, heads, head size]; export it without `use_paged_attention`
         ");
+    }
+
+    #[test]
+    fn packed_rows_may_be_scored_at_their_ends_only() {
+        let mut graph = paged();
+        add_node(&mut graph, "Slice", &["cumulative_sequence_lengths", "one"], &["ends"]);
+        // Which tokens are scored, the graph is told.
+        assert!(!read(&graph).unwrap().has_last_logits_only);
+        graph.inputs.retain(|input| input.name != "logits_indices");
+        assert!(read(&graph).unwrap().has_last_logits_only);
+    }
+
+    #[test]
+    fn graphs_that_count_blocks_to_know_long_texts_are_given_such_blocks() {
+        let mut graph = paged();
+        let spec = read(&graph).unwrap();
+        assert_eq!((spec.num_short_tokens, spec.block_tokens()), (None, Some(256)));
+        add_node(&mut graph, "Shape", &["block_table"], &["shape"]);
+        add_node(&mut graph, "Gather", &["shape", "one"], &["columns"]);
+        let product = add_node(&mut graph, "Mul", &["columns", "tokens"], &["length"]);
+        add_node(&mut graph, "Greater", &["length", "longest"], &["is_long"]);
+        add_node(&mut graph, "If", &["is_long"], &["cosines", "sines"]);
+        graph.nodes[0].inputs = ["q", "k", "v", "key", "value", "cumulative", "past", "table", "cosines", "sines"]
+            .map(str::to_owned)
+            .into();
+        graph.constants.extend([("longest".to_owned(), 4096), ("tokens".to_owned(), 512)]);
+        let spec = read(&graph).unwrap();
+        assert_eq!((spec.num_short_tokens, spec.block_tokens()), (Some(4096), Some(512)));
+        graph.nodes[product].inputs[0] = "other".to_owned();
+        assert_eq!(read(&graph).unwrap().num_short_tokens, None);
+        graph.nodes[product].inputs[0] = "columns".to_owned();
+        graph.constants.insert("tokens".to_owned(), 768);
+        insta::assert_snapshot!(read(&graph).unwrap_err(), @"the graph FILE is not understood: its blocks are of 768 tokens, which is no power of two; export it with `paged_block_size=256`");
     }
 
     #[test]

@@ -4,13 +4,15 @@ use crate::{
     constraint::counting_from,
     engine::{self, config, drain, next},
     fake_model::{FakeModel, says},
+    faults::MEMORY,
     tiny_model::token_ids,
 };
 use ortolan::engine::{
-    Engine, EngineConfig, EngineError, EngineHandle, FinishReason, Load, Request, SamplingParams, ServiceClass, Stats,
-    TokenEvent, TokenStream,
+    End, Engine, EngineConfig, EngineError, EngineHandle, FinishReason, Load, Request, SamplingParams, ServiceClass,
+    Stats, TokenEvent, TokenStream,
 };
-use std::{iter, thread};
+use proptest::prelude::*;
+use std::{iter, ops::Range, sync::atomic::Ordering, thread};
 
 /// One that says as much as it may.
 fn request(prompt: &[u32], max_output_tokens: u32) -> Request {
@@ -200,5 +202,114 @@ fn a_run_that_fails_leaves_no_block_behind() {
             let is_end = |event: &&TokenEvent| matches!(event, TokenEvent::Finished { .. });
             assert_eq!((reason(&events), events.iter().filter(is_end).count()), (FinishReason::Error, 1));
         }
+    }
+}
+
+/// A request of the simulation: what it begins with, what it may say, and after how many tokens its client leaves.
+#[derive(Clone, Debug)]
+struct Case {
+    request: Request,
+    num_read: usize,
+}
+
+const NUM_SAID: usize = 3;
+
+/// A few beginnings, of any length, and ends of their own; some in several choices, which are as many requests.
+fn cases() -> impl Strategy<Value = Vec<Case>> {
+    let prompt = (0_u32..3, 0_u32..40, prop::collection::vec(0_u32..4, 1..12));
+    let others = (1_u32..30, 0_u64..2, 0_usize..3, 0_u32..4, prop::option::weighted(0.2, 0_usize..6), 1_usize..4);
+    let case = (prompt, others).prop_map(|((beginning, len, end), others)| {
+        let (max_output_tokens, cache_salt, class, num_guessed, num_read, num_choices) = others;
+        let prompt: Vec<u32> = (0..len).map(|at| 10 * beginning + at % 7).chain(end).collect();
+        let request = Request {
+            cache_salt,
+            service_class: [ServiceClass::Priority, ServiceClass::Default, ServiceClass::Flex][class],
+            max_draft_tokens: Some(num_guessed),
+            ..request(&prompt, max_output_tokens)
+        };
+        vec![Case { request, num_read: num_read.unwrap_or(usize::MAX) }; num_choices]
+    });
+    prop::collection::vec(case, 1..10).prop_map(|cases| cases.concat())
+}
+
+/// Runs that fail, after so many rows.
+fn failures() -> impl Strategy<Value = Vec<(&'static str, Range<usize>, usize)>> {
+    let runs = (1_usize..60, 1_usize..4).prop_map(|(first, len)| first..first + len);
+    prop::collection::vec((prop_oneof![4 => Just(MEMORY), 1 => Just("something else")], runs, 0_usize..5), 0..4)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(400))]
+
+    /// Whoever shares blocks, guesses, is preempted, leaves or is lost: each request ends once, says what it would say
+    /// alone for as long as it goes on, and nobody waits for longer than those before it take.
+    #[test]
+    fn whatever_fails_each_ends_once_and_says_nothing_else(
+        cases in cases(),
+        failures in failures(),
+        (num_blocks, block_tokens) in prop_oneof![Just((90, 1)), Just((45, 2)), Just((25, 4)), Just((6, 16)), Just((1, 128))],
+        (max_batch_size, max_step_tokens, prefix_cache) in (1_u32..8, 0_u32..40, any::<bool>()),
+    ) {
+        let mut model = FakeModel::in_blocks(num_blocks, block_tokens).saying_few(NUM_SAID);
+        for (message, runs, num_rows) in &failures {
+            model = model.with_fault(message, runs.clone(), *num_rows);
+        }
+        let runs = model.runs();
+        let config = EngineConfig { prefix_cache, ..config(max_batch_size, max_step_tokens) };
+        let (engine, handle) = Engine::new(&config, model);
+        let submit = |case: &Case| handle.submit(case.request.clone()).unwrap();
+        let (first, later) = cases.split_at(cases.len() / 2);
+        let mut streams: Vec<TokenStream> = first.iter().map(submit).collect();
+        let engine = thread::spawn(|| engine.run());
+        streams.extend(later.iter().map(submit));
+
+        let (mut num_lost, mut num_failed, mut num_told, mut longest) = (0, 0, 0, 0);
+        for (mut stream, Case { request, num_read }) in streams.into_iter().zip(&cases) {
+            let prompt: Vec<u32> = request.prompt.iter().map(|token| token.0).collect();
+            let max_output_tokens = request.max_output_tokens.unwrap().get() as usize;
+            let expected = says(&prompt, NUM_SAID, max_output_tokens);
+            longest += prompt.len() + max_output_tokens;
+            let (mut said, mut has_begun, mut end) = (Vec::new(), false, None);
+            while said.len() < *num_read && let Some(event) = stream.blocking_recv() {
+                prop_assert!(end.is_none(), "`Finished` is the last event");
+                match event {
+                    TokenEvent::Token(token) => said.push(token),
+                    TokenEvent::Started => prop_assert!(!std::mem::replace(&mut has_begun, true), "it begins once"),
+                    TokenEvent::Queued => prop_assert!(!has_begun, "it waits before it begins"),
+                    TokenEvent::Logprobs(_) => panic!("nobody asked for them"),
+                    TokenEvent::Finished { reason, num_cached_tokens } => {
+                        prop_assert!(num_cached_tokens < prompt.len());
+                        end = Some(reason);
+                    }
+                }
+            }
+            prop_assert_eq!(&said[..], &expected[..said.len()]);
+            num_told += said.len();
+            match end {
+                Some(FinishReason::Length) => prop_assert_eq!(said.len(), max_output_tokens),
+                Some(FinishReason::OutOfMemory) => num_lost += 1,
+                Some(FinishReason::Error) => num_failed += 1,
+                None => prop_assert!(*num_read <= said.len(), "it has an end"),
+                Some(other) => panic!("{other:?}"),
+            }
+        }
+        let handle_for_stats = handle.clone();
+        drop(handle);
+        handle_for_stats.shut_down();
+        prop_assert_eq!(engine.join().unwrap(), End::Shutdown); // `run` asserts that no block leaked.
+
+        let ran = 1..=runs.load(Ordering::SeqCst);
+        let num_runs = |kind: &str| -> usize {
+            let number = |run: &usize| failures.iter().find(|(_, runs, _)| runs.contains(run));
+            ran.clone().filter(|run| number(run).is_some_and(|(message, ..)| *message == kind)).count()
+        };
+        let (num_short, num_other) = (num_runs(MEMORY), num_runs("something else"));
+        prop_assert!(num_lost <= num_short, "{num_lost} were lost in {num_short} runs");
+        prop_assert!(num_failed <= num_other * max_batch_size as usize);
+        let stats = handle_for_stats.stats();
+        prop_assert!(stats.cached_tokens <= stats.prompt_tokens && stats.accepted_tokens <= stats.guessed_tokens);
+        prop_assert!(num_told as u64 <= stats.generated_tokens);
+        // The first in turn goes on with every run that does not fail.
+        prop_assert!(ran.count() <= longest + num_short + num_other, "{stats:?}");
     }
 }

@@ -26,7 +26,7 @@ pub(crate) struct FakeModel {
     is_rigid: bool,
     first_failing_run: Option<usize>,
     panics: bool,
-    fault: Option<Injected>,
+    faults: Vec<Injected>,
     canary: Option<Canary>,
     /// From this run on it scores other tokens than it should.
     first_spoiled_run: Option<usize>,
@@ -36,6 +36,9 @@ pub(crate) struct FakeModel {
     kv: BTreeMap<usize, Vec<TokenId>>,
     blocks: Option<Blocks>,
 }
+
+/// Stands where nothing of use was computed.
+const SPOILED: TokenId = TokenId(u32::MAX);
 
 /// Tokens by block and offset.
 #[derive(Debug)]
@@ -61,7 +64,7 @@ impl Default for FakeModel {
             is_rigid: false,
             first_failing_run: None,
             panics: false,
-            fault: None,
+            faults: Vec::new(),
             canary: None,
             first_spoiled_run: None,
             gate: None,
@@ -87,8 +90,9 @@ impl FakeModel {
     }
 
     /// Runs with these numbers fail with this message when so many rows have been computed.
-    pub(crate) fn with_fault(self, message: &'static str, runs: Range<usize>, num_rows: usize) -> Self {
-        Self { fault: Some(Injected { runs, num_rows, message }), ..self }
+    pub(crate) fn with_fault(mut self, message: &'static str, runs: Range<usize>, num_rows: usize) -> Self {
+        self.faults.push(Injected { runs, num_rows, message });
+        self
     }
 
     /// To be looked at again; what that takes now is no run.
@@ -115,7 +119,7 @@ impl FakeModel {
     /// Keeps what it computes in blocks, which hold one context of at most the usual length.
     pub(crate) fn in_blocks(num_blocks: usize, block_tokens: usize) -> Self {
         let limits = BlockLimits { num_blocks, block_tokens };
-        let tokens = vec![TokenId(u32::MAX); num_blocks * block_tokens];
+        let tokens = vec![SPOILED; num_blocks * block_tokens];
         Self {
             context_tokens: tokens.len().min(CONTEXT_TOKENS),
             blocks: Some(Blocks { limits, tokens }),
@@ -174,12 +178,13 @@ impl Blocks {
         batch.blocks(row)[position / block_tokens] as usize * block_tokens + position % block_tokens
     }
 
-    /// Writes the new tokens of all rows before any is read, as the rows of a run have no order.
-    fn write(&mut self, batch: &Batch) {
+    /// Writes the new tokens of all rows before any is read, as the rows of a run have no order; of those that are not
+    /// computed any more, something else.
+    fn write(&mut self, batch: &Batch, num_computed: usize) {
         for (index, row) in batch.rows().iter().enumerate() {
             for (position, token) in (row.start..).zip(batch.new_tokens(row)) {
                 let place = self.place(batch, row, position);
-                self.tokens[place] = *token;
+                self.tokens[place] = if index < num_computed { *token } else { SPOILED };
             }
             let written = &batch.blocks(row)[row.start / self.limits.block_tokens..];
             let of_others = batch.rows().iter().enumerate().filter(|(other, _)| *other != index);
@@ -212,10 +217,10 @@ impl Model for FakeModel {
             return Err(ModelError::new("injected"));
         }
 
+        let fault = self.faults.iter().find(|fault| fault.runs.contains(&run)).cloned();
         if let Some(blocks) = &mut self.blocks {
-            blocks.write(batch);
+            blocks.write(batch, fault.as_ref().map_or(usize::MAX, |fault| fault.num_rows));
         }
-        let fault = self.fault.clone().filter(|fault| fault.runs.contains(&run));
         let is_spoiled = self.first_spoiled_run.is_some_and(|first| first <= run);
         for (index, row) in batch.rows().iter().enumerate() {
             if fault.as_ref().is_some_and(|fault| fault.num_rows == index) {

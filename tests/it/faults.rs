@@ -25,7 +25,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-const MEMORY: &str = "Non-zero status code returned while running MatMul node. Status Message: Failed to allocate memory for \
+pub(crate) const MEMORY: &str = "Non-zero status code returned while running MatMul node. Status Message: Failed to allocate memory for \
                       requested buffer of size 1073741824";
 const LOST: &str = "CUDA failure 700: an illegal memory access was encountered ; GPU=0 ; hostname=box ; \
                     expr=cudaStreamSynchronize(stream_)";

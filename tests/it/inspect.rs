@@ -14,7 +14,8 @@ fn run(args: &[&str]) -> Output {
 /// What was printed, without the folder's name and without what differs from machine to machine.
 fn printed(output: &Output, dir: &Path) -> String {
     let text = String::from_utf8_lossy(&output.stdout).replace(&dir.display().to_string(), "DIR");
-    let is_same_everywhere = |line: &&str| !line.starts_with("slots") && !line.contains(" free");
+    let is_same_everywhere =
+        |line: &&str| !line.starts_with("slots") && !line.starts_with("blocks") && !line.contains(" free");
     text.lines().filter(is_same_everywhere).collect::<Vec<_>>().join("\n")
 }
 
@@ -55,6 +56,9 @@ fn a_folder_for_gpus_is_described() {
     let dir = fixture("genai-qwen3-paged");
     let output = run(&["inspect", dir.to_str().unwrap()]);
     assert!(output.status.success());
+    // How many would fit differs from machine to machine.
+    let blocks = "\nblocks             at most 16 blocks of 256.0 KiB, as many as engine.max_batch_size asks for";
+    assert!(String::from_utf8_lossy(&output.stdout).contains(blocks), "{output:?}");
     insta::assert_snapshot!(printed(&output, &dir), @"
     folder             DIR
     model type         qwen3
@@ -71,7 +75,7 @@ fn a_folder_for_gpus_is_described() {
     logits             float16 of 512 tokens
     context            512 tokens, of which 512 are used
     memory per token   1.0 KiB
-    memory per slot    512.0 KiB
+    memory per block   256.0 KiB for 256 tokens
     manifest           none
     operators          MatMul 15, Reshape 8, SimplifiedLayerNormalization 5, Mul 4, SkipSimplifiedLayerNormalization 4, Constant 3, Gather 3, PagedAttention 2, Sigmoid 2, Transpose 1
     chat template      default
@@ -96,17 +100,18 @@ fn a_folder_that_cannot_be_served_is_described_and_told_why() {
 
 #[test]
 fn the_doctor_names_what_to_mend_and_goes_on() {
-    let dir = fixture("tiny-gqa");
+    let [dir, paged] = ["tiny-gqa", "genai-qwen3-paged"].map(fixture);
     let models = format!(
         "models=[{{ name = \"gone\", path = \"/nowhere\" }}, {{ name = \"tiny\", path = {:?}, \
-         engine = {{ providers = [\"tensorrt\"], fallback = true }} }}]",
-        dir.display().to_string()
+         engine = {{ providers = [\"tensorrt\"], fallback = true }} }}, {{ name = \"paged\", path = {:?} }}]",
+        dir.display().to_string(),
+        paged.display().to_string()
     );
     let settings =
         ["--set", &models, "--set", "runtime.library=.runtime/libonnxruntime.so", "--set", "store.path=/srv/store"];
     let output = run(&[&["doctor"], &settings[..]].concat());
     assert_eq!(output.status.code(), Some(1));
-    let findings = printed(&output, &dir);
+    let findings = printed(&output, &dir).replace(&paged.display().to_string(), "PAGED");
     let runtime = findings.lines().next().unwrap();
     assert!(runtime.starts_with("ok       runtime") && runtime.contains("/libonnxruntime.so."), "{runtime}");
     // What there is of the driver and of GPUs is this machine's own.
@@ -120,6 +125,8 @@ fn the_doctor_names_what_to_mend_and_goes_on() {
     ok       store              in /srv/store
     FAILED   model gone         the model folder /nowhere does not exist; set `path` of the model to a folder with config.json and onnx/model.onnx
     ok       model tiny         fp32 in DIR, weights 622.4 KiB, 8 slots of 512.0 KiB
+    ok       model paged        genai in PAGED, weights 236.1 KiB, at most 16 blocks of 256.0 KiB
+    look at  model paged        the export is for cuda, which is not among engine.providers: operators may be missing or slow
     "#);
 }
 

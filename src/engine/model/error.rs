@@ -110,13 +110,27 @@ pub enum LoadError {
         /// In the runtime's words.
         message: String,
     },
+    /// The operator should ask for a shorter context, or give the blocks more.
+    #[error(
+        "keys and values of one text of {context_tokens} tokens take {num_bytes} bytes, and what `engine.memory_share` \
+         leaves them of the memory that is free beside the weights is {share}; lower `engine.max_context_tokens`, raise \
+         `engine.memory_share`, or take a smaller variant"
+    )]
+    Blocks {
+        /// That a text may have.
+        context_tokens: usize,
+        /// Of all blocks of such a text.
+        num_bytes: usize,
+        /// Bytes that there are for all blocks.
+        share: usize,
+    },
     /// The operator should ask for fewer slots or a shorter context.
     #[error(
         "the KV cache of {num_bytes} bytes cannot be allocated: {message}; lower `engine.max_batch_size` or \
          `engine.max_context_tokens`"
     )]
     KvCache {
-        /// Of all slots together.
+        /// Of all slots together, or all blocks.
         num_bytes: usize,
         /// In the runtime's words.
         message: String,

@@ -32,37 +32,20 @@ struct Pool {
     element_type: ElementType,
 }
 
-/// Tokens in a block: as many as the operator's kernels read at once, for the size of a head. Fewer and they fall back to
-/// slower ones; more and fewer beginnings are shared.
-fn block_tokens(head_size: usize) -> usize {
-    match head_size {
-        0..=64 => 256,
-        65..=128 => 128,
-        _ => 64,
-    }
-}
-
 impl PagedModel {
     /// With as many blocks as `engine.memory_share` of the device's free memory holds, and no more than all slots can need.
     pub(super) fn new(graph: Graph, config: &EngineConfig) -> Result<Self, LoadError> {
         let (spec, context_tokens) = (graph.spec(), graph.limits().context_tokens);
-        let head_size = |kind: &CacheKind| match kind {
-            CacheKind::Blocks { sizes } => sizes.get(1).copied().unwrap_or(1),
-            CacheKind::Columns { .. } | CacheKind::State { .. } => 1,
-        };
-        let block_tokens = block_tokens(spec.cache.iter().map(|tensor| head_size(&tensor.kind)).max().unwrap_or(1));
+        let block_tokens = spec.block_tokens().expect("the family was told by its blocks");
         let block_bytes = spec.cache_bytes_per_token().saturating_mul(block_tokens);
         let per_context = context_tokens.div_ceil(block_tokens);
         let failed = |num_bytes| move |error: ort::Error| LoadError::KvCache { num_bytes, message: words(&error) };
         let wanted = per_context.saturating_mul(config.max_batch_size.get() as usize);
-        let num_blocks = match graph.memory().num_free_bytes().map_err(failed(0))? {
-            Some(free) => wanted.min(share_of(free, config.memory_share) / block_bytes.max(1)),
-            None => wanted,
-        };
-        if num_blocks < per_context {
-            let num_bytes = per_context * block_bytes;
-            let message = "so much of the device's memory is not free beside the weights".to_owned();
-            return Err(LoadError::KvCache { num_bytes, message });
+        let share = graph.memory().num_free_bytes().map_err(failed(0))?.map(|free| share_of(free, config.memory_share));
+        let num_blocks = share.map_or(wanted, |share| wanted.min(share / block_bytes.max(1)));
+        if let Some(share) = share.filter(|_| num_blocks < per_context) {
+            let num_bytes = per_context.saturating_mul(block_bytes);
+            return Err(LoadError::Blocks { context_tokens, num_bytes, share });
         }
         let mut cache = Vec::with_capacity(spec.cache.len());
         for tensor in &spec.cache {
@@ -114,7 +97,7 @@ impl Model for PagedModel {
         let limits = self.graph.limits();
         ModelLimits {
             rewindable_tokens: limits.context_tokens,
-            can_verify_drafts: true,
+            can_verify_drafts: !self.graph.spec().has_last_logits_only,
             can_move_slots: false,
             blocks: Some(self.blocks),
             ..limits
@@ -123,11 +106,8 @@ impl Model for PagedModel {
 
     fn forward(&mut self, batch: &Batch, logits: &mut Logits) -> Result<(), ModelError> {
         let recurring = self.inputs.fill(batch).filter(|_| self.graph.can_capture());
-        let num_scored = match self.graph.spec().has_logits_indices {
-            true => self.inputs.logits_indices.len().max(1),
-            false => self.inputs.token_ids.len(),
-        };
-        self.graph.begin(num_scored)?;
+        self.inputs.prepare(self.graph.spec());
+        self.graph.begin(self.inputs.num_computed(self.graph.spec()))?;
         self.graph.run_packed(&mut self.inputs, recurring, self.cache.as_slice(), bind_cache)?;
         self.graph.finish(batch, logits)
     }
@@ -167,15 +147,15 @@ struct PackedInputs {
     block_table: Vec<i32>,
     blocks_per_row: usize,
     block_tokens: usize,
-    /// The most new tokens of a row, the most tokens that a row has with them, and at least how many that is: by these
-    /// the operator chooses its kernels.
+    /// The most new tokens of a row, the most tokens that a row has with them, and at least how many the longest has: by
+    /// these the operator chooses its kernels.
     attention_metadata: [i32; 3],
     /// `[scored]`
     logits_indices: Vec<i32>,
     /// For each of them, the batch's row.
     scored_rows: Vec<usize>,
     inverse_temperatures: Vec<f32>,
-    /// The same for all tokens, where all are scored.
+    /// The same for all rows of scores, where the graph does not ask which are wanted.
     all_temperatures: Vec<f32>,
 }
 
@@ -218,12 +198,33 @@ impl PackedInputs {
         }
         let num_rows = batch.rows().len();
         let recurs = most_new == 1 && self.logits_indices.len() == num_rows;
+        let mut at_least = longest;
         if recurs {
             let most = self.blocks_per_row * self.block_tokens;
             longest = longest.next_power_of_two().clamp(MIN_TOKENS.min(most), most);
+            // Fewer would have been rounded to less.
+            at_least = if longest <= MIN_TOKENS { 1 } else { longest.next_power_of_two() / 2 + 1 };
         }
-        self.attention_metadata = [small(most_new), small(longest), if recurs { 1 } else { small(most_new) }];
+        self.attention_metadata = [most_new, longest, at_least].map(small);
         recurs.then_some(Recurring { first_slot: 0, num_rows, max_columns: longest })
+    }
+
+    /// Rows of scores that the graph computes.
+    fn num_computed(&self, spec: &ModelSpec) -> usize {
+        match () {
+            () if spec.has_logits_indices => self.logits_indices.len(),
+            () if spec.has_last_logits_only => self.past_sequence_lengths.len(),
+            () => self.token_ids.len(),
+        }
+    }
+
+    /// Of each row of scores that is wanted, its place among these.
+    fn places(&self, spec: &ModelSpec) -> impl Iterator<Item = usize> {
+        self.logits_indices.iter().zip(&self.scored_rows).enumerate().map(|(number, (place, row))| match () {
+            () if spec.has_logits_indices => number,
+            () if spec.has_last_logits_only => *row,
+            () => index(i64::from(*place)),
+        })
     }
 }
 
@@ -241,14 +242,11 @@ impl Feed for PackedInputs {
     }
 
     fn scored_shape(&self, spec: &ModelSpec) -> Vec<usize> {
-        vec![if spec.has_logits_indices { self.logits_indices.len() } else { self.token_ids.len() }]
+        vec![self.num_computed(spec)]
     }
 
     fn scored_places(&self, spec: &ModelSpec) -> impl Iterator<Item = (usize, usize)> {
-        let place = |(number, place): (usize, &i32)| {
-            if spec.has_logits_indices { number } else { index(i64::from(*place)) }
-        };
-        self.scored_rows.iter().copied().zip(self.logits_indices.iter().enumerate().map(place))
+        self.scored_rows.iter().copied().zip(self.places(spec))
     }
 
     fn num_bytes(&self, _spec: &ModelSpec) -> usize {
@@ -268,11 +266,11 @@ impl Feed for PackedInputs {
     ) -> ort::Result<[Option<Fed<'d>>; MAX_INPUTS]> {
         let num_rows = signed(self.past_sequence_lengths.len());
         if !spec.has_logits_indices {
-            self.all_temperatures.clear();
-            self.all_temperatures.resize(self.token_ids.len(), 1.0);
-            for (place, inverse) in self.logits_indices.iter().zip(&self.inverse_temperatures) {
-                self.all_temperatures[index(i64::from(*place))] = *inverse;
-            }
+            let mut all = std::mem::take(&mut self.all_temperatures);
+            all.clear();
+            all.resize(self.num_computed(spec), 1.0);
+            self.places(spec).zip(&self.inverse_temperatures).for_each(|(place, inverse)| all[place] = *inverse);
+            self.all_temperatures = all;
         }
         let mut fed = [const { None }; MAX_INPUTS];
         let num_tokens = [signed(self.token_ids.len())];
@@ -301,8 +299,10 @@ impl Feed for PackedInputs {
 
 #[cfg(test)]
 mod tests {
+    use super::super::{FloatType, GraphFamily, IntType};
     use super::*;
     use crate::engine::TokenId;
+    use std::collections::BTreeMap;
 
     #[test]
     fn rows_are_packed_one_behind_the_other_and_told_their_blocks() {
@@ -323,15 +323,79 @@ mod tests {
             assert_eq!(inputs.past_sequence_lengths, [5, 0, 2]);
             // A block that the row does not reach yet is not told.
             assert_eq!(inputs.block_table, [8, 3, -1, 9, -1, -1, 1, -1, -1]);
-            assert_eq!(inputs.attention_metadata, [3, 6, 3]);
+            assert_eq!(inputs.attention_metadata, [3, 6, 6]);
             assert_eq!((&inputs.logits_indices[..], &inputs.scored_rows[..]), (&[0, 4, 5][..], &[0, 2, 2][..]));
             assert_eq!(inputs.inverse_temperatures, [2.0, 1.0, 1.0]);
         }
-        // Rows that all decode recur, and are told a length that does not change with each step.
+        // Rows that all decode recur, and are told lengths that do not change with each step.
         batch.clear();
         batch.push(0, 5, &[TokenId(1)], Some(&[]));
         batch.set_blocks(&[8, 3]);
         assert_eq!(inputs.fill(&batch), Some(Recurring { first_slot: 0, num_rows: 1, max_columns: 12 }));
         assert_eq!(inputs.attention_metadata, [1, 12, 1]);
+    }
+    #[test]
+    fn what_recurs_is_told_the_same_whenever_it_does_and_it_is_true() {
+        for (blocks_per_row, block_tokens) in [(10, 64), (16, 64), (3, 64), (2, 256)] {
+            let mut inputs = PackedInputs { blocks_per_row, block_tokens, ..PackedInputs::default() };
+            let (mut batch, mut told) = (Batch::default(), BTreeMap::new());
+            let blocks: Vec<u32> = (0..).take(blocks_per_row).collect();
+            for len in 1..=blocks_per_row * block_tokens {
+                batch.clear();
+                batch.push(0, len - 1, &[TokenId(1)], Some(&[]));
+                batch.set_blocks(&blocks);
+                let Recurring { max_columns, .. } = inputs.fill(&batch).unwrap();
+                let [most_new, at_most, at_least] = inputs.attention_metadata.map(i64::from).map(index);
+                assert!(most_new == 1 && at_least <= len && len <= at_most, "{len}: {:?}", inputs.attention_metadata);
+                assert_eq!(*told.entry(max_columns).or_insert(inputs.attention_metadata), inputs.attention_metadata);
+                assert!(len <= 256 || len <= 2 * at_least, "{len} tokens are said to be {at_least} at least");
+            }
+        }
+    }
+
+    fn spec(has_logits_indices: bool, has_last_logits_only: bool) -> ModelSpec {
+        ModelSpec {
+            path: "/nowhere/model.onnx".into(),
+            family: GraphFamily::Paged,
+            cache: Vec::new(),
+            num_layers: 1,
+            ids_type: IntType::I64,
+            mask_type: None,
+            num_short_tokens: None,
+            own_block_tokens: None,
+            position_ids: None,
+            num_logits: None,
+            has_cache_branch: false,
+            logits_type: FloatType::F16,
+            has_logits_indices,
+            has_attention_metadata: true,
+            has_last_logits_only,
+            vocab_size: 100,
+            context_tokens: 4096,
+        }
+    }
+
+    /// Rows of scores that a run computes, and where of which row of the batch are those that are wanted.
+    #[test]
+    fn scores_are_found_whichever_tokens_the_graph_scores() {
+        let mut inputs = PackedInputs { blocks_per_row: 1, block_tokens: 4, ..PackedInputs::default() };
+        let scored = |inputs: &mut PackedInputs, tokens: &[(usize, bool)], spec: &ModelSpec| {
+            let mut batch = Batch::default();
+            for (slot_index, (num_tokens, is_scored)) in tokens.iter().enumerate() {
+                batch.push(slot_index, 0, &vec![TokenId(1); *num_tokens], is_scored.then_some(&[]));
+                batch.set_blocks(&[0]);
+            }
+            inputs.fill(&batch);
+            inputs.prepare(spec);
+            (inputs.scored_shape(spec), inputs.scored_places(spec).collect::<Vec<_>>())
+        };
+        let rows = [(2, true), (3, false), (1, true)];
+        let [told, all, last] = [(true, false), (false, false), (false, true)].map(|(told, last)| spec(told, last));
+        assert_eq!(scored(&mut inputs, &rows, &told), (vec![2], vec![(0, 0), (2, 1)]));
+        assert_eq!(scored(&mut inputs, &rows, &all), (vec![6], vec![(0, 1), (2, 5)]));
+        assert_eq!(scored(&mut inputs, &rows, &last), (vec![3], vec![(0, 0), (2, 2)]));
+        // Something is scored also where nothing is wanted.
+        assert_eq!(scored(&mut inputs, &[(3, false)], &told), (vec![1], vec![]));
+        assert_eq!(scored(&mut inputs, &[(3, false)], &last), (vec![1], vec![]));
     }
 }

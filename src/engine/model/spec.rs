@@ -208,9 +208,12 @@ pub struct ModelSpec {
     pub ids_type: IntType,
     /// Of `attention_mask`, where the graph takes one.
     pub mask_type: Option<IntType>,
-    /// Where it turns positions by other factors once its mask is wider than so many tokens, those of all rows and columns
-    /// of a run. What is in the cache was turned by those of its own run, so all runs must take the same.
+    /// Where it turns positions by other factors once its mask, or a row's blocks, have room for more tokens than this, those
+    /// of all rows and columns of a run. What is in the cache was turned by those of its own run, so all runs must take the
+    /// same.
     pub num_short_tokens: Option<usize>,
+    /// Tokens in a block, where the graph counts on that.
+    pub own_block_tokens: Option<usize>,
     /// Where it takes `position_ids`.
     pub position_ids: Option<PositionIds>,
     /// Where it takes `num_logits_to_keep`.
@@ -224,7 +227,7 @@ pub struct ModelSpec {
     pub has_logits_indices: bool,
     /// Whether it takes `attention_metadata`, bounds of the rows of a packed run.
     pub has_attention_metadata: bool,
-    /// Whether `logits` holds only the last token's row, whatever the length of the sequence.
+    /// Whether `logits` holds only the row of each sequence's last token, however many it computes.
     pub has_last_logits_only: bool,
     /// Scores per row of logits.
     pub vocab_size: usize,
@@ -241,6 +244,17 @@ impl ModelSpec {
     /// Memory that one sequence takes at most.
     pub fn cache_bytes_per_slot(&self, context_tokens: usize) -> usize {
         self.cache.iter().map(|tensor| tensor.bytes_per_slot(context_tokens)).fold(0, usize::saturating_add)
+    }
+
+    /// Tokens in a block, where keys and values lie in blocks: as many as the operator's kernels read at once, for the size
+    /// of a head, unless the graph says. Fewer and they fall back to slower ones; more and fewer beginnings are shared.
+    pub fn block_tokens(&self) -> Option<usize> {
+        let head_size = |tensor: &CacheTensor| match &tensor.kind {
+            CacheKind::Blocks { sizes } => Some(sizes.get(1).copied().unwrap_or(1)),
+            CacheKind::Columns { .. } | CacheKind::State { .. } => None,
+        };
+        let head_size = self.cache.iter().filter_map(head_size).max()?;
+        Some(self.own_block_tokens.unwrap_or(if head_size <= 64 { 256 } else { 128 }))
     }
 
     /// Whether a layer keeps a state instead of, or beside, keys and values.

@@ -171,6 +171,7 @@ pub(super) mod tests {
             ids_type: IntType::I64,
             mask_type: Some(IntType::I64),
             num_short_tokens: None,
+            own_block_tokens: None,
             position_ids: Some(PositionIds { int_type: IntType::I64, num_axes: None }),
             num_logits: None,
             has_cache_branch: false,
