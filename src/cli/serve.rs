@@ -15,7 +15,7 @@ use crate::{
     telemetry,
 };
 use anyhow::{Context, anyhow, bail};
-use futures::{StreamExt, future, stream};
+use futures::future;
 use serde_json::json;
 use std::{cell::OnceCell, env, path::Path, time::Duration};
 use tokio::{sync::watch, time::timeout};
@@ -78,19 +78,27 @@ pub(super) fn run(mut config: Config) -> anyhow::Result<u8> {
 
     let load_failure = OnceCell::new();
     let served = system.block_on(async {
-        // A model that is not there, or an engine that fails, is one more reason to stop: replies get their last events
-        // before the process ends.
-        let load_failures = stream::once(models.load_at_start())
-            .filter_map(|loaded| future::ready(loaded.err().and_then(|failure| load_failure.set(failure).ok())));
-        let alarms = stream::once(alarms.wait_for(Option::is_some)).map(|_| ());
-        let reasons = stream::select(signals, stream::select(alarms, load_failures));
+        // A model that is not there, or an engine that fails, is a reason to stop, too: replies get their last events before
+        // the process ends.
+        let failure = async {
+            let missing = async {
+                match models.load_at_start().await {
+                    Ok(()) => future::pending().await,
+                    Err(failure) => failure,
+                }
+            };
+            tokio::select! {
+                _ = alarms.wait_for(Option::is_some) => {}
+                failure = missing => load_failure.set(failure).expect("nothing else sets it"),
+            }
+        };
         let unloading = models.clone();
         actix_rt::spawn(async move { unloading.unload_idle().await });
         if let Some(store) = store {
             actix_rt::spawn(async move { store.sweep_forever().await });
         }
         let work = actix_rt::spawn(responder.clone().work());
-        let served = server::serve(listener, state, reasons).await;
+        let served = server::serve(listener, state, failure, signals).await;
         // What is written in the background is kept, or left for the next start.
         responder.stop();
         models.shut_down();

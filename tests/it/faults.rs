@@ -195,6 +195,29 @@ fn a_lost_device_turns_ready_off_and_fails_what_runs_and_waits() {
     server.thread.join().unwrap();
 }
 
+/// Whatever comes first, and until a second signal.
+#[test]
+fn a_failure_leaves_others_the_time_that_a_signal_leaves_them() {
+    type Step = fn(&Running);
+    let orders: [&[Step]; 3] = [&[Running::signal, Running::fail], &[Running::fail, Running::signal], &[Running::fail]];
+    for order in orders {
+        let (other, permits, _) = FakeModel::saying(script(&"word ".repeat(60))).gated();
+        let server = Running::start(models(other, &config(1, 64)), &["server.drain_timeout=600"]);
+        let mut reply = server.send(&json!({ "input": "hi", "stream": true }));
+        permits.send(()).unwrap();
+        let mut told = read_until(&mut reply, "response.output_text.delta");
+        order.iter().for_each(|step| step(&server));
+        for _ in 0..50 {
+            permits.send(()).unwrap();
+            told += &read_until(&mut reply, "response.output_text.delta");
+        }
+        drop(permits);
+        let events = events(&(told + &read_until(&mut reply, "[DONE]\n")));
+        assert_eq!(events.last().unwrap()["type"], "response.completed");
+        server.thread.join().unwrap();
+    }
+}
+
 #[test]
 fn a_reply_that_memory_did_not_suffice_for_says_what_can_be_lowered() {
     let model = FakeModel::saying(script("one two three four five")).with_fault(MEMORY, 3..4, 0);
