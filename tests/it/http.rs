@@ -226,7 +226,7 @@ impl Running {
         let (failures, mut failed) = signals::unbounded();
         let failure = async move {
             if failed.next().await.is_none() {
-                pending().await
+                pending::<()>().await;
             }
         };
         let serve = async move { server::serve(listener, state, failure, received.fuse()).await };
