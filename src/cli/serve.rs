@@ -22,6 +22,8 @@ use tokio::{sync::watch, time::timeout};
 
 /// Longer than a write to a store takes that works.
 const LAST_WRITES: Duration = Duration::from_secs(5);
+/// Longer than a run takes that ends, and than it takes to give back what an engine has.
+const LAST_RUNS: Duration = Duration::from_secs(10);
 /// `EX_SOFTWARE` of sysexits.h: the engine failed, and a supervisor should start the process again.
 const ENGINE_FAILED: u8 = 70;
 /// `EX_OSERR` of sysexits.h: a device was lost. A supervisor should start the process again and, where that ends so too, look
@@ -109,8 +111,11 @@ pub(super) fn run(mut config: Config) -> anyhow::Result<u8> {
     let engine_failure = *alarm.borrow();
     // Others may have something on the device that is lost, and to give it back may take for ever.
     let is_lost = engine_failure == Some(EngineFailure::DeviceLost);
-    if !is_lost {
-        engines.iter().for_each(|engines| loader::join(engines));
+    let have_ended = !is_lost && loader::join_within(engines, LAST_RUNS);
+    if !is_lost && !have_ended {
+        tracing::error!(
+            "an engine has not ended, perhaps since its device does not answer; the process ends without it"
+        );
     }
 
     let result = match (engine_failure, served, load_failure.into_inner()) {
@@ -119,8 +124,8 @@ pub(super) fn run(mut config: Config) -> anyhow::Result<u8> {
         (None, Ok(()), Some(failure)) => Err(anyhow!(failure)),
         (None, Ok(()), None) => Ok(SUCCESS),
     };
-    if is_loading || is_lost {
-        // The usual way out destroys what is global in ONNX Runtime while a load still uses it, and crashes.
+    if is_loading || !have_ended {
+        // The usual way out destroys what is global in ONNX Runtime while a load or an engine still uses it, and crashes.
         signal_hook::low_level::exit(report(result).into());
     }
     result

@@ -3,13 +3,7 @@
 use super::{AppState, app};
 use actix_web::{HttpServer, dev::Server};
 use futures::{Stream, StreamExt, stream};
-use std::{
-    io,
-    net::TcpListener,
-    pin::pin,
-    task::Poll,
-    time::Duration,
-};
+use std::{io, net::TcpListener, pin::pin, task::Poll, time::Duration};
 use tokio::{
     signal::unix::{SignalKind, signal},
     time::sleep,
@@ -67,11 +61,7 @@ fn start(listener: TcpListener, state: AppState) -> io::Result<Server> {
 }
 
 /// Accepts nothing more and lets what runs finish; what is late gets its last events.
-async fn drain(
-    mut server: Server,
-    state: &AppState,
-    mut signals: impl Stream<Item = ()> + Unpin,
-) -> io::Result<()> {
+async fn drain(mut server: Server, state: &AppState, mut signals: impl Stream<Item = ()> + Unpin) -> io::Result<()> {
     let timeout = state.config.drain_timeout();
     tracing::info!(timeout_seconds = timeout.as_secs(), "draining; a second signal stops at once");
     state.start_draining();
