@@ -9,7 +9,10 @@ use crate::{
 use anyhow::Context;
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        mpsc::{self, RecvTimeoutError},
+    },
     thread::{self, JoinHandle},
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
@@ -32,8 +35,8 @@ pub(super) type EngineThreads = Mutex<Vec<JoinHandle<()>>>;
 /// An engine before it has a thread.
 type NewEngine = (Engine<Box<dyn Model>>, EngineHandle);
 
-/// Why an engine has ended that nobody had told to.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+/// Why an engine has ended that nobody had told to. Of several, the last one of these counts.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub(super) enum EngineFailure {
     /// It panicked.
     Panicked,
@@ -41,7 +44,7 @@ pub(super) enum EngineFailure {
     DeviceLost,
 }
 
-/// Checks the folder of a model and tells how to serve it. `alarm` gets the first failure of an engine.
+/// Checks the folder of a model and tells how to serve it. `alarm` gets the worst failure of an engine.
 pub(super) fn entry(
     config: ModelConfig,
     runtime: &Runtime,
@@ -80,6 +83,16 @@ pub(super) fn join(engines: &EngineThreads) {
         // That it panicked is the alarm's to tell.
         let _ = thread.join();
     }
+}
+
+/// The same of all, but not for ever: a run may never end. False where one had not ended in that time.
+pub(super) fn join_within(engines: Vec<Arc<EngineThreads>>, wait: Duration) -> bool {
+    let (waiting, end) = mpsc::sync_channel::<()>(0);
+    let joined = thread::Builder::new().spawn(move || {
+        let _dropped_at_the_end = waiting;
+        engines.iter().for_each(|engines| join(engines));
+    });
+    joined.is_ok() && end.recv_timeout(wait) == Err(RecvTimeoutError::Disconnected)
 }
 
 impl Loader for ModelLoader {
@@ -183,9 +196,7 @@ struct Alarm(watch::Sender<Option<EngineFailure>>);
 impl Alarm {
     fn raise(&self, failure: EngineFailure) {
         tracing::error!(?failure, "an engine has failed; the server stops");
-        self.0.send_modify(|first| {
-            first.get_or_insert(failure);
-        });
+        self.0.send_modify(|worst| *worst = (*worst).max(Some(failure)));
     }
 }
 
@@ -286,11 +297,24 @@ mod tests {
     }
 
     #[test]
-    fn the_first_alarm_counts() {
-        let (alarm, alarms) = watch::channel(None);
-        let alarm = Alarm(alarm);
-        alarm.raise(EngineFailure::DeviceLost);
-        alarm.raise(EngineFailure::Panicked);
-        assert_eq!(*alarms.borrow(), Some(EngineFailure::DeviceLost));
+    fn a_lost_device_counts_whatever_else_fails() {
+        let (panicked, lost) = (EngineFailure::Panicked, EngineFailure::DeviceLost);
+        for failures in [[lost, panicked], [panicked, lost]] {
+            let (alarm, alarms) = watch::channel(None);
+            let alarm = Alarm(alarm);
+            failures.into_iter().for_each(|failure| alarm.raise(failure));
+            assert_eq!(*alarms.borrow(), Some(lost));
+        }
+    }
+
+    #[test]
+    fn an_engine_that_never_ends_is_left_behind() {
+        let (ended, end) = mpsc::sync_channel::<()>(0);
+        let thread = thread::spawn(move || end.recv().unwrap_or_default());
+        let engines = vec![Arc::new(EngineThreads::new(vec![thread]))];
+        assert!(!join_within(engines, Duration::from_millis(1)));
+        drop(ended);
+        let engines = vec![Arc::new(EngineThreads::new(vec![thread::spawn(|| ())])), Arc::default()];
+        assert!(join_within(engines, Duration::from_secs(60)));
     }
 }

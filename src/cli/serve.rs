@@ -15,13 +15,15 @@ use crate::{
     telemetry,
 };
 use anyhow::{Context, anyhow, bail};
-use futures::{StreamExt, future, stream};
+use futures::future;
 use serde_json::json;
 use std::{cell::OnceCell, env, path::Path, time::Duration};
 use tokio::{sync::watch, time::timeout};
 
 /// Longer than a write to a store takes that works.
 const LAST_WRITES: Duration = Duration::from_secs(5);
+/// Longer than a run takes that ends, and than it takes to give back what an engine has.
+const LAST_RUNS: Duration = Duration::from_secs(10);
 /// `EX_SOFTWARE` of sysexits.h: the engine failed, and a supervisor should start the process again.
 const ENGINE_FAILED: u8 = 70;
 /// `EX_OSERR` of sysexits.h: a device was lost. A supervisor should start the process again and, where that ends so too, look
@@ -78,19 +80,27 @@ pub(super) fn run(mut config: Config) -> anyhow::Result<u8> {
 
     let load_failure = OnceCell::new();
     let served = system.block_on(async {
-        // A model that is not there, or an engine that fails, is one more reason to stop: replies get their last events
-        // before the process ends.
-        let load_failures = stream::once(models.load_at_start())
-            .filter_map(|loaded| future::ready(loaded.err().and_then(|failure| load_failure.set(failure).ok())));
-        let alarms = stream::once(alarms.wait_for(Option::is_some)).map(|_| ());
-        let reasons = stream::select(signals, stream::select(alarms, load_failures));
+        // A model that is not there, or an engine that fails, is a reason to stop, too: replies get their last events before
+        // the process ends.
+        let failure = async {
+            let missing = async {
+                match models.load_at_start().await {
+                    Ok(()) => future::pending().await,
+                    Err(failure) => failure,
+                }
+            };
+            tokio::select! {
+                _ = alarms.wait_for(Option::is_some) => {}
+                failure = missing => load_failure.set(failure).expect("nothing else sets it"),
+            }
+        };
         let unloading = models.clone();
         actix_rt::spawn(async move { unloading.unload_idle().await });
         if let Some(store) = store {
             actix_rt::spawn(async move { store.sweep_forever().await });
         }
         let work = actix_rt::spawn(responder.clone().work());
-        let served = server::serve(listener, state, reasons).await;
+        let served = server::serve(listener, state, failure, signals).await;
         // What is written in the background is kept, or left for the next start.
         responder.stop();
         models.shut_down();
@@ -101,8 +111,11 @@ pub(super) fn run(mut config: Config) -> anyhow::Result<u8> {
     let engine_failure = *alarm.borrow();
     // Others may have something on the device that is lost, and to give it back may take for ever.
     let is_lost = engine_failure == Some(EngineFailure::DeviceLost);
-    if !is_lost {
-        engines.iter().for_each(|engines| loader::join(engines));
+    let have_ended = !is_lost && loader::join_within(engines, LAST_RUNS);
+    if !is_lost && !have_ended {
+        tracing::error!(
+            "an engine has not ended, perhaps since its device does not answer; the process ends without it"
+        );
     }
 
     let result = match (engine_failure, served, load_failure.into_inner()) {
@@ -111,8 +124,8 @@ pub(super) fn run(mut config: Config) -> anyhow::Result<u8> {
         (None, Ok(()), Some(failure)) => Err(anyhow!(failure)),
         (None, Ok(()), None) => Ok(SUCCESS),
     };
-    if is_loading || is_lost {
-        // The usual way out destroys what is global in ONNX Runtime while a load still uses it, and crashes.
+    if is_loading || !have_ended {
+        // The usual way out destroys what is global in ONNX Runtime while a load or an engine still uses it, and crashes.
         signal_hook::low_level::exit(report(result).into());
     }
     result

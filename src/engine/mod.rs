@@ -70,6 +70,8 @@ pub struct Engine<M> {
     counters: Arc<Counters>,
     /// What is computed again whenever the engine has been idle for so long.
     canary: Option<(Canary, Duration)>,
+    /// Whether something went wrong in this step that may be the device's fault.
+    is_in_doubt: bool,
     is_lost: bool,
 }
 
@@ -105,6 +107,7 @@ impl<M: Model> Engine<M> {
             logits: Logits::new(limits.vocab_size),
             counters,
             canary,
+            is_in_doubt: false,
             is_lost: false,
         };
         (engine, handle)
@@ -148,6 +151,7 @@ impl<M: Model> Engine<M> {
         self.counters.set_running(self.scheduler.num_running(), self.kv_cache.num_blocks_in_use());
         self.counters.count_step(began.elapsed(), self.model.time_in_runs() - ran_before, num_generated);
         self.counters.set_copied(self.model.copied());
+        self.settle_doubt();
     }
 
     /// Returns how many tokens were sampled.
@@ -171,6 +175,7 @@ impl<M: Model> Engine<M> {
             };
             scores.map(take).collect()
         };
+        self.is_in_doubt |= taken.iter().any(|(_, taken)| taken.is_spoiled);
         let num_generated: usize = taken.iter().map(|(_, taken)| taken.num_picked).sum();
         let num_generated = num_generated + self.sample_from_all(&taken);
         let rows = self.batch.rows();
@@ -188,18 +193,14 @@ impl<M: Model> Engine<M> {
         if num_picked.is_empty() {
             return 0;
         }
-        let rows: Vec<usize> = num_picked.keys().copied().collect();
-        self.logits.clear();
-        if let Err(error) = self.model.complete(&rows, &mut self.logits) {
-            if error.fault() == Fault::DeviceLost {
-                self.recover(&error);
+        let mut rows: Vec<usize> = num_picked.keys().copied().collect();
+        loop {
+            self.logits.clear();
+            let Err(error) = self.model.complete(&rows, &mut self.logits) else { break };
+            self.give_up_scores(&error, &mut rows);
+            if rows.is_empty() {
                 return 0;
             }
-            tracing::error!(%error, rows = rows.len(), "scores could not be fetched");
-            for row in rows {
-                self.scheduler.running_mut(self.batch.rows()[row].slot_index).fail(FinishReason::Error);
-            }
-            return 0;
         }
         let (rows, vocab_size) = (self.batch.rows(), self.model.limits().vocab_size);
         let take = |(row, scores): (usize, Scores<'_>)| {

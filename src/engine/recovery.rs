@@ -1,4 +1,4 @@
-//! What is done when a run fails, and how an idle engine finds out that the next one would.
+//! What is done when a run fails, and how an engine finds out that the next one would.
 
 use super::{Canary, CanaryError, Engine, Fault, FinishReason, Model, ModelError, Prefix, TokenId, handle::Command};
 use std::{
@@ -22,7 +22,33 @@ impl<M: Model> Engine<M> {
                 for row in self.batch.rows() {
                     self.scheduler.running_mut(row.slot_index).fail(FinishReason::Error);
                 }
+                self.is_in_doubt = true;
             }
+        }
+    }
+
+    /// Ends sequences whose scores could not be fetched, and takes their rows away from the others, for which that can be
+    /// tried again: what was computed is still there.
+    pub(super) fn give_up_scores(&mut self, error: &ModelError, batch_rows: &mut Vec<usize>) {
+        let rows = self.batch.rows();
+        let (lost, reason) = match error.fault() {
+            Fault::OutOfMemory => {
+                let turn = |index: &usize| self.scheduler.running_mut(rows[batch_rows[*index]].slot_index).turn();
+                let newest = (0..batch_rows.len()).max_by_key(turn).expect("there is a row");
+                (vec![batch_rows.remove(newest)], FinishReason::OutOfMemory)
+            }
+            Fault::DeviceLost => {
+                batch_rows.clear();
+                return self.lose_device(error);
+            }
+            Fault::Other => {
+                self.is_in_doubt = true;
+                (std::mem::take(batch_rows), FinishReason::Error)
+            }
+        };
+        tracing::error!(%error, lost = lost.len(), left = batch_rows.len(), "scores could not be fetched");
+        for row in lost {
+            self.scheduler.running_mut(rows[row].slot_index).fail(reason);
         }
     }
 
@@ -65,13 +91,22 @@ impl<M: Model> Engine<M> {
         })
     }
 
-    /// Sees whether the device still computes what it did, while no sequence needs its slot. What is held there by the slot
-    /// that is missed least is forgotten.
+    /// Looks at once where a run has failed and nobody knows why: with requests that come and fail, the engine may never be
+    /// idle for long enough.
+    pub(super) fn settle_doubt(&mut self) {
+        let is_in_doubt = std::mem::take(&mut self.is_in_doubt) && !self.is_lost;
+        if let Some((canary, _)) = self.canary.filter(|_| is_in_doubt) {
+            self.look_again(canary);
+        }
+    }
+
+    /// Sees whether the device still computes what it did, while nothing runs or a place has just become free. What is held
+    /// there by the slot that is missed least is forgotten.
     fn look_again(&mut self, canary: Canary) {
         let prompt = Prefix { tokens: &[TokenId(0)], salt: 0 };
         let allocated = self.kv_cache.allocate(prompt, 0, iter::empty(), &mut self.model);
-        let (mut place, _) = allocated.expect("all slots and blocks are free where nothing runs");
-        assert!(self.kv_cache.reserve(&mut place, 0..1), "all blocks are free where nothing runs");
+        let (mut place, _) = allocated.expect("a slot and a block are free");
+        assert!(self.kv_cache.reserve(&mut place, 0..1), "a block is free");
         let checked = canary.check(&mut self.model, place.slot_index(), place.blocks());
         self.kv_cache.release(place, Vec::new(), 0);
         match checked {

@@ -36,6 +36,8 @@ pub(super) struct Taken {
     pub(super) num_picked: usize,
     /// Whether the row behind them does not say enough: all of its scores are to be taken, and those of the rows behind it.
     pub(super) wants_all: bool,
+    /// Whether the row behind them holds no number, which may be the device's fault.
+    pub(super) is_spoiled: bool,
 }
 
 /// Guesses ahead, and how they fare.
@@ -198,6 +200,7 @@ impl Sequence {
                 }
                 Err(error) => {
                     tracing::error!(%error, "no token can be picked");
+                    taken.is_spoiled = error == SampleError::NotNumbers;
                     self.fail(FinishReason::Error);
                     break;
                 }

@@ -3,13 +3,7 @@
 use super::{AppState, app};
 use actix_web::{HttpServer, dev::Server};
 use futures::{Stream, StreamExt, stream};
-use std::{
-    io,
-    net::TcpListener,
-    pin::{Pin, pin},
-    task::Poll,
-    time::Duration,
-};
+use std::{io, net::TcpListener, pin::pin, task::Poll, time::Duration};
 use tokio::{
     signal::unix::{SignalKind, signal},
     time::sleep,
@@ -20,11 +14,17 @@ const LAST_WORDS: Duration = Duration::from_secs(5);
 /// After it has been told to leave, a client gets this long to do so.
 const DISCONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Serves until the first of `signals`, then drains; the second ends everything at once.
+/// Serves until a failure or the first of `signals`, then drains; the second signal ends everything at once. A failure does
+/// not, whenever it comes: whoever has nothing to do with it hears its reply to the end.
 ///
 /// # Errors
 /// When the system refuses threads or the listener.
-pub async fn serve(listener: TcpListener, state: AppState, signals: impl Stream<Item = ()>) -> io::Result<()> {
+pub async fn serve(
+    listener: TcpListener,
+    state: AppState,
+    failure: impl Future<Output = ()>,
+    signals: impl Stream<Item = ()>,
+) -> io::Result<()> {
     let address = listener.local_addr()?;
     let mut signals = pin!(signals);
     let mut server = start(listener, state.clone())?;
@@ -35,11 +35,13 @@ pub async fn serve(listener: TcpListener, state: AppState, signals: impl Stream<
         );
     }
 
-    tokio::select! {
+    let has_failed = tokio::select! {
         stopped = &mut server => return stopped,
-        _ = signals.next() => {}
-    }
-    drain(server, &state, signals).await
+        () = failure => true,
+        _ = signals.next() => false,
+    };
+    // After a failure, the first one asks for what is going on already.
+    drain(server, &state, signals.skip(usize::from(has_failed))).await
 }
 
 fn start(listener: TcpListener, state: AppState) -> io::Result<Server> {
@@ -59,7 +61,7 @@ fn start(listener: TcpListener, state: AppState) -> io::Result<Server> {
 }
 
 /// Accepts nothing more and lets what runs finish; what is late gets its last events.
-async fn drain(mut server: Server, state: &AppState, mut signals: Pin<&mut impl Stream<Item = ()>>) -> io::Result<()> {
+async fn drain(mut server: Server, state: &AppState, mut signals: impl Stream<Item = ()> + Unpin) -> io::Result<()> {
     let timeout = state.config.drain_timeout();
     tracing::info!(timeout_seconds = timeout.as_secs(), "draining; a second signal stops at once");
     state.start_draining();

@@ -30,6 +30,8 @@ pub(crate) struct FakeModel {
     canary: Option<Canary>,
     /// From this run on it scores other tokens than it should.
     first_spoiled_run: Option<usize>,
+    /// From this run on its scores are no numbers.
+    first_numberless_run: Option<usize>,
     gate: Option<mpsc::Receiver<()>>,
     script: Option<Vec<u32>>,
     runs: Arc<AtomicUsize>,
@@ -67,6 +69,7 @@ impl Default for FakeModel {
             faults: Vec::new(),
             canary: None,
             first_spoiled_run: None,
+            first_numberless_run: None,
             gate: None,
             script: None,
             runs: Arc::default(),
@@ -105,6 +108,11 @@ impl FakeModel {
     /// From this run on it computes something else.
     pub(crate) fn spoiled_from(self, run: usize) -> Self {
         Self { first_spoiled_run: Some(run), ..self }
+    }
+
+    /// From this run on it computes no numbers.
+    pub(crate) fn numberless_from(self, run: usize) -> Self {
+        Self { first_numberless_run: Some(run), ..self }
     }
 
     pub(crate) fn runs(&self) -> Arc<AtomicUsize> {
@@ -241,6 +249,9 @@ impl Model for FakeModel {
                 let scores = logits.extend(&[index]);
                 scores.fill(0.0);
                 scores[(next + usize::from(is_spoiled)) % self.vocab_size] = 1.0;
+                if self.first_numberless_run.is_some_and(|first| first <= run) {
+                    scores.fill(f32::NAN);
+                }
             }
         }
         fault.map_or(Ok(()), |fault| Err(ModelError::new(fault.message)))

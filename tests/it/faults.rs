@@ -4,7 +4,7 @@
 use crate::{
     engine::{config, drain, request},
     fake_loader::{models, script},
-    fake_model::FakeModel,
+    fake_model::{FakeModel, VOCAB_SIZE},
     http::{Running, exchange, read_until},
     stream_validator::events,
     tiny_model::{copy, exact_models, open, runtime},
@@ -12,12 +12,14 @@ use crate::{
 use ortolan::{
     engine::{
         Batch, End, Engine, EngineConfig, EngineError, EngineHandle, FinishReason, LoadError, Logits, Model,
-        ModelError, Scores, TokenEvent, TokenId, TokenStream, load,
+        ModelError, ModelLimits, NUM_TOP_SCORES, Request, SamplingParams, Scores, TokenEvent, TokenId, TokenStream,
+        load,
     },
     model_dir::{ModelDir, Target},
 };
 use serde_json::json;
 use std::{
+    collections::BTreeMap,
     fs,
     ops::Range,
     sync::atomic::{AtomicUsize, Ordering},
@@ -195,6 +197,29 @@ fn a_lost_device_turns_ready_off_and_fails_what_runs_and_waits() {
     server.thread.join().unwrap();
 }
 
+/// Whatever comes first, and until a second signal.
+#[test]
+fn a_failure_leaves_others_the_time_that_a_signal_leaves_them() {
+    type Step = fn(&Running);
+    let orders: [&[Step]; 3] = [&[Running::signal, Running::fail], &[Running::fail, Running::signal], &[Running::fail]];
+    for order in orders {
+        let (other, permits, _) = FakeModel::saying(script(&"word ".repeat(60))).gated();
+        let server = Running::start(models(other, &config(1, 64)), &["server.drain_timeout=600"]);
+        let mut reply = server.send(&json!({ "input": "hi", "stream": true }));
+        permits.send(()).unwrap();
+        let mut told = read_until(&mut reply, "response.output_text.delta");
+        order.iter().for_each(|step| step(&server));
+        for _ in 0..50 {
+            permits.send(()).unwrap();
+            told += &read_until(&mut reply, "response.output_text.delta");
+        }
+        drop(permits);
+        let events = events(&(told + &read_until(&mut reply, "[DONE]\n")));
+        assert_eq!(events.last().unwrap()["type"], "response.completed");
+        server.thread.join().unwrap();
+    }
+}
+
 #[test]
 fn a_reply_that_memory_did_not_suffice_for_says_what_can_be_lowered() {
     let model = FakeModel::saying(script("one two three four five")).with_fault(MEMORY, 3..4, 0);
@@ -286,6 +311,160 @@ fn without_an_interval_nothing_is_looked_at() {
     }
     drop(handle);
     engine.join().unwrap();
+}
+
+/// What a device may say that is lost, and what may as well concern a single run.
+const UNCLEAR: &str = "TensorRT EP execution context enqueue failed.";
+
+/// Never idle for long enough.
+fn patient() -> EngineConfig {
+    EngineConfig { canary_interval: Duration::from_secs(3600), ..config(2, 7) }
+}
+
+#[test]
+fn after_a_failure_that_nobody_knows_the_device_is_looked_at_at_once() {
+    let in_blocks = || FakeModel::in_blocks(128, 4);
+    for run in 1..12 {
+        for model in [FakeModel::default(), FakeModel::rigid(), in_blocks()] {
+            let (replies, end) = replies(model.watched().with_fault(UNCLEAR, run..1000, 0), &patient(), &prompts());
+            assert_eq!(end, End::DeviceLost);
+            let is_expected =
+                |reason| matches!(reason, FinishReason::Error | FinishReason::DeviceLost | FinishReason::Length);
+            let reasons: Vec<FinishReason> = replies.iter().map(|reply| reason(reply)).collect();
+            assert!(reasons.iter().copied().all(is_expected), "{reasons:?}");
+            // Those of one batch, and no more.
+            let num_failed = reasons.iter().filter(|reason| **reason == FinishReason::Error).count();
+            assert!((1..=2).contains(&num_failed), "{reasons:?}");
+        }
+    }
+}
+
+#[test]
+fn a_failure_that_only_concerns_its_run_costs_nobody_else() {
+    for make in [FakeModel::default, FakeModel::rigid, || FakeModel::in_blocks(128, 4)] {
+        let (undisturbed, _) = replies(make(), &patient(), &prompts());
+        for run in 1..20 {
+            let model = make().watched().with_fault(UNCLEAR, run..run + 1, 1);
+            let (replies, end) = replies(model, &patient(), &prompts());
+            assert_eq!(end, End::Shutdown);
+            let failed = |reply: &&Vec<TokenEvent>| reason(reply) == FinishReason::Error;
+            let num_failed = replies.iter().filter(failed).count();
+            assert!((1..=2).contains(&num_failed), "run {run}");
+            for (reply, undisturbed) in replies.iter().zip(&undisturbed).filter(|(reply, _)| !failed(reply)) {
+                assert_eq!(tokens(reply), tokens(undisturbed), "run {run}");
+            }
+        }
+    }
+}
+
+/// What was said, whatever the prefix cache held.
+fn tokens(reply: &[TokenEvent]) -> Vec<TokenId> {
+    let said = reply.iter().filter_map(|event| match event {
+        TokenEvent::Token(token) => Some(*token),
+        TokenEvent::Queued | TokenEvent::Started | TokenEvent::Logprobs(_) | TokenEvent::Finished { .. } => None,
+    });
+    said.collect()
+}
+
+#[test]
+fn scores_that_are_no_numbers_lose_the_device_unless_the_prompt_is_to_blame() {
+    let model = FakeModel::default().watched().numberless_from(3);
+    let (replies, end) = replies(model, &patient(), &prompts());
+    assert_eq!(end, End::DeviceLost);
+    let reasons: Vec<FinishReason> = replies.iter().map(|reply| reason(reply)).collect();
+    assert!(reasons.contains(&FinishReason::Error) && reasons.contains(&FinishReason::DeviceLost), "{reasons:?}");
+}
+
+/// Gives the best scores, and the others when it is asked; some of those questions fail.
+struct Terse {
+    model: FakeModel,
+    all: BTreeMap<usize, Vec<f32>>,
+    num_asked: usize,
+    failing: Range<usize>,
+    message: &'static str,
+}
+
+impl Terse {
+    fn new(failing: Range<usize>, message: &'static str) -> Self {
+        Self { model: FakeModel::default(), all: BTreeMap::new(), num_asked: 0, failing, message }
+    }
+}
+
+impl Model for Terse {
+    fn limits(&self) -> ModelLimits {
+        self.model.limits()
+    }
+
+    fn forward(&mut self, batch: &Batch, logits: &mut Logits) -> Result<(), ModelError> {
+        let mut all = Logits::new(VOCAB_SIZE);
+        self.model.forward(batch, &mut all)?;
+        self.all.clear();
+        for (row, scores) in all.by_batch_row_mut() {
+            let Scores::All(scores) = scores else { panic!("all were computed") };
+            self.all.insert(row, scores.to_vec());
+            for scores in scores.chunks_exact(VOCAB_SIZE) {
+                let mut ranked: Vec<(f32, TokenId)> = scores.iter().copied().zip((0..).map(TokenId)).collect();
+                ranked.sort_by(|one, other| other.0.total_cmp(&one.0));
+                let total = scores.iter().map(|score| (score - ranked[0].0).exp()).sum();
+                logits.push_top(row, ranked.into_iter().take(NUM_TOP_SCORES), total);
+            }
+        }
+        Ok(())
+    }
+
+    fn complete(&mut self, batch_rows: &[usize], logits: &mut Logits) -> Result<(), ModelError> {
+        self.num_asked += 1;
+        if self.failing.contains(&self.num_asked) {
+            return Err(ModelError::new(self.message));
+        }
+        for row in batch_rows {
+            let all = &self.all[row];
+            logits.extend(&vec![*row; all.len() / VOCAB_SIZE]).copy_from_slice(all);
+        }
+        Ok(())
+    }
+
+    fn time_in_runs(&self) -> Duration {
+        self.model.time_in_runs()
+    }
+
+    fn copy_slot(&mut self, from: usize, to: usize, num_tokens: usize) -> Result<(), ModelError> {
+        self.model.copy_slot(from, to, num_tokens)
+    }
+
+    fn swap_slots(&mut self, one: usize, other: usize, num_tokens: usize) {
+        self.model.swap_slots(one, other, num_tokens);
+    }
+}
+
+#[test]
+fn scores_that_memory_does_not_suffice_for_cost_the_newest_alone() {
+    // Hardly a draw falls on the best.
+    let drawn = |seed| Request {
+        sampling: SamplingParams { temperature: 1.0, seed: Some(seed), ..SamplingParams::default() },
+        ..request(&[u32::try_from(seed).unwrap(), 3], 9)
+    };
+    let run = |model: Terse| {
+        let (engine, handle) = Engine::new(&config(3, 64), model);
+        let streams: Vec<TokenStream> = (0..3).map(|seed| handle.submit(drawn(seed)).unwrap()).collect();
+        drop(handle);
+        let end = engine.run();
+        (streams.into_iter().map(drain).collect::<Vec<_>>(), end)
+    };
+    let (undisturbed, _) = run(Terse::new(0..0, MEMORY));
+    let reasons = |replies: &[Vec<TokenEvent>]| replies.iter().map(|reply| reason(reply)).collect::<Vec<_>>();
+    let (length, memory) = (FinishReason::Length, FinishReason::OutOfMemory);
+    assert_eq!(reasons(&undisturbed), [length; 3]);
+    for question in 1..8 {
+        let (replies, end) = run(Terse::new(question..question + 1, MEMORY));
+        assert_eq!((reasons(&replies), end), (vec![length, length, memory], End::Shutdown), "question {question}");
+        assert_eq!(replies[..2], undisturbed[..2], "question {question}");
+        let (replies, end) = run(Terse::new(question..100, LOST));
+        assert_eq!((reasons(&replies), end), (vec![FinishReason::DeviceLost; 3], End::DeviceLost));
+    }
+    // Until what is left fits.
+    let (replies, _) = run(Terse::new(1..3, MEMORY));
+    assert_eq!(reasons(&replies), [length, memory, memory]);
 }
 
 /// For two slots, where each row starts and what it computes.

@@ -7,7 +7,7 @@ use crate::{
     stream_validator::events,
 };
 use actix_web::{test as service, web::Bytes};
-use futures::{StreamExt, channel::mpsc as signals};
+use futures::{StreamExt, channel::mpsc as signals, future::pending};
 use ortolan::{
     chat::Models,
     config::{Config, Overrides},
@@ -210,6 +210,7 @@ async fn refusals_have_four_keys_and_a_status() {
 pub(crate) struct Running {
     address: SocketAddr,
     signals: signals::UnboundedSender<()>,
+    failures: signals::UnboundedSender<()>,
     pub(crate) thread: thread::JoinHandle<()>,
 }
 
@@ -222,13 +223,24 @@ impl Running {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let (signals, received) = signals::unbounded();
-        let serve = async move { server::serve(listener, state, received.fuse()).await };
+        let (failures, mut failed) = signals::unbounded();
+        let failure = async move {
+            if failed.next().await.is_none() {
+                pending::<()>().await;
+            }
+        };
+        let serve = async move { server::serve(listener, state, failure, received.fuse()).await };
         let thread = thread::spawn(|| actix_rt::System::new().block_on(serve).unwrap());
-        Self { address, signals, thread }
+        Self { address, signals, failures, thread }
     }
 
     pub(crate) fn signal(&self) {
         self.signals.unbounded_send(()).unwrap();
+    }
+
+    /// As an engine does that has failed.
+    pub(crate) fn fail(&self) {
+        self.failures.unbounded_send(()).unwrap();
     }
 
     /// Sends a request and leaves the connection open.

@@ -11,17 +11,20 @@ pub enum Fault {
     Other,
 }
 
-/// Numbers of CUDA's errors after which its context is of no use: ECC, illegal address, launch timeout, destroyed context,
-/// assertion, those from the hardware's stack to a failed launch and what follows it, and unknown.
-const LOST_NUMBERS: [u32; 13] = [214, 700, 702, 709, 710, 714, 715, 716, 717, 718, 719, 720, 999];
+/// Numbers of CUDA's errors after which its context is of no use: ECC, NVLink, a contained error, illegal address, launch
+/// timeout, destroyed context, assertion, those from the hardware's stack to a failed launch, a leak of tensor memory, and
+/// unknown. (720 is a launch that was refused, and concerns nothing else.)
+const LOST_NUMBERS: [u32; 15] = [214, 220, 226, 700, 702, 709, 710, 714, 715, 716, 717, 718, 719, 721, 999];
 /// Number of CUDA's error for want of memory.
 const MEMORY_NUMBER: u32 = 2;
 /// What stands before such a number.
 const BEFORE_NUMBERS: [&str; 3] = ["cuda failure ", "cuda error code ", "cuda error "];
 
 /// The same errors by name, and by the words that CUDA has for them.
-const LOST: [&str; 25] = [
+const LOST: [&str; 29] = [
     "cudaerroreccuncorrectable",
+    "cudaerrornvlinkuncorrectable",
+    "cudaerrorcontained",
     "cudaerrorillegaladdress",
     "cudaerrorlaunchtimeout",
     "cudaerrorcontextisdestroyed",
@@ -32,8 +35,10 @@ const LOST: [&str; 25] = [
     "cudaerrorinvalidaddressspace",
     "cudaerrorinvalidpc",
     "cudaerrorlaunchfailure",
+    "cudaerrortensormemoryleak",
     "cudaerrorunknown",
     "uncorrectable ecc error",
+    "uncorrectable nvlink error",
     "illegal memory access",
     "launch timed out and was terminated",
     "context is destroyed",
@@ -107,7 +112,9 @@ mod tests {
             cuda(717, "operation not supported on global/shared address space"),
             cuda(718, "invalid program counter"),
             cuda(719, "unspecified launch failure"),
-            cuda(720, "too many blocks in cooperative launch"),
+            cuda(220, "uncorrectable NVLink error detected during the execution"),
+            cuda(226, "Invalid error containment"),
+            cuda(721, "tensor memory not completely freed"),
             cuda(999, "unknown error"),
             format!("{node}CUDA error cudaErrorIllegalAddress:an illegal memory access was encountered"),
             format!("{node}CUDA error cudaErrorLaunchFailure:unspecified launch failure"),
@@ -138,6 +145,7 @@ mod tests {
             "Got invalid dimensions for input: input_ids for the following indices".to_owned(),
             format!("{node}indices element out of data bounds, idx=700 must be within the inclusive range [-512,511]"),
             cuda(1, "invalid argument"),
+            cuda(720, "too many blocks in cooperative launch"),
             cuda(7000, "there is no such number"),
             cuda(20, "neither is this one of memory"),
             "TensorRT EP execution context enqueue failed.".to_owned(),
