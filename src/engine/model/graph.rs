@@ -75,7 +75,7 @@ impl Graph {
         let Opened { session, edits, provider, stream, captures } = open_session(runtime, &spec, config)?;
         tracing::info!(?edits, captures, "opened the graph");
         let on_gpu = provider.name != ProviderName::Cpu;
-        let has_device = on_gpu || edits.top_scores;
+        let has_device = on_gpu || edits.top_scores || spec.family == GraphFamily::Paged;
         let device = has_device.then(|| {
             let room = (num_slots, edits.top_scores);
             Device::new(&session, (provider.clone(), stream.clone(), captures), &spec, room)
@@ -244,7 +244,7 @@ impl Graph {
         bind_cache: impl for<'d> FnOnce(&'d K, &mut Run<'_, 'd>) -> ort::Result<()>,
     ) -> Result<(), ModelError> {
         let Self { device, session, binding, spec, .. } = self;
-        let device = device.as_mut().expect("the operator that packed rows are for runs on devices only");
+        let device = device.as_mut().expect("packed rows have one, be it the host");
         let graph = device::Opened { session, binding, spec, recurring };
         device.run(graph, inputs, cache, bind_cache)?;
         Ok(())
