@@ -11,17 +11,18 @@ use std::collections::{BTreeSet, VecDeque};
 
 const NUM_REQUESTS: usize = 1000;
 
-/// Prompts of all lengths, half of them continuations of earlier ones, over few enough tokens that guesses find something.
-fn requests(seed: u64) -> Vec<(Vec<u32>, u32)> {
+/// Prompts of all lengths from a shortest one on, half of them continuations of earlier ones, over few enough tokens that
+/// guesses find something.
+fn requests(seed: u64, num_requests: usize, shortest: usize) -> Vec<(Vec<u32>, u32)> {
     let mut random = ChaCha8Rng::seed_from_u64(seed);
     let mut requests: Vec<(Vec<u32>, u32)> = Vec::new();
-    for _ in 0..NUM_REQUESTS {
-        let mut prompt = match requests.len() {
-            0 => Vec::new(),
-            len if random.random_bool(0.5) => requests[random.random_range(0..len)].0.clone(),
-            _ => Vec::new(),
+    for _ in 0..num_requests {
+        let earlier = match requests.len() {
+            0 => None,
+            len => random.random_bool(0.5).then(|| requests[random.random_range(0..len)].0.clone()),
         };
-        prompt.truncate(80);
+        let mut prompt = earlier.unwrap_or_else(|| (0..shortest).map(|_| random.next_u32() % 40).collect());
+        prompt.truncate(shortest + 80);
         let num_new = if random.random_bool(0.1) { random.random_range(40..70) } else { random.random_range(1..20) };
         prompt.extend((0..num_new).map(|_| random.next_u32() % 40));
         requests.push((prompt, random.random_range(1..10)));
@@ -47,12 +48,11 @@ fn replies(name: &str, config: &EngineConfig, requests: &[(Vec<u32>, u32)], num_
     replies
 }
 
-fn compare(name: &str, seed: u64) {
-    let requests = requests(seed);
-    let alone = replies(name, &EngineConfig { prefix_cache: false, ..config(1, 1000) }, &requests, 1);
+fn compare(name: &str, requests: &[(Vec<u32>, u32)]) {
+    let alone = replies(name, &EngineConfig { prefix_cache: false, ..config(1, 1000) }, requests, 1);
     for (prefix_cache, max_draft_tokens) in [(false, 0), (true, 0), (true, 4)] {
         let shared = EngineConfig { prefix_cache, max_draft_tokens, ..config(6, 24) };
-        let together = replies(name, &shared, &requests, 20);
+        let together = replies(name, &shared, requests, 20);
         for (index, (together, alone)) in together.iter().zip(&alone).enumerate() {
             let (prompt, _) = &requests[index];
             assert_eq!(together, alone, "{name}, request {index} {prompt:?} with {shared:?}");
@@ -62,12 +62,18 @@ fn compare(name: &str, seed: u64) {
 
 #[test]
 fn a_thousand_requests_over_group_query_attention_say_what_each_says_alone() {
-    compare("tiny-gqa", 1);
+    compare("tiny-gqa", &requests(1, NUM_REQUESTS, 0));
 }
 
 #[test]
 fn a_thousand_requests_over_growing_tensors_say_what_each_says_alone() {
-    compare("tiny-concat", 2);
+    compare("tiny-concat", &requests(2, NUM_REQUESTS, 0));
+}
+
+/// Blocks have 256 tokens here: a short prompt shares none of them.
+#[test]
+fn long_requests_over_blocks_say_what_each_says_alone() {
+    compare("variant-paged", &requests(4, 150, 230));
 }
 
 #[test]
@@ -77,12 +83,12 @@ fn a_thousand_requests_over_each_other_kind_of_cache_say_what_each_says_alone() 
         let spec = open(&name).spec;
         let kind = |tensor: &CacheTensor| match &tensor.kind {
             CacheKind::Columns { window, .. } => (window.is_some(), None),
-            CacheKind::Blocks { .. } => unreachable!("nothing here runs on a GPU"),
+            CacheKind::Blocks { .. } => (false, None),
             CacheKind::State { sizes, is_in_place } => (false, Some((sizes.len(), *is_in_place))),
         };
         let kinds: BTreeSet<_> = spec.cache.iter().map(kind).collect();
         if (spec.has_states() || spec.has_windows()) && seen.insert((spec.family.name(), kinds)) {
-            compare(&name, 3);
+            compare(&name, &requests(3, NUM_REQUESTS, 0));
         }
     }
 }

@@ -474,6 +474,9 @@ fn forward(model: &mut dyn Model, rows: &Rows) -> Result<Vec<Vec<f32>>, ModelErr
     let mut batch = Batch::default();
     for (slot_index, (start, tokens)) in rows.iter().enumerate() {
         batch.push(slot_index, *start, tokens, Some(&[]));
+        if model.limits().blocks.is_some() {
+            batch.set_blocks(&[u32::try_from(slot_index).unwrap()]);
+        }
     }
     let mut logits = Logits::new(model.limits().vocab_size);
     model.forward(&batch, &mut logits)?;

@@ -78,7 +78,7 @@ impl Graph {
         let Opened { stream, session, edits, provider, captures } = open_session(runtime, &spec, config)?;
         tracing::info!(?edits, captures, "opened the graph");
         let on_gpu = provider.name != ProviderName::Cpu;
-        let has_device = on_gpu || edits.top_scores;
+        let has_device = on_gpu || edits.top_scores || spec.family == GraphFamily::Paged;
         let allocator = provider.allocator(&session).map_err(|error| failed(&spec, &error))?;
         let memory = Arc::new(Memory::new(allocator, stream.clone()));
         let device = has_device.then(|| Device::new(&memory, captures, &spec, (num_slots, edits.top_scores)));
@@ -242,7 +242,7 @@ impl Graph {
         bind_cache: impl for<'d> FnOnce(&'d K, &mut Run<'_, 'd>) -> ort::Result<()>,
     ) -> Result<(), ModelError> {
         let Self { device, session, binding, spec, .. } = self;
-        let device = device.as_mut().expect("the operator that packed rows are for runs on devices only");
+        let device = device.as_mut().expect("packed rows have one, be it the host");
         let graph = device::Opened { session, binding, spec, recurring };
         device.run(graph, inputs, cache, bind_cache)?;
         Ok(())
