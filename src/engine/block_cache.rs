@@ -444,7 +444,7 @@ mod tests {
         }
 
         /// Each table holds its sequence's tokens, each known block what its chain says, and no block is lost.
-        fn check(&self) {
+        fn check(&mut self) {
             let mut owned = BTreeSet::new();
             for Simulated { table, tokens, num_computed, salt } in &self.running {
                 for (position, token) in tokens[..*num_computed].iter().enumerate() {
@@ -454,7 +454,17 @@ mod tests {
                 owned.extend(table.blocks().iter().copied());
             }
             assert_eq!(owned.len(), self.cache.num_in_use());
+            let mut free = Vec::new();
+            while let Some(block) = self.cache.free.pop_first() {
+                free.push(block);
+            }
+            free.iter().for_each(|block| self.cache.free.push_last(*block));
+            assert!(owned.is_disjoint(&free.iter().copied().collect()), "what is owned is not handed out");
             for (number, block) in (0..).zip(&self.cache.blocks) {
+                let tables = self.running.iter().filter(|sequence| sequence.table.blocks().contains(&number));
+                assert_eq!(block.num_owners as usize, tables.count(), "each owner is counted once");
+                let behind = self.cache.blocks.iter().filter(|other| other.before == Some(Before::Block(number)));
+                assert_eq!(block.num_behind as usize, behind.count());
                 let Some(before) = block.before else { continue };
                 assert_eq!(self.cache.find(before, &self.cache.tokens[self.cache.range(number)]), Some(number));
                 let mut chain = vec![number];

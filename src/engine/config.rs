@@ -87,6 +87,14 @@ impl EngineConfig {
         if self.devices.is_empty() { vec![self.clone()] } else { self.devices.iter().map(on).collect() }
     }
 
+    /// Tokens that a step computes at most, unless more sequences decode, where it had best compute so many of prompts.
+    pub(super) fn step_tokens(&self, chunk_tokens: usize) -> usize {
+        match self.max_step_tokens {
+            0 => (self.max_batch_size.get() as usize).saturating_add(chunk_tokens),
+            set => set as usize,
+        }
+    }
+
     /// Where it runs if its first provider can be had, for people.
     pub fn device(&self) -> String {
         self.providers.first().map_or_else(|| ProviderName::Cpu.to_string(), ToString::to_string)

@@ -96,10 +96,7 @@ impl<M: Model> Engine<M> {
         let engine = Self {
             commands,
             stopping,
-            scheduler: Scheduler::new(match config.max_step_tokens {
-                0 => config.max_batch_size.get() as usize + limits.chunk_tokens,
-                set => set as usize,
-            }),
+            scheduler: Scheduler::new(config.step_tokens(limits.chunk_tokens)),
             kv_cache: Cache::new(config, &model),
             model,
             sampling_threads: SamplingThreads::new(config.sampling_threads, limits.vocab_size),

@@ -129,9 +129,9 @@ impl Reader<'_> {
 
     /// An input of a number for each token of each row.
     fn integers(&self, name: &str) -> Result<Option<IntType>, ModelDirError> {
+        let varying: &[Option<usize>] = if self.is_packed() { &[None] } else { &[None; 2] };
         match self.input(name) {
-            Some(input) if self.is_packed() && input.shape == [None] => self.int_type(input).map(Some),
-            Some(input) if input.shape != [None, None] => Err(self.unsupported(format!(
+            Some(input) if input.shape != varying => Err(self.unsupported(format!(
                 "`{name}` has the shape {}; export it with a batch and a length that vary",
                 shape(input)
             ))),
@@ -730,6 +730,12 @@ mod tests {
         graph.inputs.push(tensor("position_ids", ElementCode::INT64, &[Some(3), None]));
         errors.push(read(&graph).unwrap_err());
         let mut graph = paged();
+        graph.inputs.push(tensor("attention_mask", ElementCode::INT64, &[None, None]));
+        errors.push(read(&graph).unwrap_err());
+        let mut graph = paged();
+        graph.inputs[0].shape = vec![None; 2];
+        errors.push(read(&graph).unwrap_err());
+        let mut graph = paged();
         graph.inputs.iter_mut().find(|input| input.name == "attention_metadata").unwrap().shape = vec![Some(2)];
         errors.push(read(&graph).unwrap_err());
         for shape in [&[None, Some(96), Some(3)][..], &[None, Some(2), Some(64), Some(64)], &[None; 2]] {
@@ -742,6 +748,8 @@ mod tests {
         the graph FILE is not understood: it has no input `block_table`
         the graph FILE is not understood: `cumulative_sequence_lengths` is not int32 with 1 dimensions
         the graph FILE is not understood: its rows are packed and it takes `position_ids`
+        the graph FILE is not understood: its rows are packed and it takes `attention_mask`
+        the graph FILE is not understood: `input_ids` has the shape [?, ?]; export it with a batch and a length that vary
         the graph FILE is not understood: `attention_metadata` has 2 numbers instead of 3; export it with a newer onnxruntime-genai
         the graph FILE is not understood: its rows are packed, and `past_conv.1` has the shape [?, 96, 3] instead of [blocks, tokens, heads, head size]; export it without `use_paged_attention`
         the graph FILE is not understood: its rows are packed, and `past_conv.1` has the shape [?, 2, 64, 64] instead of [blocks, tokens, heads, head size]; export it without `use_paged_attention`

@@ -200,15 +200,16 @@ pub fn load(runtime: &Runtime, spec: ModelSpec, config: &EngineConfig) -> Result
         // A processor that fails takes the process with it.
         return Ok(model);
     }
-    warm_up(&mut *model).map_err(|error| LoadError::first_token(path, &error.into()))?;
+    let step_tokens = config.step_tokens(model.limits().chunk_tokens);
+    warm_up(&mut *model, step_tokens).map_err(|error| LoadError::first_token(path, &error.into()))?;
     Ok(Box::new(Watched::new(model, canary)))
 }
 
 /// Computes as much of a prompt as a step does. A device loads its kernels when they are first used, and this is when a run
 /// takes the most memory: better now than when a client waits.
-fn warm_up(model: &mut dyn Model) -> Result<(), ModelError> {
+fn warm_up(model: &mut dyn Model, step_tokens: usize) -> Result<(), ModelError> {
     let limits = model.limits();
-    let num_tokens = limits.chunk_tokens.min(limits.context_tokens - 1).max(1);
+    let num_tokens = step_tokens.min(limits.context_tokens - 1).max(1);
     let mut batch = Batch::default();
     batch.push(0, 0, &vec![TokenId(0); num_tokens], Some(&[]));
     if let Some(BlockLimits { block_tokens, .. }) = limits.blocks {
@@ -216,4 +217,50 @@ fn warm_up(model: &mut dyn Model) -> Result<(), ModelError> {
         batch.set_blocks(&(0..num_blocks).collect::<Vec<_>>());
     }
     model.forward(&batch, &mut Logits::new(limits.vocab_size))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Holds this many tokens in blocks of 4, and says what it is asked for by an error.
+    struct Asked(usize);
+
+    impl Model for Asked {
+        fn limits(&self) -> ModelLimits {
+            ModelLimits {
+                vocab_size: 8,
+                context_tokens: self.0,
+                chunk_tokens: 16,
+                rewindable_tokens: self.0,
+                can_verify_drafts: false,
+                can_move_slots: false,
+                blocks: Some(BlockLimits { num_blocks: self.0.div_ceil(4), block_tokens: 4 }),
+            }
+        }
+
+        fn forward(&mut self, batch: &Batch, _logits: &mut Logits) -> Result<(), ModelError> {
+            let row = &batch.rows()[0];
+            Err(ModelError::new(format!("{} tokens in {} blocks", row.num_tokens(), batch.blocks(row).len())))
+        }
+
+        fn time_in_runs(&self) -> Duration {
+            Duration::ZERO
+        }
+
+        fn copy_slot(&mut self, _from: usize, _to: usize, _num_tokens: usize) -> Result<(), ModelError> {
+            Ok(())
+        }
+
+        fn swap_slots(&mut self, _one: usize, _other: usize, _num_tokens: usize) {}
+    }
+
+    #[test]
+    fn the_first_steps_are_as_large_as_any() {
+        let asked =
+            |context_tokens, step_tokens| warm_up(&mut Asked(context_tokens), step_tokens).unwrap_err().to_string();
+        assert_eq!(asked(1000, 10), "10 tokens in 3 blocks");
+        assert_eq!(asked(1000, 24), "24 tokens in 6 blocks");
+        assert_eq!(asked(20, 24), "19 tokens in 5 blocks");
+    }
 }

@@ -33,11 +33,7 @@ impl RunLimits {
     pub(super) fn new(spec: &ModelSpec, config: &EngineConfig, chunk_tokens: usize) -> Self {
         let context_tokens = spec.context_tokens.min(config.max_context_tokens.get() as usize);
         let num_rows = config.max_batch_size.get() as usize;
-        let width = match config.max_step_tokens {
-            0 => num_rows + chunk_tokens,
-            max_step_tokens => max_step_tokens as usize,
-        };
-        Self { num_rows, context_tokens, width: width.min(context_tokens) }
+        Self { num_rows, context_tokens, width: config.step_tokens(chunk_tokens).min(context_tokens) }
     }
 }
 

@@ -1,6 +1,6 @@
 //! Graphs whose rows are packed, and which keep keys and values in blocks.
 
-use super::{CacheKind, ElementCode, ModelDirError, Reader, RotaryChoice, TensorInfo, shape};
+use super::{CacheKind, ElementCode, KNOWN_INPUTS, ModelDirError, Node, Reader, RotaryChoice, TensorInfo, shape};
 
 /// What they are known by.
 pub(super) const OPERATOR: &str = "PagedAttention";
@@ -41,8 +41,9 @@ impl Reader<'_> {
                 "`{METADATA}` has {len} numbers instead of {METADATA_LEN}; export it with a newer onnxruntime-genai"
             )));
         }
-        if self.input("position_ids").is_some() {
-            return Err(self.unsupported("its rows are packed and it takes `position_ids`".to_owned()));
+        let of_others = KNOWN_INPUTS.iter().find(|name| **name != "input_ids" && self.input(name).is_some());
+        if let Some(name) = of_others {
+            return Err(self.unsupported(format!("its rows are packed and it takes `{name}`")));
         }
         match rotary_choice.and_then(|choice| choice.tokens_in_block) {
             Some(tokens) if !tokens.is_power_of_two() => Err(self.unsupported(format!(
@@ -55,7 +56,7 @@ impl Reader<'_> {
     /// Whether the last token of each row is scored and no other, though nobody says which. Without pruning, only the
     /// operator asks where rows end.
     pub(super) fn scores_last_of_packed(&self) -> bool {
-        let cuts = |node: &super::Node| node.op_type == "Slice" && node.inputs.iter().any(|input| input == CUMULATIVE);
+        let cuts = |node: &Node| node.op_type == "Slice" && node.inputs.iter().any(|input| input == CUMULATIVE);
         self.input("logits_indices").is_none() && self.graph.nodes.iter().any(cuts)
     }
 
