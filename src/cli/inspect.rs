@@ -149,12 +149,6 @@ pub(super) fn problems(dir: &ModelDir, config: &EngineConfig) -> Vec<String> {
             if memory.blocks.is_some() { "" } else { "engine.max_batch_size or " },
         ));
     }
-    if dir.spec.block_tokens().is_some() && !dir.spec.has_logits_indices && !dir.spec.has_last_logits_only {
-        problems.push(
-            "it scores every token of a prompt, which takes memory and time: export it with `prune_lm_head=true`"
-                .to_owned(),
-        );
-    }
     if dir.onnx.operators.keys().any(|operator| operator.starts_with(DYNAMIC)) {
         problems.push(
             "its products are quantized with one scale for all requests of a run, so what a reply says depends a little on \

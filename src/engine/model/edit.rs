@@ -52,6 +52,8 @@ pub(super) struct Scores {
     pub(super) element_type: FloatType,
     /// Whether it has a row for every position that is computed, as long as no edit picks some.
     pub(super) of_all: bool,
+    /// Whether positions have no rows of a batch around them: all tokens lie one behind the other.
+    pub(super) is_packed: bool,
 }
 
 /// A graph on its way to the runtime.
@@ -143,7 +145,7 @@ pub(super) fn edit(
             edited.extend_from_slice(field.whole);
             continue;
         }
-        let mut pieces = edit_graph(&fields(field.payload)?, wanted, &place, &mut made)?;
+        let mut pieces = edit_graph(&fields(field.payload)?, (wanted, scores.is_packed), &place, &mut made)?;
         made.sequence_lengths = wanted.sequence_lengths && sequence_lengths::feed(&mut pieces)?;
         if wanted.top_scores && is_young && (made.logits_indices || !scores.of_all) {
             made.top_scores = true;
@@ -174,7 +176,7 @@ pub(super) fn external_files(model: &[u8]) -> Result<BTreeSet<String>, DecodeErr
 /// The graph's fields after the edits.
 fn edit_graph<'m>(
     graph: &[Field<'m>],
-    wanted: GraphEdits,
+    (wanted, is_packed): (GraphEdits, bool),
     place: &impl Fn(&str) -> String,
     made: &mut GraphEdits,
 ) -> Result<Vec<Cow<'m, [u8]>>, DecodeError> {
@@ -198,8 +200,8 @@ fn edit_graph<'m>(
                 }
                 if head.as_ref().is_some_and(|head| head.node == index) {
                     made.logits_indices = true;
-                    let gather = gather_nodes(&node.input[0]);
-                    pieces.extend(gather.map(|node| Cow::Owned(encode(field::GRAPH_NODE, &node))));
+                    let gather = gather_nodes(&node.input[0], is_packed);
+                    pieces.extend(gather.iter().map(|node| Cow::Owned(encode(field::GRAPH_NODE, node))));
                     changes.first_input = Some(GATHERED);
                 }
                 pieces.push(changes.apply(field)?);
@@ -209,7 +211,7 @@ fn edit_graph<'m>(
             field::GRAPH_VALUE_INFO if head.as_ref().is_some_and(|head| head.scores.contains(field.name())) => {}
             field::GRAPH_OUTPUT if head.is_some() && field.name() == "logits" => {
                 let mut logits = ValueInfoProto::decode(field.payload)?;
-                logits.set_first_dimensions();
+                logits.set_first_dimensions(is_packed);
                 pieces.push(Cow::Owned(encode(field::GRAPH_OUTPUT, &logits)));
             }
             _ => pieces.push(Cow::Borrowed(field.whole)),
@@ -217,7 +219,10 @@ fn edit_graph<'m>(
     }
     let mut push_input = |input: ValueInfoProto| pieces.push(Cow::Owned(encode(field::GRAPH_INPUT, &input)));
     if made.logits_indices {
-        push_input(ValueInfoProto::of(LOGITS_INDICES, INT64, vec!["1", "num_logits"]));
+        push_input(match is_packed {
+            true => ValueInfoProto::of(LOGITS_INDICES, INT32, vec!["num_logits"]),
+            false => ValueInfoProto::of(LOGITS_INDICES, INT64, vec!["1", "num_logits"]),
+        });
     }
     if made.query_seqlens {
         push_input(ValueInfoProto::of(QUERY_SEQLENS, INT32, vec!["batch_size"]));
@@ -294,11 +299,11 @@ fn is_selection(op_type: &str) -> bool {
     matches!(op_type, "Gather" | "GatherND" | "Slice" | "Squeeze" | "Unsqueeze")
 }
 
-/// Output of the nodes below, `[1, num_logits, hidden]`.
+/// Output of the nodes below, `[1, num_logits, hidden]`, or `[num_logits, hidden]` of packed tokens.
 const GATHERED: &str = "logits_indices/rows";
 
-/// `[batch, sequence, hidden]` to the wanted positions, counted over all rows of the batch.
-fn gather_nodes(hidden: &str) -> [NodeProto; 2] {
+/// `[batch, sequence, hidden]` to the wanted positions, counted over all rows of the batch; or `[tokens, hidden]` to them.
+fn gather_nodes(hidden: &str, is_packed: bool) -> Vec<NodeProto> {
     let node = |op_type: &str, inputs: [&str; 2], output: &str, axis: i64| NodeProto {
         input: inputs.iter().filter(|input| !input.is_empty()).map(ToString::to_string).collect(),
         output: vec![output.to_owned()],
@@ -306,8 +311,11 @@ fn gather_nodes(hidden: &str) -> [NodeProto; 2] {
         op_type: op_type.to_owned(),
         attribute: vec![AttributeProto { name: "axis".to_owned(), i: axis, r#type: INT_ATTRIBUTE }],
     };
+    if is_packed {
+        return vec![node("Gather", [hidden, LOGITS_INDICES], GATHERED, 0)];
+    }
     let flat = "logits_indices/positions";
-    [node("Flatten", [hidden, ""], flat, 2), node("Gather", [flat, LOGITS_INDICES], GATHERED, 0)]
+    vec![node("Flatten", [hidden, ""], flat, 2), node("Gather", [flat, LOGITS_INDICES], GATHERED, 0)]
 }
 
 impl NodeProto {
@@ -398,12 +406,15 @@ impl ValueInfoProto {
         Self { name: name.to_owned(), r#type: Some(TypeProto { tensor_type }) }
     }
 
-    /// `[batch, sequence, vocabulary]` becomes `[1, num_logits, vocabulary]`.
-    fn set_first_dimensions(&mut self) {
+    /// `[batch, sequence, vocabulary]` becomes `[1, num_logits, vocabulary]`, and `[tokens, vocabulary]` `[num_logits,
+    /// vocabulary]`.
+    fn set_first_dimensions(&mut self, is_packed: bool) {
         let tensor_type = self.r#type.as_mut().and_then(|r#type| r#type.tensor_type.as_mut());
         let shape = tensor_type.and_then(|tensor_type| tensor_type.shape.as_mut());
-        if let Some([batch, sequence, ..]) = shape.map(|shape| shape.dim.as_mut_slice()) {
-            (*batch, *sequence) = (fixed(1), open("num_logits"));
+        match shape.map(|shape| shape.dim.as_mut_slice()) {
+            Some([tokens, ..]) if is_packed => *tokens = open("num_logits"),
+            Some([batch, sequence, ..]) => (*batch, *sequence) = (fixed(1), open("num_logits")),
+            _ => {}
         }
     }
 }
@@ -428,7 +439,7 @@ mod tests {
         sequence_lengths: false,
         top_scores: false,
     };
-    const SCORES: Scores = Scores { vocab_size: 300, element_type: FloatType::F32, of_all: true };
+    const SCORES: Scores = Scores { vocab_size: 300, element_type: FloatType::F32, of_all: true, is_packed: false };
 
     fn fixture(name: &str) -> Vec<u8> {
         fs::read(Path::new("tests/fixtures").join(name).join("onnx/model.onnx")).unwrap()
@@ -511,6 +522,24 @@ mod tests {
         for nodes in [pruned, mixed] {
             assert_eq!(edit(&model(&nodes), ALL, SCORES, str::to_owned).unwrap().made, GraphEdits::default());
         }
+    }
+
+    #[test]
+    fn packed_tokens_are_gathered_as_they_lie() {
+        let model = fs::read("tests/fixtures/variant-paged-int8-kv/model.onnx").unwrap();
+        let packed = Scores { vocab_size: 512, is_packed: true, ..SCORES };
+        let wanted = GraphEdits { logits_indices: true, top_scores: true, ..GraphEdits::default() };
+        let Edited { model, made } = edit(&model, wanted, packed, str::to_owned).unwrap();
+        assert_eq!(made, wanted);
+        let (nodes, _) = surface(&model);
+        let gather = nodes.iter().find(|node| node.output == [GATHERED]).unwrap();
+        let hidden = &gather.input[0];
+        assert_eq!((gather.op_type.as_str(), gather.input[1].as_str()), ("Gather", LOGITS_INDICES));
+        assert!(nodes.iter().any(|node| node.op_type != "Flatten" && node.output.contains(hidden)));
+        // One that is told already keeps its own.
+        let told = fs::read("tests/fixtures/variant-paged/model.onnx").unwrap();
+        let edited = edit(&told, wanted, Scores { of_all: false, ..packed }, str::to_owned).unwrap();
+        assert_eq!(edited.made, GraphEdits { top_scores: true, ..GraphEdits::default() });
     }
 
     #[test]

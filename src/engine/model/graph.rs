@@ -61,7 +61,7 @@ struct Scratch {
 
 impl Graph {
     /// Opens the graph on the first providers that can be had.
-    pub(super) fn open(runtime: &Runtime, spec: ModelSpec, config: &EngineConfig) -> Result<Self, LoadError> {
+    pub(super) fn open(runtime: &Runtime, mut spec: ModelSpec, config: &EngineConfig) -> Result<Self, LoadError> {
         let context_tokens = spec.context_tokens.min(config.max_context_tokens.get() as usize);
         let num_slots = config.max_batch_size.get() as usize;
         let num_bytes = match spec.family {
@@ -77,6 +77,8 @@ impl Graph {
         // The stream first, since what is declared first is dropped last: the session runs on it.
         let Opened { stream, session, edits, provider, captures } = open_session(runtime, &spec, config)?;
         tracing::info!(?edits, captures, "opened the graph");
+        // A packed graph takes the input as others export it.
+        spec.has_logits_indices |= edits.logits_indices && spec.family == GraphFamily::Paged;
         let on_gpu = provider.name != ProviderName::Cpu;
         let has_device = on_gpu || edits.top_scores || spec.family == GraphFamily::Paged;
         let allocator = provider.allocator(&session).map_err(|error| failed(&spec, &error))?;
@@ -298,9 +300,7 @@ fn open_session(runtime: &Runtime, spec: &ModelSpec, config: &EngineConfig) -> R
             query_seqlens: config.graph_edits.query_seqlens
                 && provider.name != ProviderName::TensorRt
                 && !spec.has_states(),
-            logits_indices: config.graph_edits.logits_indices
-                && !spec.has_last_logits_only
-                && spec.family != GraphFamily::Paged,
+            logits_indices: config.graph_edits.logits_indices && !spec.has_last_logits_only,
             sequence_lengths: config.graph_edits.sequence_lengths,
             top_scores: match config.top_scores {
                 // TensorRT would build what finds them into its engines.
@@ -349,6 +349,7 @@ fn open_edited(
         vocab_size: spec.vocab_size,
         element_type: spec.logits_type,
         of_all: !spec.has_last_logits_only && !spec.has_logits_indices,
+        is_packed: spec.family == GraphFamily::Paged,
     };
     // The file is read anew for each try, and only its edited copy kept: with its weights inside, it may be large.
     let edited = |wanted| {
