@@ -6,7 +6,7 @@ use super::{
     graph::{Graph, c_name, signed},
     inputs::InputRow,
 };
-use crate::engine::{Batch, Row};
+use crate::engine::{Batch, Copied, Row};
 use ndarray::{ArrayView3, ArrayViewMut3, s};
 use ort::memory::Allocator;
 use std::{ffi::CString, ops::Range, time::Duration};
@@ -337,6 +337,10 @@ impl Model for ConcatModel {
 
     fn time_in_runs(&self) -> Duration {
         self.graph.time_in_runs()
+    }
+
+    fn copied(&self) -> Copied {
+        self.graph.copied()
     }
 
     fn copy_slot(&mut self, from: usize, to: usize, num_tokens: usize) -> Result<(), ModelError> {
