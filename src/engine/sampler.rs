@@ -224,7 +224,7 @@ impl Sampler {
         }
         let min_weight = min_p.min(1.0); // The best one's weight is 1.
         self.candidates.retain(|candidate| min_weight <= candidate.weight);
-        Some(self.draw())
+        Some(self.draw().token)
     }
 
     fn adjust(&self, scores: &mut [f32]) {
@@ -319,16 +319,16 @@ impl Sampler {
         }
     }
 
-    fn draw(&mut self) -> TokenId {
+    fn draw(&mut self) -> Candidate {
         let total: f64 = self.candidates.iter().map(|candidate| f64::from(candidate.weight)).sum();
         let mut left = uniform(&mut self.random) * total;
         for candidate in &self.candidates {
             left -= f64::from(candidate.weight);
             if left < 0.0 {
-                return candidate.token;
+                return *candidate;
             }
         }
-        self.candidates.last().expect("the best candidate is always kept").token
+        *self.candidates.last().expect("the best candidate is always kept")
     }
 
     fn sum_blocks(&mut self, scores: &[f32], scale: Scale) {
@@ -366,9 +366,11 @@ fn uniform(random: &mut ChaCha8Rng) -> f64 {
     (random.next_u64() >> 11) as f64 / (1_u64 << 53) as f64
 }
 
-/// Heavier first; equal weights by token, so that the order does not depend on the selection.
+/// Heavier first; equal weights by token, so that the order does not depend on the selection. Zeros are equal, whatever their
+/// sign.
 fn by_weight(left: &Candidate, right: &Candidate) -> std::cmp::Ordering {
-    right.weight.total_cmp(&left.weight).then(left.token.cmp(&right.token))
+    let weight = |candidate: &Candidate| candidate.weight + 0.0;
+    weight(right).total_cmp(&weight(left)).then(left.token.cmp(&right.token))
 }
 
 /// Calls `visit` for each score above `least`, which `visit` may raise. Whole stretches below it are passed over at once;

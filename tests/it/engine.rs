@@ -59,6 +59,11 @@ fn providers() -> Vec<ProviderConfig> {
     vec![ProviderConfig { name, options }]
 }
 
+/// Whether tests of true graphs run on a GPU.
+pub(crate) fn is_on_gpu() -> bool {
+    !providers().is_empty()
+}
+
 /// Greedy, at most so many tokens.
 pub(crate) fn request(prompt: &[u32], max_output_tokens: u32) -> Request {
     Request {

@@ -2,11 +2,13 @@
 //! host as long as a small one takes the device.
 //!
 //! ONNX Runtime captures what runs under an id that it has not seen, in a run or two more than asked for, and replays it from
-//! then on without a look at what is bound: everything has to lie where it lay, and have the same shape.
+//! then on without a look at what is bound: everything has to lie where it lay, and have the same shape. What it has captured of
+//! a run that failed it replays as well, so an id under which one has failed is never used again.
 
 use ort::{Result, session::RunOptions};
 use std::{
     collections::HashMap,
+    ptr,
     sync::{RwLock, RwLockReadGuard, RwLockWriteGuard},
 };
 
@@ -80,8 +82,28 @@ impl Captures {
         self.seen.clear();
     }
 
+    /// Runs, and captures the run or replays it where it recurs. Where that fails, nothing is captured from then on, and the run,
+    /// which finds all as it was, is done without.
+    pub(super) fn run<T>(
+        &mut self,
+        run: Option<Recurring>,
+        mut execute: impl FnMut(&RunOptions) -> Result<T>,
+    ) -> Result<T> {
+        let (options, _turn) = self.options(run)?;
+        let ran = execute(options);
+        match ran {
+            Err(error) if !ptr::eq(options, &raw const self.plain) => {
+                tracing::warn!(%error, "a run could not be captured; from now on each launches its operators one by one");
+                self.forget();
+                self.num_captured = MAX_CAPTURED;
+                execute(&self.plain)
+            }
+            ran => ran,
+        }
+    }
+
     /// What to run with, and when: some other time where it would be captured and the moment is not right.
-    pub(super) fn options(&mut self, run: Option<Recurring>) -> Result<(&RunOptions, Turn)> {
+    fn options(&mut self, run: Option<Recurring>) -> Result<(&RunOptions, Turn)> {
         let Some(run) = run else { return Ok((&self.plain, Turn::Beside(not_capturing()))) };
         if MAX_SEEN <= self.seen.len() {
             self.seen.retain(|_, seen| seen.options.is_some());
@@ -122,7 +144,30 @@ mod tests {
     fn is_captured(captures: &mut Captures, run: Option<Recurring>) -> (bool, bool) {
         let plain = &raw const captures.plain;
         let (options, turn) = captures.options(run).unwrap();
-        (!std::ptr::eq(options, plain), matches!(turn, Turn::Alone(_)))
+        (!ptr::eq(options, plain), matches!(turn, Turn::Alone(_)))
+    }
+
+    #[test]
+    fn a_run_that_cannot_be_captured_is_done_without_and_none_is_captured_any_more() {
+        runtime::for_tests();
+        for num_good in [0, 1] {
+            let mut captures = Captures::new(true).unwrap();
+            let plain = &raw const captures.plain;
+            let (mut num_captured, mut num_plain) = (0, 0);
+            for time in 1..3 * MIN_TIMES {
+                let ran = captures.run(Some(run(1)), |options| {
+                    if ptr::eq(options, plain) {
+                        num_plain += 1;
+                        return Ok(time);
+                    }
+                    num_captured += 1;
+                    if num_captured <= num_good { Ok(time) } else { Err(ort::Error::new("it cannot be captured")) }
+                });
+                assert_eq!(ran.unwrap(), time);
+            }
+            // The one that failed was run again, and those behind it without ado.
+            assert_eq!((num_captured, num_plain), (num_good + 1, 3 * MIN_TIMES - 1 - num_good));
+        }
     }
 
     #[test]

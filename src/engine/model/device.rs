@@ -216,8 +216,8 @@ impl Device {
         }
         bind_cache(cache, &mut run)?;
         drop(asking);
-        let (options, _turn) = captures.options(recurring)?;
-        let outputs = run.execute(Some(options))?;
+        let outputs = captures.run(recurring, |options| run.execute(Some(options)))?;
+        drop(run);
         if let (Some(top), Some(of_run)) = (top, of_run) {
             top.runs.push(of_run);
         }

@@ -315,8 +315,8 @@ impl<'g, 'd> Run<'g, 'd> {
     }
 
     /// Runs the graph, with the default options where there are none. Returns the outputs that the runtime allocated, in
-    /// the order of binding.
-    pub(super) fn execute(self, options: Option<&RunOptions>) -> Result<Vec<Tensor<'static>>> {
+    /// the order of binding. Where that fails, everything is still bound.
+    pub(super) fn execute(&mut self, options: Option<&RunOptions>) -> Result<Vec<Tensor<'static>>> {
         let options = options.map_or(ptr::null(), AsPointer::ptr);
         // SAFETY: session, binding and options are valid and borrowed; null options mean the defaults.
         unsafe { check((ort::api().RunWithBinding)(self.session.ptr().cast_mut(), options, self.binding.ptr()))? };

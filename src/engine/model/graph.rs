@@ -226,7 +226,7 @@ impl Graph {
         let began = Instant::now();
         let outputs = run.execute(None)?;
         *time_in_runs += began.elapsed();
-        drop((scores, fed));
+        drop((run, scores, fed));
         if !is_direct {
             scratch.write(spec.logits_type, wanted.chunks_exact_mut(limits.vocab_size).zip(places));
         }

@@ -10,7 +10,7 @@ use super::{
     proto::ValueInfoProto,
     splice::{encode, push_bytes},
 };
-use half::{bf16, f16};
+use half::f16;
 use prost::Message;
 use std::{borrow::Cow, ffi::CStr};
 
@@ -29,7 +29,6 @@ pub(super) const TOTALS: &CStr = c"ortolan/totals";
 const FLOAT: i32 = 1;
 const INT64: i32 = 7;
 const FLOAT16: i32 = 10;
-const BFLOAT16: i32 = 16;
 
 /// Scores that are few enough to be compared by one group of threads, as a device compares those of a row.
 const MAX_COMPARED: usize = 4096;
@@ -63,6 +62,11 @@ pub(super) fn append(pieces: &mut Vec<Cow<'_, [u8]>>, vocab_size: usize, logits_
     let mut graph = Builder::default();
     let num_top = NUM_TOP_SCORES.min(vocab_size);
     let rows = graph.reshape("logits", &[vocab_size]);
+    // Not every operator below takes the other halves.
+    let (rows, logits_type) = match logits_type {
+        FloatType::BF16 => (graph.wide(&rows, logits_type), FloatType::F32),
+        FloatType::F32 | FloatType::F16 => (rows, logits_type),
+    };
     graph.best(&rows, logits_type, vocab_size, num_top);
 
     let first = graph.integers(&[0]);
@@ -125,9 +129,8 @@ impl Builder {
     fn pad(&mut self, rows: &str, element_type: FloatType, width: usize) -> String {
         let pads = self.integers(&[0, 0, 0, width.next_multiple_of(SET) - width]);
         let least = match element_type {
-            FloatType::F32 => self.constant(FLOAT, &[], f32::NEG_INFINITY.to_le_bytes().to_vec()),
             FloatType::F16 => self.constant(FLOAT16, &[], f16::NEG_INFINITY.to_le_bytes().to_vec()),
-            FloatType::BF16 => self.constant(BFLOAT16, &[], bf16::NEG_INFINITY.to_le_bytes().to_vec()),
+            FloatType::F32 | FloatType::BF16 => self.constant(FLOAT, &[], f32::NEG_INFINITY.to_le_bytes().to_vec()),
         };
         self.node("Pad", &[rows, &pads, &least], &[])
     }
@@ -205,7 +208,11 @@ mod tests {
 
     /// A model that passes scores through and finds the best of them.
     fn session(runtime: &Runtime, vocab_size: usize, logits_type: FloatType) -> Session {
-        let element = if logits_type == FloatType::F32 { FLOAT } else { FLOAT16 };
+        let element = match logits_type {
+            FloatType::F32 => FLOAT,
+            FloatType::F16 => FLOAT16,
+            FloatType::BF16 => 16,
+        };
         let width = vocab_size.to_string();
         let scores = ValueInfoProto::of("scores", FLOAT, vec!["1", "num_rows", &width]);
         let mut graph = Builder::default();
@@ -224,12 +231,12 @@ mod tests {
     fn the_best_scores_of_each_row_are_found_whatever_the_vocabulary() {
         let mut random = ChaCha8Rng::seed_from_u64(5);
         for vocab_size in [7, 64, 500, MAX_COMPARED, MAX_COMPARED + 1, 9999, 152_064] {
-            for logits_type in [FloatType::F32, FloatType::F16] {
+            for logits_type in [FloatType::F32, FloatType::F16, FloatType::BF16] {
                 let mut session = session(runtime::for_tests(), vocab_size, logits_type);
                 let num_rows = 3;
                 // Few different values, so that many are equal; the last row has its best all in one place.
                 let mut scores: Vec<f32> =
-                    (0..num_rows * vocab_size).map(|_| f32::from(random.random_range(-200_i16..200)) / 16.0).collect();
+                    (0..num_rows * vocab_size).map(|_| f32::from(random.random_range(-60_i16..60)) / 4.0).collect();
                 for score in &mut scores[2 * vocab_size..][..vocab_size.min(70)] {
                     *score += 30.0;
                 }

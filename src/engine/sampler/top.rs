@@ -17,42 +17,52 @@ impl Sampler {
     }
 
     /// As [`sample`](Self::sample) from all scores, where the best ones tell: the same token, for the same draw, but where no
-    /// limit is set and the draw falls beyond them. `None` where all scores have to be seen.
+    /// limit is set and the draw falls beyond them. `None` where all scores have to be seen: also where it matters which of
+    /// those are there that are as good as the last one, since a device finds any of them.
     pub fn sample_top(&mut self, top: TopScores<'_>, top_logprobs: Option<u32>) -> Option<Picked> {
         let candidates =
             top.tokens.iter().zip(top.scores).map(|(token, score)| Candidate { token: *token, weight: *score });
         self.candidates.clear();
-        self.candidates.extend(candidates);
+        // What is impossible is padding, or like it.
+        self.candidates.extend(candidates.filter(|candidate| candidate.weight != f32::NEG_INFINITY));
         self.candidates.sort_unstable_by(by_weight);
         let best = self.candidates.first()?.weight;
         if !best.is_finite() || !top.total.is_finite() {
             return None;
         }
+        let Some(num_top) = top_logprobs else {
+            let token = self.pick_top(best, f64::from(top.total))?;
+            return Some(Picked { token, logprobs: None });
+        };
+        let (num_top, all) = (num_top as usize, self.candidates.clone());
+        if num_top.checked_sub(1).is_some_and(|last| all.get(last).map(|last| last.weight) == self.least()) {
+            return None;
+        }
         let token = self.pick_top(best, f64::from(top.total))?;
-        let logprobs = top_logprobs.map(|num_top| {
-            let logprob = |score: f32| (score - best - top.total.ln()).clamp(MIN_LOGPROB, 0.0);
-            let mut pairs: Vec<(TokenId, f32)> =
-                top.tokens.iter().zip(top.scores).map(|(token, score)| (*token, *score)).collect();
-            pairs.sort_unstable_by(|(one, left), (other, right)| right.total_cmp(left).then(one.cmp(other)));
-            let own = pairs.iter().find(|(candidate, _)| *candidate == token).map_or(MIN_LOGPROB, |(_, score)| *score);
-            let told = pairs.iter().take(num_top as usize).map(|(token, score)| (*token, logprob(*score)));
-            std::iter::once((token, logprob(own))).chain(told).collect()
-        });
-        Some(Picked { token, logprobs })
+        let logprob = |candidate: &Candidate| (candidate.weight - best - top.total.ln()).clamp(MIN_LOGPROB, 0.0);
+        let own = all.iter().find(|candidate| candidate.token == token).map_or(MIN_LOGPROB, logprob);
+        let told = all.iter().take(num_top).map(|candidate| (candidate.token, logprob(candidate)));
+        Some(Picked { token, logprobs: Some(std::iter::once((token, own)).chain(told).collect()) })
+    }
+
+    /// The weight of the last candidate, where there may be others like it: there are fewer only where the vocabulary has no
+    /// more.
+    fn least(&self) -> Option<f32> {
+        self.candidates.get(NUM_TOP_SCORES - 1).map(|last| last.weight)
     }
 
     /// From the candidates, best first, which weigh `total` together with all that are not among them.
     fn pick_top(&mut self, best: f32, total: f64) -> Option<TokenId> {
         if self.is_greedy() {
-            return Some(self.candidates[0].token);
+            return Some(self.candidates[0].token).filter(|_| self.least() != Some(best));
         }
         let (top_k, top_p, min_p) = (self.params.top_k as usize, self.params.top_p, self.params.min_p.min(1.0));
         let scale = Scale { best, temperature: self.params.temperature };
         for candidate in &mut self.candidates {
             candidate.weight = scale.weight(candidate.weight);
         }
-        // Fewer are found only where the vocabulary has no more.
-        let are_all = self.candidates.len() < NUM_TOP_SCORES;
+        let least = self.least();
+        let are_all = least.is_none();
         let sum =
             |candidates: &[Candidate]| candidates.iter().map(|candidate| f64::from(candidate.weight)).sum::<f64>();
         let limits = 0 < top_k && top_k <= self.candidates.len() && !(are_all && top_k == self.candidates.len());
@@ -67,14 +77,20 @@ impl Sampler {
             self.keep_nucleus(top_p, total);
         } else if 0.0 < min_p {
             self.candidates.sort_unstable_by(by_weight);
-            if !are_all && self.candidates.last().is_some_and(|last| min_p <= last.weight) {
+            if least.is_some_and(|least| min_p <= least) {
                 return None;
             }
         } else {
             return self.draw_or_defer(total);
         }
         self.candidates.retain(|candidate| min_p <= candidate.weight);
-        Some(self.draw())
+        let before = self.random.clone();
+        let drawn = self.draw();
+        if Some(drawn.weight) == least {
+            self.random = before;
+            return None;
+        }
+        Some(drawn.token)
     }
 
     /// From the whole distribution, the best first. A draw that falls beyond them goes on from there when all scores are
@@ -116,10 +132,10 @@ mod tests {
     use crate::engine::SamplingParams;
     use proptest::prelude::*;
 
-    /// What a device would tell of these scores.
+    /// What a device would tell of these scores: of those that are alike, it finds the last ones first.
     fn top_of(scores: &[f32], temperature: f32) -> (Vec<f32>, Vec<TokenId>, f32) {
-        let mut order: Vec<u32> = (0..u32::try_from(scores.len()).unwrap()).collect();
-        order.sort_by(|one, other| scores[*other as usize].total_cmp(&scores[*one as usize]));
+        let mut order: Vec<u32> = (0..u32::try_from(scores.len()).unwrap()).rev().collect();
+        order.sort_by(|one, other| scores[*other as usize].partial_cmp(&scores[*one as usize]).unwrap());
         order.truncate(NUM_TOP_SCORES);
         let best = scores[order[0] as usize];
         let total = scores.iter().map(|score| f64::from((score - best) / temperature).exp()).sum::<f64>();
@@ -128,20 +144,34 @@ mod tests {
         (order.iter().map(|token| scores[*token as usize]).collect(), order.into_iter().map(TokenId).collect(), total)
     }
 
-    fn pick(params: &SamplingParams, scores: &[f32], top_logprobs: Option<u32>) -> (Option<Picked>, Picked) {
+    /// From the best scores, if they tell; from all where they do not; and from all without a look at the best.
+    fn pick(params: &SamplingParams, scores: &[f32], top_logprobs: Option<u32>) -> [Option<Picked>; 3] {
         let mut sampler = Sampler::new(params.clone(), None, &[TokenId(0)]);
         let from_all = sampler.sample(&mut scores.to_vec(), top_logprobs).unwrap();
         let mut sampler = Sampler::new(params.clone(), None, &[TokenId(0)]);
         let Wanted::Top { temperature } = sampler.wanted(top_logprobs) else { panic!("nothing is changed") };
         let (best, tokens, total) = top_of(scores, temperature);
         let top = TopScores { scores: &best, tokens: &tokens, total };
-        (sampler.sample_top(top, top_logprobs), from_all)
+        let from_top = sampler.sample_top(top, top_logprobs);
+        let at_last = from_top.clone().or_else(|| sampler.sample(&mut scores.to_vec(), top_logprobs).ok());
+        [from_top, at_last, Some(from_all)]
+    }
+
+    /// Of which many are alike.
+    fn coarse_scores() -> impl Strategy<Value = Vec<f32>> {
+        let score =
+            prop_oneof![Just(-0.0), Just(f32::NEG_INFINITY), (-9_i8..9).prop_map(|score| f32::from(score) / 4.0)];
+        prop::collection::vec(score, 1..400)
+            .prop_filter("one is possible", |scores| scores.iter().any(|score| score.is_finite()))
     }
 
     proptest! {
         #[test]
         fn the_best_scores_tell_what_all_scores_tell(
-            scores in prop::collection::vec(-20.0_f32..20.0, 1..400),
+            (scores, is_coarse) in prop_oneof![
+                prop::collection::vec(-20.0_f32..20.0, 1..400).prop_map(|scores| (scores, false)),
+                coarse_scores().prop_map(|scores| (scores, true)),
+            ],
             temperature in prop_oneof![Just(0.0_f32), 0.05..2.0_f32],
             top_k in prop_oneof![Just(0_u32), 1..65_u32],
             top_p in prop_oneof![Just(1.0_f32), 0.01..1.0_f32],
@@ -152,20 +182,23 @@ mod tests {
             let limits = 0 < top_k && (top_k as usize) < scores.len();
             prop_assume!(temperature == 0.0 || limits || top_p < 1.0 || 0.0 < min_p);
             let params = SamplingParams { temperature, top_k, top_p, min_p, seed: Some(seed), ..Default::default() };
-            let (from_top, from_all) = pick(&params, &scores, None);
-            if let Some(from_top) = from_top {
-                prop_assert_eq!(from_top, from_all);
-            } else {
-                prop_assert!(NUM_TOP_SCORES <= scores.len() && top_k == 0 && temperature != 0.0);
-            }
+            let [from_top, at_last, from_all] = pick(&params, &scores, None);
+            prop_assert_eq!(at_last, from_all);
+            // The last one that is there may be like the first one that is not.
+            let may_not_tell = is_coarse || top_k as usize == NUM_TOP_SCORES || (top_k == 0 && temperature != 0.0);
+            prop_assert!(from_top.is_some() || (NUM_TOP_SCORES <= scores.len() && may_not_tell));
         }
 
         #[test]
-        fn probabilities_are_those_of_all_scores(scores in prop::collection::vec(-20.0_f32..20.0, 1..400), num_top in 0_u32..20, greedy in any::<bool>()) {
+        fn probabilities_are_those_of_all_scores(
+            scores in prop_oneof![prop::collection::vec(-20.0_f32..20.0, 1..400), coarse_scores()],
+            num_top in 0_u32..20,
+            greedy in any::<bool>(),
+        ) {
             let temperature = if greedy { 0.0 } else { 1.0 };
             let params = SamplingParams { temperature, top_k: 1, seed: Some(1), ..Default::default() };
-            let (from_top, from_all) = pick(&params, &scores, Some(num_top));
-            let (from_top, from_all) = (from_top.unwrap().logprobs.unwrap(), from_all.logprobs.unwrap());
+            let [_, from_top, from_all] = pick(&params, &scores, Some(num_top));
+            let (from_top, from_all) = (from_top.unwrap().logprobs.unwrap(), from_all.unwrap().logprobs.unwrap());
             prop_assert_eq!(from_top.len(), from_all.len());
             for ((token, logprob), (expected_token, expected)) in from_top.into_iter().zip(from_all) {
                 prop_assert_eq!(token, expected_token);
@@ -196,16 +229,21 @@ mod tests {
 
     #[test]
     fn what_limits_keep_beyond_the_best_is_looked_for_among_all() {
-        let scores = vec![0.5; 200];
+        let scores: Vec<f32> = (0_u16..200).map(|token| 0.5 + f32::from(token) * 1e-5).collect();
         let base = SamplingParams { seed: Some(3), ..Default::default() };
         for (params, is_enough) in [
             (SamplingParams { top_p: 0.9, ..base.clone() }, false),
             (SamplingParams { top_p: 0.3, ..base.clone() }, true),
             (SamplingParams { min_p: 0.5, ..base.clone() }, false),
             (SamplingParams { min_p: 0.5, top_p: 0.3, ..base.clone() }, true),
-            (SamplingParams { top_k: 64, min_p: 0.5, ..base }, true),
+            (SamplingParams { top_k: 64, min_p: 0.5, ..base.clone() }, true),
         ] {
-            assert_eq!(pick(&params, &scores, None).0.is_some(), is_enough, "{params:?}");
+            assert_eq!(pick(&params, &scores, None)[0].is_some(), is_enough, "{params:?}");
+        }
+        // Where all are alike, a device tells of any.
+        for params in [SamplingParams { top_k: 64, ..base.clone() }, SamplingParams { temperature: 0.0, ..base }] {
+            let [from_top, at_last, from_all] = pick(&params, &[0.5; 200], None);
+            assert_eq!((from_top, at_last), (None, from_all), "{params:?}");
         }
     }
 

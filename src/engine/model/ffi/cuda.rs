@@ -31,6 +31,7 @@ struct Cuda {
     memset: unsafe extern "C" fn(*mut c_void, c_int, usize, *mut c_void) -> Status,
     host_alloc: unsafe extern "C" fn(*mut *mut c_void, usize, c_uint) -> Status,
     host_free: unsafe extern "C" fn(*mut c_void) -> Status,
+    last_error: unsafe extern "C" fn() -> Status,
     error_string: unsafe extern "C" fn(Status) -> *const c_char,
     _library: Library,
 }
@@ -70,6 +71,7 @@ impl Cuda {
                 memset: *library.get(b"cudaMemsetAsync\0")?,
                 host_alloc: *library.get(b"cudaHostAlloc\0")?,
                 host_free: *library.get(b"cudaFreeHost\0")?,
+                last_error: *library.get(b"cudaGetLastError\0")?,
                 error_string: *library.get(b"cudaGetErrorString\0")?,
                 _library: library,
             })
@@ -81,8 +83,12 @@ impl Cuda {
         if status == 0 {
             return Ok(());
         }
-        // SAFETY: the function returns a constant string for every number.
-        let words = unsafe { CStr::from_ptr((self.error_string)(status)) };
+        // SAFETY: the first takes the error back, or whoever asks next were told of it; the other returns a constant string for
+        // every number.
+        let words = unsafe {
+            (self.last_error)();
+            CStr::from_ptr((self.error_string)(status))
+        };
         Err(Error::new(format!("CUDA failure {status}: {}", words.to_string_lossy())))
     }
 }
