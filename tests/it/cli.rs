@@ -66,10 +66,20 @@ fn a_missing_key_is_one_sentence() {
 fn a_missing_library_is_one_sentence() {
     let tiny = model(&fixture("tiny-gqa"));
     insta::assert_snapshot!(refusal(&mut serve(&[&tiny, "runtime.library=/nowhere/libonnxruntime.so"])), @"the ONNX Runtime library was not found (looked for /nowhere/libonnxruntime.so); run scripts/fetch-runtime, or set `runtime.library` to the path of libonnxruntime.so");
-    let mut not_a_library = serve(&[&tiny]);
-    not_a_library.env("ORT_DYLIB_PATH", "Cargo.toml");
-    let refused = refusal(&mut not_a_library);
-    assert!(refused.starts_with("the ONNX Runtime library cannot be used: "), "{refused}");
+    let unusable = |library: &Path| {
+        let refused = refusal(serve(&[&tiny]).env("ORT_DYLIB_PATH", library));
+        refused.replace(&library.canonicalize().unwrap().display().to_string(), "FILE")
+    };
+    insta::assert_snapshot!(unusable(Path::new("Cargo.toml")), @"the ONNX Runtime library cannot be used: FILE is no library for this machine; run scripts/fetch-runtime, or set `runtime.library` to another one");
+    // The system's loader would end the process.
+    let whole = fs::read(".runtime/libonnxruntime.so").unwrap();
+    let short = tempfile::NamedTempFile::new().unwrap();
+    fs::write(short.path(), &whole[..1 << 20]).unwrap();
+    insta::assert_snapshot!(unusable(short.path()), @"the ONNX Runtime library cannot be used: FILE is cut short; run scripts/fetch-runtime, or set `runtime.library` to another one");
+    let needs_another = tempfile::NamedTempFile::new().unwrap();
+    let name = whole.windows(10).rposition(|name| name == b"libdl.so.2").unwrap();
+    fs::write(needs_another.path(), [&whole[..name], b"libno.so.2", &whole[name + 10..]].concat()).unwrap();
+    insta::assert_snapshot!(unusable(needs_another.path()), @"the ONNX Runtime library cannot be used: libno.so.2: cannot open shared object file: No such file or directory; run scripts/fetch-runtime, or set `runtime.library` to another one");
 }
 
 #[test]

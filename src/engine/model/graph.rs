@@ -430,10 +430,10 @@ fn register_providers(
     spec: &ModelSpec,
     (config, wants_captures): (&EngineConfig, bool),
 ) -> Result<Registered, LoadError> {
-    let mut first = None;
+    let mut first: Option<Registered> = None;
     let limits = RunLimits::new(spec, config, GPU_CHUNK_TOKENS);
     for provider in &config.providers {
-        match provider.register(builder, runtime, Some((spec, limits)), wants_captures) {
+        match provider.register(builder, runtime, Some((spec, limits)), (first.as_ref(), wants_captures)) {
             Ok(registered) => {
                 tracing::info!(provider = %provider.name, "registered execution provider");
                 first.get_or_insert(registered);

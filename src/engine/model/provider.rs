@@ -1,7 +1,7 @@
 //! Execution providers: which device runs the graph.
 
 use super::{
-    LoadError, ModelSpec, Runtime,
+    CudaLibrary, LoadError, ModelSpec, Runtime,
     cuda_libraries::CudaLibraries,
     error::words,
     ffi::Stream,
@@ -133,28 +133,29 @@ impl<'de> Deserialize<'de> for OptionValue {
 }
 
 impl ProviderConfig {
-    /// Adds this provider to a session that is being made.
+    /// Adds this provider to a session that is being made, behind the `first` one that it has. Only that captures runs: behind
+    /// another, none has the whole graph.
     pub(super) fn register(
         &self,
         builder: &mut SessionBuilder,
         runtime: &Runtime,
         model: Option<(&ModelSpec, RunLimits)>,
-        wants_captures: bool,
+        (first, wants_captures): (Option<&Registered>, bool),
     ) -> Result<Registered, LoadError> {
         let available = match self.name {
             ProviderName::Cpu => Ok(true),
             ProviderName::Cuda => ep::CUDA::is_available(),
             ProviderName::TensorRt => ep::TensorRT::is_available(),
         };
-        let needed = match available {
+        let mut needed = match available {
             Ok(true) => runtime.cuda_libraries(self.name).unwrap_or_default(),
             Ok(false) => return Err(provider_error::not_in_this_build(self.name)),
             Err(cause) => return Err(provider_error::explain(self.name, &words(&cause), &[])),
         };
-        CudaLibraries::load(&needed);
+        CudaLibraries::load(&mut needed);
         let explain = |cause: ort::Error| provider_error::explain(self.name, &words(&cause), &needed);
-        let stream = self.open_stream().map_err(explain)?;
-        let captures = wants_captures && self.can_capture();
+        let stream = self.stream(first, &needed).map_err(explain)?;
+        let captures = wants_captures && first.is_none() && self.can_capture();
         let mut options = self.options_for(model, runtime.tensorrt_cache.as_deref());
         if let Some(stream) = &stream {
             options.insert("has_user_compute_stream".to_owned(), "1".to_owned());
@@ -173,11 +174,17 @@ impl ProviderConfig {
     }
 
     /// What the work on this provider's device will be ordered by, so that copies need not wait for runs, nor runs for
-    /// copies. None where that is the processor itself.
-    fn open_stream(&self) -> ort::Result<Option<Arc<Stream>>> {
-        match self.name {
-            ProviderName::Cpu => Ok(None),
-            ProviderName::Cuda | ProviderName::TensorRt => Stream::open(self.device_id()).map(Some),
+    /// copies. None where that is the processor itself. The graph keeps that of the first provider, for all that are behind:
+    /// they are on the same device, and hand each other what they compute.
+    fn stream(&self, first: Option<&Registered>, needed: &[CudaLibrary]) -> ort::Result<Option<Arc<Stream>>> {
+        match (self.name, first) {
+            (ProviderName::Cpu, _) => Ok(None),
+            (ProviderName::Cuda | ProviderName::TensorRt, Some(first)) => Ok(first.stream.clone()),
+            (ProviderName::Cuda | ProviderName::TensorRt, None) => {
+                let cuda_runtime = needed.iter().find(|library| library.name.starts_with(CUDA_RUNTIME));
+                let name = cuda_runtime.map_or_else(|| format!("{CUDA_RUNTIME}13"), |library| library.name.clone());
+                Stream::open(self.device_id(), &name).map(Some)
+            }
         }
     }
 
@@ -223,6 +230,9 @@ impl ProviderConfig {
         }
     }
 }
+
+/// How the name of CUDA's runtime begins; its version follows.
+const CUDA_RUNTIME: &str = "libcudart.so.";
 
 /// The option by which CUDA's provider is told to capture runs.
 const CAPTURE: &str = "enable_cuda_graph";
