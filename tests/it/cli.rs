@@ -351,6 +351,28 @@ fn a_model_that_was_unloaded_says_the_same_again() {
     assert_eq!((status, log.matches("model is ready").count()), (Some(0), 1), "{log}");
 }
 
+/// Which is how `scripts/serve --gpu` passes them on.
+#[test]
+fn what_a_file_says_of_gpus_holds_beside_the_settings_for_them() {
+    let own = tempfile::Builder::new().suffix(".toml").tempfile().unwrap();
+    let providers = "[{ name = \"cuda\", options = { device_id = 1 } }]";
+    fs::write(own.path(), format!("engine.providers = {providers}\n")).unwrap();
+    let script = fs::read_to_string("scripts/serve").unwrap();
+    assert!(script.contains("arguments=(--config config/gpu.toml \"${arguments[@]}\")"));
+    let mut command = ortolan();
+    command.args(["config", "--config", "config/gpu.toml", "--config"]).arg(own.path());
+    let text = String::from_utf8(command.output().unwrap().stdout).unwrap();
+    for expected in [
+        "runtime.library = \".runtime/gpu/libonnxruntime.so\"  # config/gpu.toml".to_owned(),
+        format!(
+            "engine.providers = [{{ name = \"cuda\", options = {{ device_id = 1 }} }}]  # {}",
+            own.path().display()
+        ),
+    ] {
+        assert!(text.lines().any(|line| line == expected), "{text}");
+    }
+}
+
 #[test]
 fn settings_are_listed_with_their_origin() {
     let mut command = ortolan();
