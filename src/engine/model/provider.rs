@@ -6,7 +6,7 @@ use super::{
     error::words,
     ffi::Stream,
     provider_error,
-    tensorrt::{self, RunLimits},
+    tensorrt::{self, EngineCache, RunLimits},
 };
 use ort::{
     ep::{self, ArbitrarilyConfigurableExecutionProvider, ExecutionProvider, ExecutionProviderDispatch},
@@ -17,7 +17,7 @@ use serde::{
     Deserialize, Deserializer,
     de::{self, MapAccess, Visitor, value::MapAccessDeserializer},
 };
-use std::{collections::BTreeMap, fmt, path::Path, sync::Arc};
+use std::{collections::BTreeMap, fmt, sync::Arc};
 
 /// A provider and its options, in the config either `"cuda"` or `{ name = "cuda", options = { device_id = 1 } }`.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -156,7 +156,13 @@ impl ProviderConfig {
         let explain = |cause: ort::Error| provider_error::explain(self.name, &words(&cause), &needed);
         let stream = self.stream(first, &needed).map_err(explain)?;
         let captures = wants_captures && first.is_none() && self.can_capture();
-        let mut options = self.options_for(model, runtime.tensorrt_cache.as_deref());
+        let tensorrt = needed.iter().find(|library| library.name.starts_with("libnvinfer.so."));
+        let cache = runtime.tensorrt_cache.as_deref().map(|folder| EngineCache {
+            folder,
+            library: tensorrt.and_then(|library| library.path.as_deref()),
+            options: &self.options,
+        });
+        let mut options = self.options_for(model, cache);
         if let Some(stream) = &stream {
             options.insert("has_user_compute_stream".to_owned(), "1".to_owned());
             options.insert("user_compute_stream".to_owned(), stream.address().to_string());
@@ -199,7 +205,11 @@ impl ProviderConfig {
     }
 
     /// Its own, and for what they leave open those that suit the model. What is empty is left to the runtime.
-    fn options_for(&self, model: Option<(&ModelSpec, RunLimits)>, cache: Option<&Path>) -> BTreeMap<String, String> {
+    fn options_for(
+        &self,
+        model: Option<(&ModelSpec, RunLimits)>,
+        cache: Option<EngineCache<'_>>,
+    ) -> BTreeMap<String, String> {
         let mut defaults = BTreeMap::new();
         if self.name != ProviderName::Cpu {
             // Said even where it is the first, because the runtime then looks whether there is one.
