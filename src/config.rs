@@ -438,6 +438,11 @@ mod tests {
         insta::assert_snapshot!(error(&["engine.memory_share=80"]), @"`engine.memory_share` is 80; set a share above 0 and up to 1 (set by --set)");
         insta::assert_snapshot!(error(&["engine.devices=[0]", on_one]), @"`engine.devices` and the option `device_id` of a provider both say where to run; leave out `device_id`, or set `devices = []` (set by --set)");
         insta::assert_snapshot!(error(&[&of_model("devices = [0]"), on_one]), @"`models[0].engine.devices` and the option `device_id` of a provider both say where to run; leave out `device_id`, or set `devices = []` (set by --set)");
+        let providers = |providers: &str| error(&[&format!("engine.providers=[{providers}]")]);
+        insta::assert_snapshot!(providers(r#""cuda", { name = "cuda", options = { device_id = 1 } }"#), @"`engine.providers` lists `cuda` twice; leave one out, or list several GPUs in `engine.devices` (set by --set)");
+        insta::assert_snapshot!(providers(r#""cpu", "cuda""#), @"`engine.providers` lists `cuda` behind `cpu`, which leaves nothing to it; put `cpu` last, or leave it out (set by --set)");
+        insta::assert_snapshot!(providers(r#"{ name = "tensorrt", options = { device_id = 1 } }, "cuda""#), @"`engine.providers` puts `tensorrt` on device 1 and `cuda` on device 0; give them the same `device_id`, or list several GPUs in `engine.devices` (set by --set)");
+        load(&["engine.providers=[{ name = \"tensorrt\", options = { device_id = 0 } }, \"cuda\", \"cpu\"]"]).unwrap();
         load(&[
             "engine.devices=[0, 1]",
             &of_model("devices = [], providers = [{ name = \"cuda\", options = { device_id = 1 } }]"),

@@ -30,7 +30,10 @@ pub(super) fn libraries(libraries: &[CudaLibrary], is_loaded: bool) -> Vec<Findi
             Finding::good(&library.name, format!("{only}; {}", library.advice()))
         }
         None if is_loaded => Finding::good(&library.name, "found by the system's loader"),
-        None => Finding::bad(&library.name, format!("not found; {}", library.advice())),
+        None => match &library.flaw {
+            Some(flaw) => Finding::bad(&library.name, format!("{flaw}; {}", library.advice())),
+            None => Finding::bad(&library.name, format!("not found; {}", library.advice())),
+        },
     };
     libraries.iter().map(finding).collect()
 }
@@ -64,7 +67,8 @@ pub(super) fn driver(root: &Path, libraries: &[CudaLibrary]) -> Vec<Finding> {
                     `--gpus all`), or run on a machine that has one";
         findings.push(Finding::bad("gpus", text));
     }
-    findings.extend(gpus.iter().enumerate().map(|(index, gpu)| Finding::good(&format!("gpu {index}"), gpu)));
+    // Without numbers: CUDA has its own, the fastest first, of those that CUDA_VISIBLE_DEVICES leaves.
+    findings.extend(gpus.iter().map(|gpu| Finding::good("gpu", gpu)));
     findings
 }
 
@@ -118,7 +122,8 @@ mod tests {
     }
 
     fn library(name: &str, path: Option<&str>) -> CudaLibrary {
-        CudaLibrary { name: name.to_owned(), path: path.map(Into::into), is_needed: !name.starts_with("libcudnn") }
+        let is_needed = !name.starts_with("libcudnn");
+        CudaLibrary { name: name.to_owned(), path: path.map(Into::into), flaw: None, is_needed }
     }
 
     struct Machine(tempfile::TempDir);
@@ -154,20 +159,20 @@ mod tests {
         ]);
         insta::assert_snapshot!(machine.driver(&["libcudart.so.13"]), @"
         ok nvidia driver: 580.65.06
-        ok gpu 0: NVIDIA H100 80GB HBM3 at 0000:01:00.0
-        ok gpu 1: NVIDIA A10 at 0000:41:00.0
+        ok gpu: NVIDIA H100 80GB HBM3 at 0000:01:00.0
+        ok gpu: NVIDIA A10 at 0000:41:00.0
         ");
         let old = "NVRM version: NVIDIA UNIX x86_64 Kernel Module  550.54.15  Tue Mar  5 22:23:56 UTC 2024\n";
         let old = Machine::with(&[(VERSION, old), ("dev/nvidia0", ""), ("dev/nvidia1", ""), ("dev/nvidiactl", "")]);
         insta::assert_snapshot!(old.driver(&["libcudart.so.13"]), @"
         BAD nvidia driver: 550.54.15, which is too old: libcudart.so.13 needs 580 or newer; update the driver
-        ok gpu 0: /dev/nvidia0
-        ok gpu 1: /dev/nvidia1
+        ok gpu: /dev/nvidia0
+        ok gpu: /dev/nvidia1
         ");
         insta::assert_snapshot!(old.driver(&["libcudart.so.12"]), @"
         ok nvidia driver: 550.54.15
-        ok gpu 0: /dev/nvidia0
-        ok gpu 1: /dev/nvidia1
+        ok gpu: /dev/nvidia0
+        ok gpu: /dev/nvidia1
         ");
     }
 
@@ -191,5 +196,7 @@ mod tests {
         ok libcudnn.so.9: not found, which matters only to graphs with convolutions; install it (pip install nvidia-cudnn-cu13), or set `runtime.cuda_libraries` to the folder that has it
         ");
         insta::assert_snapshot!(told(&libraries(&needed[1..2], true)), @"ok libcurand.so.10: found by the system's loader");
+        let broken = CudaLibrary { flaw: Some("/lib/libcurand.so.10 is cut short".to_owned()), ..needed[1].clone() };
+        insta::assert_snapshot!(told(&libraries(&[broken], false)), @"BAD libcurand.so.10: /lib/libcurand.so.10 is cut short; run scripts/fetch-runtime --gpu --with-cuda, or install it (pip install nvidia-curand), or set `runtime.cuda_libraries` to the folder that has it");
     }
 }

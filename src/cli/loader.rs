@@ -174,13 +174,13 @@ fn place(index: usize, replicas: &[EngineConfig]) -> String {
 }
 
 /// The config, with what the export asks of its providers and the config does not set. Graphs are not captured: that takes
-/// more than the option.
+/// more than the option. Which device is this machine's, whatever that of the exporter had.
 fn with_exporters_options(config: &EngineConfig, wanted: &BTreeMap<String, BTreeMap<String, String>>) -> EngineConfig {
-    const CAPTURE: &str = "enable_cuda_graph";
+    const NOT_THEIRS: [&str; 2] = ["enable_cuda_graph", "device_id"];
     let mut config = config.clone();
     for provider in &mut config.providers {
         let options = wanted.get(&provider.name.to_string()).into_iter().flatten();
-        for (key, value) in options.filter(|(key, _)| *key != CAPTURE) {
+        for (key, value) in options.filter(|(key, _)| !NOT_THEIRS.contains(&key.as_str())) {
             match provider.name.check_option(key, value) {
                 Ok(value) => drop(provider.options.entry(key.clone()).or_insert(value)),
                 Err(reason) => tracing::warn!(reason, "an option that genai_config.json asks for is left out"),
@@ -221,9 +221,10 @@ mod tests {
         let settings =
             vec!["engine.providers=[{ name = \"cuda\", options = { sdpa_kernel = 1 } }, \"cpu\"]".to_owned()];
         let (config, _) = Config::load(&Overrides { settings, ..Overrides::default() }).unwrap();
-        let options = [("sdpa_kernel", "2"), ("use_tf32", "3"), ("prefer_nhwc", "true"), ("enable_cuda_graph", "1")];
+        let options = [("sdpa_kernel", "2"), ("use_tf32", "3"), ("prefer_nhwc", "true")].into_iter();
+        let options = options.chain([("enable_cuda_graph", "1"), ("device_id", "3")]);
         let options = options.map(|(key, value)| (key.to_owned(), value.to_owned()));
-        let wanted = BTreeMap::from([("cuda".to_owned(), BTreeMap::from(options))]);
+        let wanted = BTreeMap::from([("cuda".to_owned(), options.collect())]);
         let config = with_exporters_options(&config.engine, &wanted);
         insta::assert_compact_debug_snapshot!(config.providers, @r#"[ProviderConfig { name: Cuda, options: {"prefer_nhwc": "1", "sdpa_kernel": "1"} }, ProviderConfig { name: Cpu, options: {} }]"#);
     }

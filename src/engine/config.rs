@@ -109,12 +109,43 @@ impl EngineConfig {
         if !(0.0 < self.memory_share && self.memory_share <= 1.0) {
             return Some(format!("`{section}.memory_share` is {}; set a share above 0 and up to 1", self.memory_share));
         }
+        if let Some(contradiction) = self.contradiction_of_providers(section) {
+            return Some(contradiction);
+        }
         let is_told_twice = 0 < num_devices && self.providers.iter().any(|one| one.options.contains_key(DEVICE_ID));
         is_told_twice.then(|| {
             format!(
                 "`{section}.devices` and the option `{DEVICE_ID}` of a provider both say where to run; leave out \
                  `{DEVICE_ID}`, or set `devices = []`"
             )
+        })
+    }
+
+    /// Each is there once, on the device of the first, and before the processor, which takes all that it is given.
+    fn contradiction_of_providers(&self, section: &str) -> Option<String> {
+        let device = |provider: &ProviderConfig| provider.options.get(DEVICE_ID).map_or("0", String::as_str).to_owned();
+        self.providers.iter().enumerate().find_map(|(index, provider)| {
+            let (name, earlier) = (provider.name, &self.providers[..index]);
+            if earlier.iter().any(|earlier| earlier.name == name) {
+                return Some(format!(
+                    "`{section}.providers` lists `{name}` twice; leave one out, or list several GPUs in `{section}.devices`"
+                ));
+            }
+            if earlier.iter().any(|earlier| earlier.name == ProviderName::Cpu) {
+                return Some(format!(
+                    "`{section}.providers` lists `{name}` behind `cpu`, which leaves nothing to it; put `cpu` last, or leave \
+                     it out"
+                ));
+            }
+            let first = earlier.first().filter(|_| name != ProviderName::Cpu)?;
+            let (one, other) = (device(first), device(provider));
+            (one != other).then(|| {
+                format!(
+                    "`{section}.providers` puts `{}` on device {one} and `{name}` on device {other}; give them the same \
+                     `{DEVICE_ID}`, or list several GPUs in `{section}.devices`",
+                    first.name
+                )
+            })
         })
     }
 }

@@ -66,10 +66,20 @@ fn a_missing_key_is_one_sentence() {
 fn a_missing_library_is_one_sentence() {
     let tiny = model(&fixture("tiny-gqa"));
     insta::assert_snapshot!(refusal(&mut serve(&[&tiny, "runtime.library=/nowhere/libonnxruntime.so"])), @"the ONNX Runtime library was not found (looked for /nowhere/libonnxruntime.so); run scripts/fetch-runtime, or set `runtime.library` to the path of libonnxruntime.so");
-    let mut not_a_library = serve(&[&tiny]);
-    not_a_library.env("ORT_DYLIB_PATH", "Cargo.toml");
-    let refused = refusal(&mut not_a_library);
-    assert!(refused.starts_with("the ONNX Runtime library cannot be used: "), "{refused}");
+    let unusable = |library: &Path| {
+        let refused = refusal(serve(&[&tiny]).env("ORT_DYLIB_PATH", library));
+        refused.replace(&library.canonicalize().unwrap().display().to_string(), "FILE")
+    };
+    insta::assert_snapshot!(unusable(Path::new("Cargo.toml")), @"the ONNX Runtime library cannot be used: FILE is no library for this machine; run scripts/fetch-runtime, or set `runtime.library` to another one");
+    // The system's loader would end the process.
+    let whole = fs::read(".runtime/libonnxruntime.so").unwrap();
+    let short = tempfile::NamedTempFile::new().unwrap();
+    fs::write(short.path(), &whole[..1 << 20]).unwrap();
+    insta::assert_snapshot!(unusable(short.path()), @"the ONNX Runtime library cannot be used: FILE is cut short; run scripts/fetch-runtime, or set `runtime.library` to another one");
+    let needs_another = tempfile::NamedTempFile::new().unwrap();
+    let name = whole.windows(10).rposition(|name| name == b"libdl.so.2").unwrap();
+    fs::write(needs_another.path(), [&whole[..name], b"libno.so.2", &whole[name + 10..]].concat()).unwrap();
+    insta::assert_snapshot!(unusable(needs_another.path()), @"the ONNX Runtime library cannot be used: libno.so.2: cannot open shared object file: No such file or directory; run scripts/fetch-runtime, or set `runtime.library` to another one");
 }
 
 #[test]
@@ -339,6 +349,28 @@ fn a_model_that_was_unloaded_says_the_same_again() {
     server.signal();
     let (status, log) = server.end();
     assert_eq!((status, log.matches("model is ready").count()), (Some(0), 1), "{log}");
+}
+
+/// Which is how `scripts/serve --gpu` passes them on.
+#[test]
+fn what_a_file_says_of_gpus_holds_beside_the_settings_for_them() {
+    let own = tempfile::Builder::new().suffix(".toml").tempfile().unwrap();
+    let providers = "[{ name = \"cuda\", options = { device_id = 1 } }]";
+    fs::write(own.path(), format!("engine.providers = {providers}\n")).unwrap();
+    let script = fs::read_to_string("scripts/serve").unwrap();
+    assert!(script.contains("arguments=(--config config/gpu.toml \"${arguments[@]}\")"));
+    let mut command = ortolan();
+    command.args(["config", "--config", "config/gpu.toml", "--config"]).arg(own.path());
+    let text = String::from_utf8(command.output().unwrap().stdout).unwrap();
+    for expected in [
+        "runtime.library = \".runtime/gpu/libonnxruntime.so\"  # config/gpu.toml".to_owned(),
+        format!(
+            "engine.providers = [{{ name = \"cuda\", options = {{ device_id = 1 }} }}]  # {}",
+            own.path().display()
+        ),
+    ] {
+        assert!(text.lines().any(|line| line == expected), "{text}");
+    }
 }
 
 #[test]

@@ -31,6 +31,8 @@ pub struct CudaLibrary {
     pub name: String,
     /// Where it is.
     pub path: Option<PathBuf>,
+    /// Where that is not known, what is wrong with the file that was found, which begins with its path.
+    pub flaw: Option<String>,
     /// Whether the provider cannot be loaded without it.
     pub is_needed: bool,
 }
@@ -55,7 +57,7 @@ impl CudaLibraries {
         self.add_needed(library, &mut Vec::new(), &mut found);
         for (_, name) in OPTIONAL.iter().filter(|(user, _)| library.ends_with(user)) {
             if !found.iter().any(|known| known.name == *name) {
-                found.push(CudaLibrary { name: (*name).to_owned(), path: self.find(name), is_needed: false });
+                found.push(self.look_for(name, false));
             }
         }
         found
@@ -64,30 +66,46 @@ impl CudaLibraries {
     fn add_needed(&self, library: &Path, begun: &mut Vec<String>, found: &mut Vec<CudaLibrary>) {
         // What cannot be read says at least by itself what it lacks, when it is loaded.
         for name in elf::needed(library).unwrap_or_default() {
-            let is_ours = FAMILIES.iter().any(|family| name.starts_with(family));
+            let is_ours = FAMILIES.iter().any(|family| name.starts_with(family)) && !name.contains('/');
             if is_ours && !begun.contains(&name) {
                 begun.push(name.clone());
-                let path = self.find(&name);
+                let library = self.look_for(&name, true);
                 // The driver brings what it needs.
-                if let Some(path) = path.as_deref().filter(|_| name != DRIVER) {
+                if let Some(path) = library.path.as_deref().filter(|_| name != DRIVER) {
                     self.add_needed(path, begun, found);
                 }
-                found.push(CudaLibrary { name, path, is_needed: true });
+                found.push(library);
             }
         }
     }
 
-    fn find(&self, name: &str) -> Option<PathBuf> {
-        self.folders.iter().map(|folder| folder.join(name)).find(|path| path.is_file())
+    /// The first that can be used, as the system's loader passes over those of other machines.
+    fn look_for(&self, name: &str, is_needed: bool) -> CudaLibrary {
+        let (mut path, mut flaw) = (None, None);
+        for file in self.folders.iter().map(|folder| folder.join(name)).filter(|file| file.is_file()) {
+            match elf::needed(&file) {
+                Ok(_) => {
+                    (path, flaw) = (Some(file), None);
+                    break;
+                }
+                Err(error) => drop(flaw.get_or_insert_with(|| format!("{} {error}", file.display()))),
+            }
+        }
+        CudaLibrary { name: name.to_owned(), path, flaw, is_needed }
     }
 
-    /// Loads all that can be found of what the library needs.
-    pub(super) fn load(needed: &[CudaLibrary]) {
-        for CudaLibrary { name, path, .. } in needed {
-            if let Some(path) = path
-                && let Err(error) = ffi::load_library(path)
+    /// Loads all that can be found of what the library needs. What cannot be loaded has a flaw from then on and no path, unless
+    /// all that it lacks is another of them.
+    pub(super) fn load(needed: &mut [CudaLibrary]) {
+        for CudaLibrary { name, path, flaw, .. } in needed {
+            if let Some(file) = path.clone()
+                && let Err(error) = ffi::load_library(&file)
             {
-                tracing::warn!(library = name, %error, "this library cannot be loaded");
+                tracing::warn!(library = name, error, "this library cannot be loaded");
+                if provider_error::missing_library(&error).is_none() {
+                    *flaw = Some(format!("{} cannot be loaded: {error}", file.display()));
+                    *path = None;
+                }
             }
         }
     }
@@ -309,7 +327,45 @@ mod tests {
         let name = "libonnxruntime_providers_shared.so";
         assert!(ffi::load_library(Path::new(name)).is_err(), "the loader knows it already");
         let path = Some(Path::new(".runtime").join(name));
-        CudaLibraries::load(&[CudaLibrary { name: name.to_owned(), path, is_needed: true }]);
+        CudaLibraries::load(&mut [CudaLibrary { name: name.to_owned(), path, flaw: None, is_needed: true }]);
         ffi::load_library(Path::new(name)).unwrap();
+    }
+
+    #[test]
+    fn what_cannot_be_used_is_passed_over_and_told_where_there_is_no_other() {
+        let machine = Machine::with(&[("b/libcublas.so.13", &[]), ("b/libcurand.so.10", &[])]);
+        let whole = elf::library(&[]);
+        machine.write("a/libcublas.so.13", &whole[..whole.len() - 1]);
+        machine.write("a/libcublasLt.so.13", &whole[..100]);
+        machine.write("a/libcudart.so.13", b"version https://git-lfs.github.com/spec/v1");
+        fs::create_dir(machine.path("a/libcurand.so.10")).unwrap();
+        std::os::unix::fs::symlink("libcufft.so.12", machine.path("a/libcufft.so.12")).unwrap();
+        let libraries = CudaLibraries { folders: ["a", "b"].map(|folder| machine.path(folder)).to_vec() };
+        let look_for = |name: &str| {
+            let CudaLibrary { path, flaw, .. } = libraries.look_for(name, true);
+            let found = path.map(|path| path.display().to_string()).or(flaw).unwrap_or_else(|| "-".to_owned());
+            found.replace(&machine.0.path().display().to_string(), "")
+        };
+        assert_eq!(look_for("libcublas.so.13"), "/b/libcublas.so.13");
+        assert_eq!(look_for("libcublasLt.so.13"), "/a/libcublasLt.so.13 is cut short");
+        assert_eq!(look_for("libcudart.so.13"), "/a/libcudart.so.13 is cut short");
+        assert_eq!(look_for("libcurand.so.10"), "/b/libcurand.so.10");
+        assert_eq!(look_for("libcufft.so.12"), "-");
+    }
+
+    #[test]
+    fn what_the_loader_refuses_has_a_flaw_in_its_words() {
+        let machine = Machine::with(&[("a/libcublas.so.13", &["libcublasLt.so.13"])]);
+        let path = machine.path("a/libcublas.so.13");
+        let error = ffi::load_library(&machine.path("a/none.so")).unwrap_err();
+        assert!(error.ends_with("none.so: cannot open shared object file: No such file or directory"), "{error}");
+        let mut needed = [CudaLibrary { name: "a".to_owned(), path: Some(path), flaw: None, is_needed: true }];
+        CudaLibraries::load(&mut needed);
+        let [CudaLibrary { path, flaw, .. }] = needed;
+        let flaw = flaw.unwrap();
+        assert!(
+            path.is_none() && flaw.contains("libcublas.so.13 cannot be loaded: ") && !flaw.contains("dlopen"),
+            "{flaw}"
+        );
     }
 }

@@ -1,6 +1,7 @@
-//! Which shared libraries a shared library needs, as `readelf -d` shows it.
+//! Which shared libraries a shared library needs, as `readelf -d` shows it, and whether it can be loaded at all: the system's
+//! loader ends the process where a file is shorter than it says.
 
-use std::{fs::File, io, os::unix::fs::FileExt, path::Path};
+use std::{env, fs::File, io, os::unix::fs::FileExt, path::Path};
 
 /// Program headers that matter: what is mapped where, and the table of what the loader has to know.
 const LOADED: u32 = 1;
@@ -8,6 +9,9 @@ const DYNAMIC: u32 = 2;
 /// Entries of that table: a needed library, and where the names are.
 const NEEDED: u64 = 1;
 const NAMES: u64 = 5;
+/// Machines.
+const X86_64: u16 = 62;
+const AARCH64: u16 = 183;
 /// More than any library has, so that a broken file takes no memory.
 const MAX_DYNAMIC_BYTES: u64 = 1 << 20;
 const MAX_NAME_BYTES: usize = 256;
@@ -15,17 +19,26 @@ const MAX_NAME_BYTES: usize = 256;
 /// Names of the libraries that the loader looks for when it loads this one.
 ///
 /// # Errors
-/// The file cannot be read, or is no library of a 64-bit, little-endian machine.
+/// The file cannot be read, is no library for this machine, or is cut short. What is said completes "it".
 pub(super) fn needed(path: &Path) -> io::Result<Vec<String>> {
-    let file = File::open(path)?;
-    let header: [u8; 64] = read(&file, 0)?;
-    if header[..6] != *b"\x7fELF\x02\x01" {
-        return Err(invalid("no library of a 64-bit, little-endian machine"));
+    let needed = File::open(path).and_then(|file| read_needed(&file));
+    needed.map_err(|error| match (error.kind(), error.raw_os_error()) {
+        // Also where it says that it goes on where no file can.
+        (io::ErrorKind::UnexpectedEof | io::ErrorKind::InvalidInput, _) => invalid("is cut short"),
+        (kind, Some(_)) => io::Error::new(kind, format!("cannot be read: {error}")),
+        (_, None) => error,
+    })
+}
+
+fn read_needed(file: &File) -> io::Result<Vec<String>> {
+    let header: [u8; 64] = read(file, 0)?;
+    if header[..6] != *b"\x7fELF\x02\x01" || !is_for(env::consts::ARCH, u16_at(&header, 18)) {
+        return Err(invalid("is no library for this machine"));
     }
     let (first, size, count) = (u64_at(&header, 32), u16_at(&header, 54), u16_at(&header, 56));
     let mut segments = Vec::new();
     for index in 0..u64::from(count) {
-        let segment: [u8; 56] = read(&file, first.saturating_add(index * u64::from(size)))?;
+        let segment: [u8; 56] = read(file, first.saturating_add(index * u64::from(size)))?;
         segments.push(Segment {
             kind: u32_at(&segment, 0),
             offset: u64_at(&segment, 8),
@@ -33,10 +46,14 @@ pub(super) fn needed(path: &Path) -> io::Result<Vec<String>> {
             num_bytes: u64_at(&segment, 32),
         });
     }
+    let end = segments.iter().filter(|segment| segment.kind == LOADED).map(Segment::end).max();
+    if end.is_some_and(|end| file.metadata().is_ok_and(|metadata| metadata.len() < end)) {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
     let Some(dynamic) = segments.iter().find(|segment| segment.kind == DYNAMIC) else { return Ok(Vec::new()) };
     let (mut names, mut places) = (None, Vec::new());
     for index in 0..dynamic.num_bytes.min(MAX_DYNAMIC_BYTES) / 16 {
-        let entry: [u8; 16] = read(&file, dynamic.offset.saturating_add(index * 16))?;
+        let entry: [u8; 16] = read(file, dynamic.offset.saturating_add(index * 16))?;
         match (u64_at(&entry, 0), u64_at(&entry, 8)) {
             (0, _) => break,
             (NEEDED, place) => places.push(place),
@@ -45,8 +62,8 @@ pub(super) fn needed(path: &Path) -> io::Result<Vec<String>> {
         }
     }
     let names = names.and_then(|address| segments.iter().find_map(|segment| segment.offset_of(address)));
-    let names = names.ok_or_else(|| invalid("its names are nowhere"))?;
-    places.into_iter().map(|place| name(&file, names.saturating_add(place))).collect()
+    let names = names.ok_or_else(|| invalid("does not say what its names are"))?;
+    places.into_iter().map(|place| name(file, names.saturating_add(place))).collect()
 }
 
 /// A part of the file.
@@ -58,6 +75,10 @@ struct Segment {
 }
 
 impl Segment {
+    fn end(&self) -> u64 {
+        self.offset.saturating_add(self.num_bytes)
+    }
+
     /// Where in the file an address is.
     fn offset_of(&self, address: u64) -> Option<u64> {
         let inside = address.checked_sub(self.address).filter(|inside| *inside < self.num_bytes)?;
@@ -65,11 +86,20 @@ impl Segment {
     }
 }
 
+/// Whether a machine of this architecture runs what is marked as for this one.
+fn is_for(architecture: &str, machine: u16) -> bool {
+    match architecture {
+        "x86_64" => machine == X86_64,
+        "aarch64" => machine == AARCH64,
+        _ => true,
+    }
+}
+
 fn name(file: &File, offset: u64) -> io::Result<String> {
     let mut bytes = [0; MAX_NAME_BYTES];
     let num_bytes = file.read_at(&mut bytes, offset)?;
     let name = bytes[..num_bytes].split(|byte| *byte == 0).next().unwrap_or_default();
-    String::from_utf8(name.to_vec()).map_err(|_| invalid("a name is not text"))
+    String::from_utf8(name.to_vec()).map_err(|_| invalid("needs a library whose name is not text"))
 }
 
 fn read<const N: usize>(file: &File, offset: u64) -> io::Result<[u8; N]> {
@@ -121,6 +151,8 @@ pub(super) fn library(needed: &[&str]) -> Vec<u8> {
     };
     let mut bytes = b"\x7fELF\x02\x01\x01".to_vec();
     bytes.resize(64, 0);
+    let machine = [X86_64, AARCH64].into_iter().find(|machine| is_for(env::consts::ARCH, *machine)).unwrap_or_default();
+    bytes[18..20].copy_from_slice(&machine.to_le_bytes());
     bytes[32] = 64;
     bytes[54] = 56;
     bytes[56] = 2;
@@ -147,16 +179,51 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_library_is_an_error_wherever_it_ends() {
+    fn what_cannot_be_loaded_is_an_error_wherever_it_ends() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("liba.so");
         let whole = library(&["libb.so.1"]);
-        let names = whole.len() - "\0libb.so.1\0".len();
-        for length in 0..names {
+        for length in 0..whole.len() {
             fs::write(&path, &whole[..length]).unwrap();
-            assert!(needed(&path).is_err(), "{length}");
+            assert_eq!(needed(&path).unwrap_err().to_string(), "is cut short", "{length}");
         }
         fs::write(&path, [b'x'; 200]).unwrap();
-        insta::assert_snapshot!(needed(&path).unwrap_err(), @"no library of a 64-bit, little-endian machine");
+        insta::assert_snapshot!(needed(&path).unwrap_err(), @"is no library for this machine");
+        insta::assert_snapshot!(needed(folder.path()).unwrap_err(), @"cannot be read: Is a directory (os error 21)");
+        insta::assert_snapshot!(needed(&folder.path().join("none")).unwrap_err(), @"cannot be read: No such file or directory (os error 2)");
+    }
+
+    #[test]
+    fn libraries_of_other_machines_are_not_taken_for_ours() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        // Its class, byte order and machine.
+        for (byte, value) in [(4, 1), (5, 2), (18, 243)] {
+            let mut other = library(&["libb.so.1"]);
+            other[byte] = value;
+            fs::write(file.path(), &other).unwrap();
+            assert_eq!(needed(file.path()).unwrap_err().to_string(), "is no library for this machine", "{byte}");
+        }
+    }
+
+    #[test]
+    fn no_bytes_make_it_read_without_end_or_panic() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let whole = library(&["libb.so.1"]);
+        for byte in 0..whole.len() {
+            for value in [0, 1, 0x7f, 0xff] {
+                let mut other = whole.clone();
+                other[byte] = value;
+                fs::write(file.path(), &other).unwrap();
+                let num_needed = needed(file.path()).map_or(0, |needed| needed.len());
+                assert!(num_needed <= 3, "{num_needed} of {byte} and {value}");
+            }
+        }
+        // All at once, as large as they can be.
+        for field in [32..40, 40..64, 64..176, 72..80, 96..104, 176..224] {
+            let mut other = whole.clone();
+            other[field].fill(0xff);
+            fs::write(file.path(), &other).unwrap();
+            let _ = needed(file.path());
+        }
     }
 }

@@ -22,6 +22,7 @@ use ort::{
     sys,
 };
 use std::{
+    error::Error as _,
     ffi::{CStr, c_void},
     marker::PhantomData,
     path::Path,
@@ -31,12 +32,21 @@ use std::{
 };
 
 /// Loads a library for the rest of the process's life: others that need one of its name get it.
-pub(super) fn load_library(path: &Path) -> std::result::Result<(), libloading::Error> {
+///
+/// # Errors
+/// In the loader's words.
+pub(super) fn load_library(path: &Path) -> std::result::Result<(), String> {
     // SAFETY: this runs what the library does when it is loaded, as the loader would when it found the library by itself. It
     // is one that ONNX Runtime's providers are made for, and is never unloaded.
-    let library = unsafe { Library::open(Some(path), RTLD_LAZY | RTLD_GLOBAL)? };
+    let library = unsafe { Library::open(Some(path), RTLD_LAZY | RTLD_GLOBAL) };
+    let library = library.map_err(|error| loader_words(&error))?;
     let _handle = library.into_raw();
     Ok(())
+}
+
+/// What the system's loader says, which the error itself only calls the source of "dlopen failed".
+pub(super) fn loader_words(error: &libloading::Error) -> String {
+    error.source().map_or_else(|| error.to_string(), ToString::to_string)
 }
 
 /// What one call of the C API returned.

@@ -184,10 +184,18 @@ pub struct BlockLimits {
 pub fn load(runtime: &Runtime, spec: ModelSpec, config: &EngineConfig) -> Result<Box<dyn Model>, LoadError> {
     let _asking = not_capturing();
     let (family, path) = (spec.family, spec.path.clone());
-    let graph = Graph::open(runtime, spec.clone(), config).or_else(|error| {
+    let open = |config: &EngineConfig| loop {
+        match Graph::open(runtime, spec.clone(), config) {
+            Err(error) if tensorrt::forget_engine(&error, runtime.tensorrt_cache.as_deref()) => {
+                tracing::warn!(%error, "TensorRT builds this engine anew");
+            }
+            opened => break opened,
+        }
+    };
+    let graph = open(config).or_else(|error| {
         let Some(config) = tensorrt::without_profile(&error, config) else { return Err(error) };
         tracing::info!(%error, "TensorRT takes the graph in pieces, and builds for the shapes that it meets");
-        Graph::open(runtime, spec, &config)
+        open(&config)
     })?;
     let (num_slots, is_on_host) = (config.max_batch_size.get() as usize, graph.is_on_host());
     let mut model: Box<dyn Model> = match family {

@@ -1,12 +1,12 @@
 //! Execution providers: which device runs the graph.
 
 use super::{
-    GraphFamily, LoadError, ModelSpec, Runtime,
+    CudaLibrary, GraphFamily, LoadError, ModelSpec, Runtime,
     cuda_libraries::CudaLibraries,
     error::words,
     ffi::Stream,
     provider_error,
-    tensorrt::{self, RunLimits},
+    tensorrt::{self, EngineCache, RunLimits},
 };
 use ort::{
     ep::{self, ArbitrarilyConfigurableExecutionProvider, ExecutionProvider, ExecutionProviderDispatch},
@@ -17,7 +17,7 @@ use serde::{
     Deserialize, Deserializer,
     de::{self, MapAccess, Visitor, value::MapAccessDeserializer},
 };
-use std::{collections::BTreeMap, fmt, path::Path, sync::Arc};
+use std::{collections::BTreeMap, fmt, sync::Arc};
 
 /// A provider and its options, in the config either `"cuda"` or `{ name = "cuda", options = { device_id = 1 } }`.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -133,7 +133,8 @@ impl<'de> Deserialize<'de> for OptionValue {
 }
 
 impl ProviderConfig {
-    /// Adds this provider to a session that is being made, behind the `first` that it has, if any.
+    /// Adds this provider to a session that is being made, behind the `first` one that it has. Only that captures runs: behind
+    /// another, none has the whole graph.
     pub(super) fn register(
         &self,
         builder: &mut SessionBuilder,
@@ -146,17 +147,22 @@ impl ProviderConfig {
             ProviderName::Cuda => ep::CUDA::is_available(),
             ProviderName::TensorRt => ep::TensorRT::is_available(),
         };
-        let needed = match available {
+        let mut needed = match available {
             Ok(true) => runtime.cuda_libraries(self.name).unwrap_or_default(),
             Ok(false) => return Err(provider_error::not_in_this_build(self.name)),
             Err(cause) => return Err(provider_error::explain(self.name, &words(&cause), &[])),
         };
-        CudaLibraries::load(&needed);
+        CudaLibraries::load(&mut needed);
         let explain = |cause: ort::Error| provider_error::explain(self.name, &words(&cause), &needed);
-        let stream = self.stream(first).map_err(explain)?;
-        // What runs on several providers is not captured.
+        let stream = self.stream(first, &needed).map_err(explain)?;
         let captures = wants_captures && first.is_none() && self.can_capture();
-        let mut options = self.options_for(model, runtime.tensorrt_cache.as_deref());
+        let tensorrt = needed.iter().find(|library| library.name.starts_with("libnvinfer.so."));
+        let cache = runtime.tensorrt_cache.as_deref().map(|folder| EngineCache {
+            folder,
+            library: tensorrt.and_then(|library| library.path.as_deref()),
+            options: &self.options,
+        });
+        let mut options = self.options_for(model, cache);
         if let Some(stream) = &stream {
             options.insert("has_user_compute_stream".to_owned(), "1".to_owned());
             options.insert("user_compute_stream".to_owned(), stream.address().to_string());
@@ -174,13 +180,17 @@ impl ProviderConfig {
     }
 
     /// What the work on this provider's device will be ordered by, so that copies need not wait for runs, nor runs for
-    /// copies: the same for all providers of a session, of which the `first` keeps it. None where the device is the processor
-    /// itself, or not that of the first.
-    fn stream(&self, first: Option<&Registered>) -> ort::Result<Option<Arc<Stream>>> {
+    /// copies. None where that is the processor itself. The graph keeps that of the first provider, for all that are behind:
+    /// they are on the same device, and hand each other what they compute.
+    fn stream(&self, first: Option<&Registered>, needed: &[CudaLibrary]) -> ort::Result<Option<Arc<Stream>>> {
         match (self.name, first) {
             (ProviderName::Cpu, _) => Ok(None),
-            (_, Some(first)) => Ok(first.stream.clone().filter(|_| first.provider.device_id() == self.device_id())),
-            (_, None) => Stream::open(self.device_id()).map(Some),
+            (ProviderName::Cuda | ProviderName::TensorRt, Some(first)) => Ok(first.stream.clone()),
+            (ProviderName::Cuda | ProviderName::TensorRt, None) => {
+                let cuda_runtime = needed.iter().find(|library| library.name.starts_with(CUDA_RUNTIME));
+                let name = cuda_runtime.map_or_else(|| format!("{CUDA_RUNTIME}13"), |library| library.name.clone());
+                Stream::open(self.device_id(), &name).map(Some)
+            }
         }
     }
 
@@ -195,7 +205,11 @@ impl ProviderConfig {
     }
 
     /// Its own, and for what they leave open those that suit the model. What is empty is left to the runtime.
-    fn options_for(&self, model: Option<(&ModelSpec, RunLimits)>, cache: Option<&Path>) -> BTreeMap<String, String> {
+    fn options_for(
+        &self,
+        model: Option<(&ModelSpec, RunLimits)>,
+        cache: Option<EngineCache<'_>>,
+    ) -> BTreeMap<String, String> {
         let mut defaults = BTreeMap::new();
         if self.name != ProviderName::Cpu {
             // Said even where it is the first, because the runtime then looks whether there is one.
@@ -228,6 +242,9 @@ impl ProviderConfig {
         }
     }
 }
+
+/// How the name of CUDA's runtime begins; its version follows.
+const CUDA_RUNTIME: &str = "libcudart.so.";
 
 /// The option by which CUDA's provider is told to capture runs.
 const CAPTURE: &str = "enable_cuda_graph";

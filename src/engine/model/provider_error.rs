@@ -107,6 +107,7 @@ pub(super) fn explain(name: ProviderName, said: &str, needed: &[CudaLibrary]) ->
     }
     if let Some(missing) = missing_library(said) {
         let lacking = needed.iter().filter(|library| library.is_needed && library.path.is_none());
+        let flaws: Vec<&str> = lacking.clone().filter_map(|library| library.flaw.as_deref()).collect();
         let mut names: Vec<&str> = lacking.map(|library| library.name.as_str()).collect();
         // What was asked for first comes first. What the provider does not need, as one of another CUDA, matters only where all
         // else is there.
@@ -116,7 +117,8 @@ pub(super) fn explain(name: ProviderName, said: &str, needed: &[CudaLibrary]) ->
             None => {}
         }
         let verb = if names.len() == 1 { "was" } else { "were" };
-        return error(format!("{} {verb} not found", list(&names)), advice(&names));
+        let flaws = if flaws.is_empty() { String::new() } else { format!(" ({})", flaws.join("; ")) };
+        return error(format!("{} {verb} not found{flaws}", list(&names)), advice(&names));
     }
     if let Some((id, count)) = invalid_device(said) {
         let message = match count {
@@ -172,7 +174,7 @@ pub(super) fn advice(names: &[&str]) -> String {
 }
 
 /// `libcublas.so.13: cannot open shared object file: No such file or directory`
-fn missing_library(said: &str) -> Option<&str> {
+pub(super) fn missing_library(said: &str) -> Option<&str> {
     let (before, _) = said.split_once(": cannot open shared object file")?;
     before.rsplit([' ', '/']).next().filter(|name| name.contains(".so"))
 }
@@ -215,13 +217,14 @@ mod tests {
     const CUDA: &str = "Failed to load library /opt/ort/libonnxruntime_providers_cuda.so with error: ";
 
     fn explained(name: ProviderName, said: &str, missing: &[&str]) -> String {
-        let library = |name: &&str| CudaLibrary { name: (*name).to_owned(), path: None, is_needed: true };
-        let present = CudaLibrary {
-            name: "libcurand.so.10".to_owned(),
-            path: Some("/lib/libcurand.so.10".into()),
+        let library = |name: &&str| CudaLibrary {
+            name: (*name).to_owned(),
+            path: None,
+            flaw: (*name == "libcufft.so.12").then(|| "/lib/libcufft.so.12 is cut short".to_owned()),
             is_needed: true,
         };
-        let optional = CudaLibrary { name: "libcudnn.so.9".to_owned(), path: None, is_needed: false };
+        let present = CudaLibrary { path: Some("/lib/libcurand.so.10".into()), ..library(&"libcurand.so.10") };
+        let optional = CudaLibrary { is_needed: false, ..library(&"libcudnn.so.9") };
         let needed: Vec<CudaLibrary> = missing.iter().map(library).chain([present, optional]).collect();
         let sentence = explain(name, said, &needed).to_string();
         let sentence = sentence.strip_prefix("the execution provider `").unwrap();
@@ -250,9 +253,7 @@ mod tests {
         insta::assert_snapshot!(explained(ProviderName::Cuda, &missing("libcuda.so.1"), &["libcuda.so.1"]), @"cuda: libcuda.so.1 was not found; install the NVIDIA driver, and give a container the GPU (with docker: `--gpus all`)");
         insta::assert_snapshot!(explained(ProviderName::Cuda, &missing("libcublas.so.13"), &["libcublas.so.13", "libcuda.so.1"]), @"cuda: libcublas.so.13 and libcuda.so.1 were not found; run scripts/fetch-runtime --gpu --with-cuda, or install it (pip install nvidia-cublas), or set `runtime.cuda_libraries` to the folder that has it; install the NVIDIA driver, and give a container the GPU (with docker: `--gpus all`)");
         insta::assert_snapshot!(explained(ProviderName::TensorRt, &missing("libnvinfer.so.10"), &["libnvinfer.so.10", "libnvonnxparser.so.10", "libcudnn.so.9"]), @"tensorrt: libnvinfer.so.10, libnvonnxparser.so.10 and libcudnn.so.9 were not found; install them (pip install 'tensorrt-cu13==10.*' nvidia-cudnn-cu13), or set `runtime.cuda_libraries` to the folder that has them");
-        let other =
-            "the CUDA runtime library cannot be loaded: libcudart.so.12: cannot open shared object file: No such file";
-        insta::assert_snapshot!(explained(ProviderName::Cuda, other, &["libcudart.so.13"]), @"cuda: libcudart.so.13 was not found; run scripts/fetch-runtime --gpu --with-cuda, or install it (pip install nvidia-cuda-runtime), or set `runtime.cuda_libraries` to the folder that has it");
+        insta::assert_snapshot!(explained(ProviderName::Cuda, &missing("libcufft.so.12"), &["libcufft.so.12"]), @"cuda: libcufft.so.12 was not found (/lib/libcufft.so.12 is cut short); install it (pip install nvidia-cufft), or set `runtime.cuda_libraries` to the folder that has it");
         insta::assert_snapshot!(cuda(&missing("libstrange.so.2")), @"cuda: libstrange.so.2 was not found; set `runtime.cuda_libraries` to the folder that has it");
         insta::assert_snapshot!(cuda("Failed to load library /opt/ort/libonnxruntime_providers_cuda.so with error: /opt/ort/libonnxruntime_providers_cuda.so: cannot open shared object file: No such file or directory"), @r#"cuda: a library of ONNX Runtime's GPU build is missing beside libonnxruntime.so; run scripts/fetch-runtime --gpu and set `runtime.library = ".runtime/gpu/libonnxruntime.so"`"#);
     }

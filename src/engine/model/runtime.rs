@@ -1,7 +1,9 @@
 //! The ONNX Runtime library: found, loaded once, kept.
 
-use super::{CudaLibrary, LoadError, ProviderConfig, ProviderName, cuda_libraries::CudaLibraries, error::words};
-use ort::{environment::Environment, session::Session};
+use super::{
+    CudaLibrary, LoadError, ProviderConfig, ProviderName, cuda_libraries::CudaLibraries, elf, error::words, ffi,
+};
+use ort::{LoadDynamicError, environment::Environment, session::Session};
 use std::{
     env,
     ffi::OsString,
@@ -41,7 +43,15 @@ impl Runtime {
         };
         let library = library.canonicalize().unwrap_or(library);
         let unusable = |message: String| LoadError::LibraryUnusable { message };
-        let builder = ort::init_from(&library).map_err(|error| unusable(error.to_string()))?;
+        if cfg!(target_os = "linux") {
+            elf::needed(&library).map_err(|error| unusable(format!("{} {error}", library.display())))?;
+        }
+        let builder = ort::init_from(&library).map_err(|error| match &error {
+            LoadDynamicError::Dlopen { error, .. } => unusable(ffi::loader_words(error)),
+            LoadDynamicError::MissingApi { .. }
+            | LoadDynamicError::InvalidVersionString
+            | LoadDynamicError::BadVersion { .. } => unusable(error.to_string()),
+        })?;
         let environment =
             builder.with_name("ortolan").with_telemetry(false).build().map_err(|error| unusable(error.to_string()))?;
         environment.set_log_level(ort::logging::LogLevel::Warning);

@@ -37,9 +37,23 @@ impl RunLimits {
     }
 }
 
-/// Options for this graph, to be taken where neither the config nor the export has its own. `cache` is where engines of all models
-/// are kept.
-pub(super) fn defaults(spec: &ModelSpec, limits: RunLimits, cache: Option<&Path>) -> BTreeMap<&'static str, String> {
+/// Where engines of all models are kept, and what they depend on beside a model's files and what ONNX Runtime names them by, which
+/// is the graph's shape, its own version and the generation of the GPU.
+#[derive(Clone, Copy)]
+pub(super) struct EngineCache<'c> {
+    pub(super) folder: &'c Path,
+    /// TensorRT's own, which reads no engine of another version.
+    pub(super) library: Option<&'c Path>,
+    /// Those of the config and of the export.
+    pub(super) options: &'c BTreeMap<String, String>,
+}
+
+/// Options for this graph, to be taken where neither the config nor the export has its own.
+pub(super) fn defaults(
+    spec: &ModelSpec,
+    limits: RunLimits,
+    cache: Option<EngineCache<'_>>,
+) -> BTreeMap<&'static str, String> {
     let is_on = || "1".to_owned();
     let mut options = BTreeMap::new();
     if let Some(folder) = cache.and_then(|cache| own_folder(cache, &spec.path)) {
@@ -121,29 +135,45 @@ pub(super) fn without_profile(error: &LoadError, config: &EngineConfig) -> Optio
 }
 
 /// A model's own folder in the cache. ONNX Runtime names an engine by the graph's shape, not by its weights, so that models of one
-/// architecture would get each other's.
-fn own_folder(cache: &Path, graph: &Path) -> Option<PathBuf> {
-    let folder = cache.join(fingerprint(graph)?);
+/// architecture would get each other's; and not by most options, so that changed ones would change nothing.
+fn own_folder(cache: EngineCache<'_>, graph: &Path) -> Option<PathBuf> {
+    let folder = cache.folder.join(fingerprint(cache, graph)?);
     let made = fs::create_dir_all(&folder);
     made.inspect_err(|error| tracing::warn!(folder = %folder.display(), %error, "TensorRT's engines cannot be kept"))
         .ok()?;
     folder.canonicalize().ok()
 }
 
-/// Of what is in the graph's folder, weights among it: names, sizes and times.
-fn fingerprint(graph: &Path) -> Option<String> {
+/// Of what is in the graph's folder, weights among it, of TensorRT's library and of the options.
+fn fingerprint(cache: EngineCache<'_>, graph: &Path) -> Option<String> {
     let graph = graph.canonicalize().ok().filter(|path| path.is_file())?;
-    let mut files = Vec::new();
-    for entry in fs::read_dir(graph.parent()?).ok()?.flatten() {
-        // Of what a link leads to.
-        let Ok(metadata) = fs::metadata(entry.path()) else { continue };
-        if metadata.is_file() {
-            files.push(format!("{:?} {} {:?}", entry.file_name(), metadata.len(), metadata.modified().ok()));
-        }
-    }
+    let entries = fs::read_dir(graph.parent()?).ok()?.flatten();
+    let mut files: Vec<String> = entries.filter_map(|entry| version_of(&entry.path())).collect();
     files.sort_unstable();
-    let digest = Sha256::digest(format!("{}\n{}", graph.display(), files.join("\n")));
+    let library = cache.library.and_then(version_of);
+    // One device is as good as another of its kind.
+    let options =
+        cache.options.iter().filter(|(key, _)| *key != "device_id").map(|(key, value)| format!("{key}={value}"));
+    let all: Vec<String> = files.into_iter().chain(library).chain(options).collect();
+    let digest = Sha256::digest(format!("{}\n{}", graph.display(), all.join("\n")));
     Some(digest[..8].iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+/// Name, size and time of a file, or of what a link leads to.
+fn version_of(path: &Path) -> Option<String> {
+    let metadata = fs::metadata(path).ok().filter(fs::Metadata::is_file)?;
+    Some(format!("{:?} {} {:?}", path.file_name()?, metadata.len(), metadata.modified().ok()))
+}
+
+/// Takes an engine out of the cache, where the error says that it cannot be read: a process may have ended while it wrote it.
+pub(super) fn forget_engine(error: &LoadError, cache: Option<&Path>) -> bool {
+    const UNREADABLE: &str = "could not deserialize engine from cache: ";
+    const ENGINE: &str = ".engine";
+    let said = error.to_string();
+    let name = said.split_once(UNREADABLE).and_then(|(_, path)| Some(path.split_once(ENGINE)?.0));
+    let Some(engine) = name.map(|name| PathBuf::from(format!("{name}{ENGINE}"))) else { return false };
+    let is_ours = cache.and_then(|cache| cache.canonicalize().ok()).is_some_and(|cache| engine.starts_with(cache));
+    is_ours && fs::remove_file(engine).is_ok()
 }
 
 #[cfg(test)]
@@ -226,28 +256,60 @@ pub(super) mod tests {
     fn each_model_and_each_version_of_it_has_its_own_engines() {
         let home = tempfile::tempdir().unwrap();
         let cache = home.path().join("cache");
+        let own = BTreeMap::new();
+        let cache = EngineCache { folder: &cache, library: None, options: &own };
+        let of = |name: &str, cache| {
+            defaults(&ModelSpec { path: home.path().join(name).join("model.onnx"), ..spec() }, LIMITS, Some(cache))
+        };
         let model = |name: &str, weights: &str| {
             let folder = home.path().join(name);
             fs::create_dir_all(&folder).unwrap();
             fs::write(folder.join("model.onnx"), "graph").unwrap();
             fs::write(folder.join("model.onnx_data"), weights).unwrap();
-            defaults(&ModelSpec { path: folder.join("model.onnx"), ..spec() }, LIMITS, Some(&cache))
+            of(name, cache)
         };
         let one = model("one", "weights");
         assert!(Path::new(&one["trt_engine_cache_path"]).is_dir());
         assert_eq!(one["trt_engine_cache_path"], one["trt_timing_cache_path"]);
-        let again = defaults(&ModelSpec { path: home.path().join("one/model.onnx"), ..spec() }, LIMITS, Some(&cache));
-        assert_eq!(one, again);
-        let engines = [one, model("two", "weights"), model("one", "new weights")];
+        assert_eq!(one, of("one", cache));
+        let [device, level] = ["device_id", "trt_builder_optimization_level"]
+            .map(|key| BTreeMap::from([(key.to_owned(), "1".to_owned())]));
+        assert_eq!(one, of("one", EngineCache { options: &device, ..cache }));
+        let slower = EngineCache { options: &level, ..cache };
+        let library = home.path().join("libnvinfer.so.10");
+        fs::write(&library, "TensorRT").unwrap();
+        let newer = EngineCache { library: Some(&library), ..cache };
+        let engines = [one, of("one", slower), of("one", newer), model("two", "weights"), model("one", "new weights")];
         let mut folders = engines.map(|options| options["trt_engine_cache_path"].clone()).to_vec();
         folders.sort_unstable();
         folders.dedup();
-        assert_eq!(folders.len(), 3);
+        assert_eq!(folders.len(), 5);
         // A folder that cannot be made is gone without.
         fs::write(home.path().join("file"), "").unwrap();
-        let spec = ModelSpec { path: home.path().join("two/model.onnx"), ..spec() };
-        let without = defaults(&spec, LIMITS, Some(&home.path().join("file")));
+        let without = of("two", EngineCache { folder: &home.path().join("file"), ..cache });
         assert!(!without.contains_key("trt_engine_cache_enable"));
+    }
+
+    #[test]
+    fn an_engine_that_cannot_be_read_is_built_anew() {
+        let home = tempfile::tempdir().unwrap();
+        let cache = home.path().join("cache");
+        let inside = cache.join("0123").join("TensorrtExecutionProvider_graph_1_0_0_fp16_sm90.engine");
+        let outside = home.path().join("own.engine");
+        fs::create_dir_all(inside.parent().unwrap()).unwrap();
+        let forget = |engine: &Path, cache| {
+            fs::write(engine, "half an eng").unwrap();
+            let engine = engine.canonicalize().unwrap();
+            let message = format!("TensorRT EP could not deserialize engine from cache: {}", engine.display());
+            let forgotten = forget_engine(&LoadError::Session { path: "a".into(), message }, cache);
+            assert_eq!(forgotten, !engine.exists());
+            forgotten
+        };
+        assert!(forget(&inside, Some(cache.as_path())));
+        assert!(!forget(&outside, Some(cache.as_path())));
+        assert!(!forget(&inside, None));
+        let other = LoadError::Session { path: "a".into(), message: format!("{} is bad", inside.display()) };
+        assert!(!forget_engine(&other, Some(&cache)));
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //! stream that the graph runs on, and how much memory a device has. The library is the one that ONNX Runtime's provider
 //! needs anyway; it is looked up at run time, so that one binary runs with and without a GPU.
 
+use super::loader_words;
 use libloading::Library;
 use ort::{Error, Result};
 use std::{
@@ -20,6 +21,7 @@ const NON_BLOCKING: c_uint = 1;
 
 /// Functions of `libcudart`, which stays loaded for as long as they can be called.
 struct Cuda {
+    device_count: unsafe extern "C" fn(*mut c_int) -> Status,
     set_device: unsafe extern "C" fn(c_int) -> Status,
     mem_get_info: unsafe extern "C" fn(*mut usize, *mut usize) -> Status,
     stream_create: unsafe extern "C" fn(*mut *mut c_void, c_uint) -> Status,
@@ -36,23 +38,14 @@ struct Cuda {
     _library: Library,
 }
 
-/// What ONNX Runtime's provider is linked against, newest first.
-const LIBRARIES: [&str; 2] = ["libcudart.so.13", "libcudart.so.12"];
-
 impl Cuda {
-    fn load() -> Result<Self> {
-        let mut missing = String::new();
-        for name in LIBRARIES {
-            // SAFETY: the CUDA runtime has no initializers that could do harm.
-            match unsafe { Library::new(name) } {
-                Ok(library) => {
-                    // SAFETY: the types are those of `cuda_runtime_api.h`, the same in all of these versions.
-                    return unsafe { Self::look_up(library) }.map_err(|error| Error::new(error.to_string()));
-                }
-                Err(error) => missing = error.to_string(),
-            }
-        }
-        Err(Error::new(format!("the CUDA runtime library cannot be loaded: {missing}")))
+    /// The one that ONNX Runtime's provider is linked against: another asks for another driver.
+    fn load(name: &str) -> Result<Self> {
+        let failed = |error| Error::new(format!("the CUDA runtime cannot be loaded: {}", loader_words(&error)));
+        // SAFETY: the CUDA runtime has no initializers that could do harm.
+        let library = unsafe { Library::new(name) }.map_err(failed)?;
+        // SAFETY: the types are those of `cuda_runtime_api.h`, the same in CUDA 12 and 13.
+        unsafe { Self::look_up(library) }.map_err(failed)
     }
 
     /// # Safety
@@ -61,6 +54,7 @@ impl Cuda {
         // SAFETY: as the caller promises.
         unsafe {
             Ok(Self {
+                device_count: *library.get(b"cudaGetDeviceCount\0")?,
                 set_device: *library.get(b"cudaSetDevice\0")?,
                 mem_get_info: *library.get(b"cudaMemGetInfo\0")?,
                 stream_create: *library.get(b"cudaStreamCreateWithFlags\0")?,
@@ -106,9 +100,17 @@ unsafe impl Send for Stream {}
 unsafe impl Sync for Stream {}
 
 impl Stream {
-    /// On this device.
-    pub(in crate::engine::model) fn open(device_id: i32) -> Result<Arc<Self>> {
-        let cuda = Cuda::load()?;
+    /// On this device, by way of the CUDA runtime of this name.
+    pub(in crate::engine::model) fn open(device_id: i32, cuda_runtime: &str) -> Result<Arc<Self>> {
+        let cuda = Cuda::load(cuda_runtime)?;
+        let mut count = 0;
+        // SAFETY: the out pointer is valid.
+        cuda.check(unsafe { (cuda.device_count)(&raw mut count) })?;
+        if !(0..count).contains(&device_id) {
+            // As ONNX Runtime says it.
+            let range = format!("must be between 0 (inclusive) and {count} (exclusive).");
+            return Err(Error::new(format!("Invalid device ID: {device_id}, {range}")));
+        }
         let mut raw = ptr::null_mut();
         // SAFETY: the out pointer is valid.
         unsafe {
