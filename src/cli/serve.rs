@@ -108,23 +108,23 @@ pub(super) fn run(mut config: Config) -> anyhow::Result<u8> {
         served
     });
     let is_loading = models.is_loading();
-    let engine_failure = *alarm.borrow();
     // Others may have something on the device that is lost, and to give it back may take for ever.
-    let is_lost = engine_failure == Some(EngineFailure::DeviceLost);
-    let have_ended = !is_lost && loader::join_within(engines, LAST_RUNS);
-    if !is_lost && !have_ended {
+    let is_lost = || *alarm.borrow() == Some(EngineFailure::DeviceLost);
+    let have_ended = !is_lost() && loader::join_within(engines, LAST_RUNS);
+    if !is_lost() && !have_ended {
         tracing::error!(
             "an engine has not ended, perhaps since its device does not answer; the process ends without it"
         );
     }
 
+    let engine_failure = *alarm.borrow();
     let result = match (engine_failure, served, load_failure.into_inner()) {
         (Some(failure), ..) => Ok(status(failure)),
         (None, Err(error), _) => Err(error).context("the server has failed"),
         (None, Ok(()), Some(failure)) => Err(anyhow!(failure)),
         (None, Ok(()), None) => Ok(SUCCESS),
     };
-    if is_loading || !have_ended {
+    if is_loading || is_lost() || !have_ended {
         // The usual way out destroys what is global in ONNX Runtime while a load or an engine still uses it, and crashes.
         signal_hook::low_level::exit(report(result).into());
     }

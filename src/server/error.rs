@@ -202,7 +202,8 @@ impl ApiError {
         match self {
             Self::Responses(error) => describe_refusal(error),
             Self::Completion { error, .. } => describe_refusal(error),
-            Self::Failed(Failure::Model | Failure::EngineLost) => failed(Retry::AtOnce),
+            Self::Failed(Failure::Model) => failed(Retry::AtOnce),
+            Self::Failed(Failure::EngineLost) => failed(RETRY_WHEN_STOPPED),
             Self::Failed(Failure::OutOfMemory) => failed(RETRY_WHEN_FULL),
             Self::Failed(Failure::Refused { .. }) => refused(S::BAD_REQUEST, "invalid_prompt"),
             Self::Failed(Failure::Shutdown | Failure::Restarted | Failure::Interrupted { .. }) | Self::Draining => {
@@ -439,6 +440,7 @@ mod tests {
             describe(chat(EngineError::Stopped)),
             describe(Failure::Model),
             describe(Failure::OutOfMemory),
+            describe(Failure::EngineLost),
             describe(Failure::Shutdown),
             describe(ApiError::InvalidKey),
             describe(ApiError::RateLimited {
@@ -472,6 +474,7 @@ mod tests {
         503 true 5 {"error":{"message":"the engine has stopped; try again later","type":"service_unavailable","param":null,"code":"service_unavailable"}}
         500 true - {"error":{"message":"the model failed while it wrote this reply; send the request again","type":"server_error","param":null,"code":"server_error"}}
         500 true 1 {"error":{"message":"the memory of the model's device ran out while it wrote this reply; send the request again later, and where that goes on, have `engine.max_batch_size`, `engine.max_step_tokens` or `engine.max_context_tokens` lowered","type":"server_error","param":null,"code":"server_error"}}
+        500 true 5 {"error":{"message":"the engine was lost while it wrote this reply; send the request again","type":"server_error","param":null,"code":"server_error"}}
         503 true 5 {"error":{"message":"the server is shutting down; send the request again","type":"service_unavailable","param":null,"code":"service_unavailable"}}
         401 false - {"error":{"message":"a valid API key is needed; send it as `Authorization: Bearer KEY`","type":"authentication_error","param":null,"code":"invalid_api_key"}}
         429 true 2 {"error":{"message":"the API key `ci` has reached its limit `requests_per_minute = 60`; try again in 1.201s","type":"rate_limit_error","param":null,"code":"rate_limit_exceeded"}}

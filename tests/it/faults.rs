@@ -341,7 +341,9 @@ fn after_a_failure_that_nobody_knows_the_device_is_looked_at_at_once() {
 
 #[test]
 fn a_failure_that_only_concerns_its_run_costs_nobody_else() {
-    for make in [FakeModel::default, FakeModel::rigid, || FakeModel::in_blocks(128, 4)] {
+    // The blocks do not suffice for two.
+    let makes = [FakeModel::default, FakeModel::rigid, || FakeModel::in_blocks(8, 4), || FakeModel::in_blocks(32, 1)];
+    for make in makes {
         let (undisturbed, _) = replies(make(), &patient(), &prompts());
         for run in 1..20 {
             let model = make().watched().with_fault(UNCLEAR, run..run + 1, 1);

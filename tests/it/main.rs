@@ -19,6 +19,7 @@ mod hostile_folder;
 mod hostile_format;
 mod http;
 mod inspect;
+mod lost_device;
 mod metrics;
 mod models;
 mod replicas;
