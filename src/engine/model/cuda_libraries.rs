@@ -13,6 +13,8 @@ use std::{
 
 /// The driver's own library.
 pub(super) const DRIVER: &str = "libcuda.so.1";
+/// How the name of CUDA's runtime begins; its version follows.
+pub(super) const RUNTIME: &str = "libcudart.so.";
 /// What the CUDA provider loads by itself when a graph asks for it, by the provider's own library.
 const OPTIONAL: [(&str, &str); 1] = [("libonnxruntime_providers_cuda.so", "libcudnn.so.9")];
 /// How the names of libraries begin that come with CUDA, its driver or TensorRT.
@@ -55,6 +57,11 @@ impl CudaLibraries {
     pub(super) fn needed_by(&self, library: &Path) -> Vec<CudaLibrary> {
         let mut found = Vec::new();
         self.add_needed(library, &mut Vec::new(), &mut found);
+        // CUDA's runtime opens it by itself.
+        if found.iter().any(|known| known.name.starts_with(RUNTIME)) && !found.iter().any(|known| known.name == DRIVER)
+        {
+            found.push(self.look_for(DRIVER, true));
+        }
         for (_, name) in OPTIONAL.iter().filter(|(user, _)| library.ends_with(user)) {
             if !found.iter().any(|known| known.name == *name) {
                 found.push(self.look_for(name, false));
@@ -95,9 +102,12 @@ impl CudaLibraries {
     }
 
     /// Loads all that can be found of what the library needs. What cannot be loaded has a flaw from then on and no path, unless
-    /// all that it lacks is another of them.
+    /// all that it lacks is another of them; what only the system's loader finds has its name for a path.
     pub(super) fn load(needed: &mut [CudaLibrary]) {
-        for CudaLibrary { name, path, flaw, .. } in needed {
+        for CudaLibrary { name, path, flaw, is_needed } in needed {
+            if *is_needed && path.is_none() && ffi::load_library(Path::new(name)).is_ok() {
+                *path = Some(PathBuf::from(&*name));
+            }
             if let Some(file) = path.clone()
                 && let Err(error) = ffi::load_library(&file)
             {
@@ -329,6 +339,22 @@ mod tests {
         let path = Some(Path::new(".runtime").join(name));
         CudaLibraries::load(&mut [CudaLibrary { name: name.to_owned(), path, flaw: None, is_needed: true }]);
         ffi::load_library(Path::new(name)).unwrap();
+        let mut needed = [name, "libcuda-nowhere.so.1"].map(|name| CudaLibrary {
+            name: name.to_owned(),
+            path: None,
+            flaw: None,
+            is_needed: true,
+        });
+        CudaLibraries::load(&mut needed);
+        assert_eq!(needed.map(|library| library.path.is_some()), [true, false]);
+    }
+
+    #[test]
+    fn whoever_needs_cuda_needs_its_driver() {
+        let machine = Machine::with(&[("a/libonnxruntime_providers_tensorrt.so", &["libcudart.so.13"])]);
+        let libraries = CudaLibraries { folders: Vec::new() };
+        let needed = libraries.needed_by(&machine.path("a/libonnxruntime_providers_tensorrt.so"));
+        assert_eq!(needed.iter().map(|library| library.name.as_str()).collect::<Vec<_>>(), ["libcudart.so.13", DRIVER]);
     }
 
     #[test]

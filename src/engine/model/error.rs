@@ -101,8 +101,8 @@ pub enum LoadError {
     },
     /// The operator should ask for less, or take a smaller graph.
     #[error(
-        "the model {} does not fit in memory: {message}; lower `engine.max_batch_size`, `engine.max_context_tokens` or \
-         `engine.max_step_tokens`, or take a smaller variant", path.display()
+        "the model {} does not fit in memory: {message}; {}lower `engine.max_batch_size`, `engine.max_context_tokens` or \
+         `engine.max_step_tokens`, or take a smaller variant", path.display(), raise_limit(message)
     )]
     OutOfMemory {
         /// The ONNX file.
@@ -126,8 +126,9 @@ pub enum LoadError {
     },
     /// The operator should ask for fewer slots or a shorter context.
     #[error(
-        "the KV cache of {num_bytes} bytes cannot be allocated: {message}; lower `engine.max_batch_size` or \
-         `engine.max_context_tokens`"
+        "the KV cache of {num_bytes} bytes cannot be allocated: {message}; {}lower `engine.max_batch_size` or \
+         `engine.max_context_tokens`",
+        raise_limit(message)
     )]
     KvCache {
         /// Of all slots together, or all blocks.
@@ -184,6 +185,13 @@ fn kernel_words(message: &str) -> String {
     words.trim_end_matches('.').to_owned()
 }
 
+/// What its arena says where memory is there that the config does not let it have.
+const BEYOND_LIMIT: &str = "is smaller than requested bytes of";
+
+fn raise_limit(message: &str) -> &'static str {
+    if message.contains(BEYOND_LIMIT) { "raise the provider's `gpu_mem_limit`, " } else { "" }
+}
+
 fn list(paths: &[PathBuf]) -> String {
     paths.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ")
 }
@@ -207,6 +215,12 @@ mod tests {
     fn what_does_not_fit_is_told_apart_from_what_does_not_run() {
         let error = |message: &str| LoadError::first_token("FILE".into(), &ModelError::new(message).into()).to_string();
         insta::assert_snapshot!(error("CUDA failure 2: out of memory"), @"the model FILE does not fit in memory: CUDA failure 2: out of memory; lower `engine.max_batch_size`, `engine.max_context_tokens` or `engine.max_step_tokens`, or take a smaller variant");
+        insta::assert_snapshot!(error("Available memory of 1 is smaller than requested bytes of 2"), @"the model FILE does not fit in memory: Available memory of 1 is smaller than requested bytes of 2; raise the provider's `gpu_mem_limit`, lower `engine.max_batch_size`, `engine.max_context_tokens` or `engine.max_step_tokens`, or take a smaller variant");
+        let cache = LoadError::KvCache {
+            num_bytes: 2,
+            message: "Available memory of 1 is smaller than requested bytes of 2".into(),
+        };
+        insta::assert_snapshot!(cache, @"the KV cache of 2 bytes cannot be allocated: Available memory of 1 is smaller than requested bytes of 2; raise the provider's `gpu_mem_limit`, lower `engine.max_batch_size` or `engine.max_context_tokens`");
         insta::assert_snapshot!(error("while running X. Status Message: Y (CPU): a is not supported. It is implemented only on the CUDA EP."), @"the model FILE is made for another device: Y (CPU): a is not supported. It is implemented only on the CUDA EP; take an export for this one");
         insta::assert_snapshot!(error("no"), @"the model FILE loads but does not run: no; take another export, or a newer ONNX Runtime");
     }

@@ -2,7 +2,7 @@
 
 use super::{
     CudaLibrary, GraphFamily, LoadError, ModelSpec, Runtime,
-    cuda_libraries::CudaLibraries,
+    cuda_libraries::{self, CudaLibraries},
     error::words,
     ffi::Stream,
     provider_error,
@@ -187,8 +187,9 @@ impl ProviderConfig {
             (ProviderName::Cpu, _) => Ok(None),
             (ProviderName::Cuda | ProviderName::TensorRt, Some(first)) => Ok(first.stream.clone()),
             (ProviderName::Cuda | ProviderName::TensorRt, None) => {
-                let cuda_runtime = needed.iter().find(|library| library.name.starts_with(CUDA_RUNTIME));
-                let name = cuda_runtime.map_or_else(|| format!("{CUDA_RUNTIME}13"), |library| library.name.clone());
+                let cuda_runtime = needed.iter().find(|library| library.name.starts_with(cuda_libraries::RUNTIME));
+                let name = cuda_runtime
+                    .map_or_else(|| format!("{}13", cuda_libraries::RUNTIME), |library| library.name.clone());
                 Stream::open(self.device_id(), &name).map(Some)
             }
         }
@@ -242,9 +243,6 @@ impl ProviderConfig {
         }
     }
 }
-
-/// How the name of CUDA's runtime begins; its version follows.
-const CUDA_RUNTIME: &str = "libcudart.so.";
 
 /// The option by which CUDA's provider is told to capture runs.
 const CAPTURE: &str = "enable_cuda_graph";

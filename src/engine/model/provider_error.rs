@@ -22,10 +22,13 @@ const GPU_BUILD: &str =
     "run scripts/fetch-runtime --gpu and set `runtime.library = \".runtime/gpu/libonnxruntime.so\"`";
 const LOOK_AT_DRIVER: &str = "look at what nvidia-smi says, and restart the machine or its driver";
 
+/// What CUDA says of a driver that is too old, and where there is none.
+const NO_GOOD_DRIVER: [&str; 2] = ["CUDA failure 35:", "driver version is insufficient"];
+
 /// What is known of an error, by words that ONNX Runtime and CUDA have for it.
 const KNOWN: [Known; 11] = [
     Known {
-        words: &["CUDA failure 35:", "driver version is insufficient"],
+        words: &NO_GOOD_DRIVER,
         message: "the NVIDIA driver is too old for this CUDA",
         advice: "update the driver (CUDA 13 needs 580 or newer)",
     },
@@ -102,6 +105,10 @@ pub(super) fn not_in_this_build(name: ProviderName) -> LoadError {
 /// What the runtime says of a provider that cannot be loaded, where it needs these libraries.
 pub(super) fn explain(name: ProviderName, said: &str, needed: &[CudaLibrary]) -> LoadError {
     let error = |message: String, advice: String| LoadError::Provider { name, message, advice };
+    let has_no_driver = needed.iter().any(|library| library.name == DRIVER && library.path.is_none());
+    if has_no_driver && NO_GOOD_DRIVER.iter().any(|words| said.contains(words)) {
+        return error(format!("{DRIVER} was not found"), advice(&[DRIVER]));
+    }
     if let Some(known) = KNOWN.iter().find(|known| known.words.iter().any(|words| said.contains(words))) {
         return error(known.message.to_owned(), known.advice.to_owned());
     }
@@ -261,6 +268,7 @@ mod tests {
     #[test]
     fn what_cuda_says_becomes_what_to_do() {
         insta::assert_snapshot!(failure("35: CUDA driver version is insufficient for CUDA runtime version"), @"cuda: the NVIDIA driver is too old for this CUDA; update the driver (CUDA 13 needs 580 or newer)");
+        insta::assert_snapshot!(explained(ProviderName::Cuda, "CUDA failure 35: CUDA driver version is insufficient for CUDA runtime version", &["libcuda.so.1"]), @"cuda: libcuda.so.1 was not found; install the NVIDIA driver, and give a container the GPU (with docker: `--gpus all`)");
         insta::assert_snapshot!(failure("100: no CUDA-capable device is detected"), @"cuda: there is no GPU that this process may use; look at CUDA_VISIBLE_DEVICES, and give a container the GPU (with docker: `--gpus all`)");
         insta::assert_snapshot!(failure("101: invalid device ordinal"), @"cuda: there is no GPU of this `device_id`; set another `device_id`; the first GPU is 0, and only those in CUDA_VISIBLE_DEVICES count");
         insta::assert_snapshot!(failure("34: CUDA driver is a stub library"), @"cuda: the libcuda.so.1 that was found is the one to build with, which does nothing; take its folder (stubs) out of LD_LIBRARY_PATH and `runtime.cuda_libraries`");
