@@ -196,7 +196,8 @@ impl Bench<'_> {
         Ok(f64::from(rows.get()) / median(times))
     }
 
-    /// Decodes all rows at once and takes the time from the moment when all have started.
+    /// Decodes all rows at once and takes the time from the moment when all have started, over as many tokens as the engine
+    /// itself has counted: this thread may be late to read them.
     fn rate(
         &self,
         handle: &EngineHandle,
@@ -215,13 +216,17 @@ impl Bench<'_> {
         // One step more, so that the last prompt is not in the time.
         next_token(streams.last_mut().expect("at least one row"))?;
         let (began, before) = (Instant::now(), handle.stats());
-        for _ in 0..self.args.tokens {
+        let enough = u64::from(rows.get()) * u64::from(self.args.tokens);
+        let (elapsed, stats) = loop {
             next_token(streams.last_mut().expect("at least one row"))?;
-        }
-        let (elapsed, stats) = (began.elapsed(), handle.stats().since(&before));
+            let (elapsed, stats) = (began.elapsed(), handle.stats().since(&before));
+            if enough <= stats.generated_tokens {
+                break (elapsed, stats);
+            }
+        };
         let Stats { busy, running, generated_tokens, copied, .. } = stats;
-        if generated_tokens < u64::from(rows.get() * (self.args.tokens - 1)) {
-            bail!("a sequence ended while the others were timed");
+        if handle.load().running < rows.get() as usize {
+            bail!("a sequence ended while the others were timed; ask for more with `--tokens`, or end what else runs");
         }
         Ok(Rate {
             tokens_per_second: generated_tokens as f64 / elapsed.as_secs_f64(),

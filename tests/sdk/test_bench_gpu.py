@@ -7,10 +7,11 @@ import struct
 import subprocess
 import sys
 from importlib.machinery import SourceFileLoader
+from pathlib import Path
 
 import pytest
 
-from server import REPOSITORY, Server, WAIT_SECONDS
+from server import BINARY, REPOSITORY, Server, WAIT_SECONDS
 
 SCRIPT = REPOSITORY / "scripts/bench-gpu"
 FIXTURES = REPOSITORY / "tests/fixtures"
@@ -128,6 +129,7 @@ def test_the_table_compares_with_the_best_of_the_others_and_names_what_failed():
         result("a", "genai", "prefill 512", prefill_tokens_per_second=6000.0),
         {"case": "a", "system": "ortolan", "batch": 32, "error": "ortolan: out | of memory"},
         result("a", "genai", 32, **{"greedy.tokens_per_second": 70.0}),
+        result("a-paged", "ortolan", 8, **{"greedy.tokens_per_second": 120.0}),
         result("a-paged", "engine", 8, **{"greedy.tokens_per_second": 300.0}),
     ]
     rows = bench_gpu.table_rows(results, {("a", 8): 200.0, ("a", 32): None})
@@ -135,7 +137,7 @@ def test_the_table_compares_with_the_best_of_the_others_and_names_what_failed():
         ("a", "8", "1.50", "75%"),
         ("a", "32", "", ""),
         ("a", "prefill 512", "1.50", ""),
-        ("a-paged", "8", "0.50", ""),
+        ("a-paged", "8", "0.40", ""),
     ]
     assert (rows[0]["outside"], rows[0]["genai graph"], rows[0]["limit"]) == ("3.1%", "100.0", "200.0")
     assert rows[1]["notes"] == "ortolan: out / of memory"
@@ -149,6 +151,75 @@ def test_the_limit_reads_weights_once_and_the_cache_of_each_row():
     assert bench_gpu.limit(model, 1, 0, 1000.0) == 1000.0
     assert bench_gpu.limit(model, 100, 100, 1000.0) == 50_000.0
     assert bench_gpu.limit(model, 1, 0, None) is None
+
+
+def test_a_gpu_is_not_taken_for_another_whose_name_is_like_it():
+    names = ["H100 80GB HBM3", "L40", "GH200 480GB", "A100-SXM4-80GB", "L4", "A10G"]
+    known = [bench_gpu.known_gpu(f"NVIDIA {name}") for name in names]
+    assert known == ["H100", "L40", None, "A100-SXM4-80GB", "L4", None]
+
+
+def run(graphs, tmp_path, *arguments):
+    """The script's output, its status, and the numbers that it wrote."""
+    command = [sys.executable, SCRIPT, "--provider", "cpu", "--graphs", graphs, "--work", tmp_path / "work"]
+    command += ["--json", tmp_path / "found.json", *arguments]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=300)
+    assert done.returncode in (0, 1), done.stderr
+    return done.stdout, done.returncode, json.loads((tmp_path / "found.json").read_text())
+
+
+def test_what_ortolan_says_of_itself_is_what_the_table_shows():
+    """On a CPU, with so many tokens that no sequence ends before they are counted."""
+    sizes = ["--batch", "1,2", "--context", "16", "--tokens", "200", "--prompt", "32", "--rounds", "1"]
+    options = ["--provider", "cpu", "--ortolan", str(BINARY), "--together", "--ttft"]
+    args = bench_gpu.parser().parse_args([*options, *sizes])
+    args.only = ["ortolan"]
+    results = bench_gpu.Results(None, {})
+    model = bench_gpu.Model(REPOSITORY / "models/starter", step_bytes=1, token_bytes=1, vocab_size=1024)
+    bench_gpu.measure_case(args, "starter", model, results, bench_gpu.Clock(WAIT_SECONDS, WAIT_SECONDS))
+    assert [one["batch"] for one in results.found] == [1, 2, "prefill 32", "ttft 32"]
+    values = [one["values"] for one in results.found]
+    for decode in values[:2]:
+        rates = ["greedy.tokens_per_second", "sampled.tokens_per_second", "floor_tokens_per_second"]
+        assert all(0 < decode[name] for name in rates) and 0 < decode["greedy.outside_runs"] < 1
+    assert 0 < values[2]["prefill_tokens_per_second"] and 0 < values[3]["ttft_ms"]
+    rows = bench_gpu.table_rows(results.found, {})
+    shown = ["case", "batch", "ortolan", "top-p", "outside", "graph alone", "notes"]
+    assert [cell.strip() for cell in bench_gpu.table(rows).splitlines()[0].strip("|").split("|")] == shown
+    assert rows[3]["notes"].endswith(" ms over HTTP")
+
+
+def test_what_hangs_is_ended_and_what_is_no_graph_is_told(graphs, tmp_path):
+    """With an ortolan that waits for what never comes, in a process of its own."""
+    hanging, child = tmp_path / "ortolan", tmp_path / "child"
+    hanging.write_text(f'#!/bin/sh\n[ "$1" = --version ] && exit\ncat /dev/zero >/dev/null &\necho $! >{child}\nwait\n')
+    hanging.chmod(0o755)
+    broken = graphs / "broken"
+    broken.mkdir(exist_ok=True)
+    shutil.copy(graphs / "genai-qwen3/config.json", broken)
+    (broken / "model.onnx").write_bytes((graphs / "genai-qwen3/model.onnx").read_bytes()[:1000])
+    arguments = ["--only", "ortolan", "--ortolan", hanging, "--batch", "1", "--each", "1"]
+    output, status, found = run(graphs, tmp_path, "--cases", "broken,genai-qwen3", *arguments)
+    errors = [one["error"] for one in found["results"]]
+    assert "is no ONNX file, or a part of one" in errors[0] and errors[1:] == ["no result within 1 s"]
+    assert status == 1 and "| genai-qwen3" in output
+    status_file = Path("/proc", child.read_text().strip(), "status")
+    assert not status_file.exists() or "State:\tZ" in status_file.read_text(), "it still runs"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--rounds", "0"], "argument --rounds: it has to be at least 1"),
+        (["--json", "nowhere/found.json"], "the folder of nowhere/found.json does not exist"),
+        (["--only", "vllm"], "unknown in --only: vllm"),
+        (["--ortolan", "nowhere/ortolan"], "nowhere/ortolan does not exist"),
+    ],
+)
+def test_what_is_missing_is_told_before_anything_is_measured(arguments, says):
+    command = [sys.executable, SCRIPT, "--ortolan", sys.executable, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2 and says in done.stderr
 
 
 def test_what_cannot_be_measured_is_told_and_the_rest_goes_on(graphs, tmp_path):
