@@ -2,7 +2,7 @@
 
 use super::{
     LoadError, ModelSpec, Runtime,
-    cuda_libraries::CudaLibraries,
+    cuda_libraries::{CudaLibraries, CudaLibrary},
     error::words,
     ffi::Stream,
     provider_error,
@@ -153,7 +153,7 @@ impl ProviderConfig {
         };
         CudaLibraries::load(&needed);
         let explain = |cause: ort::Error| provider_error::explain(self.name, &words(&cause), &needed);
-        let stream = self.stream(first).map_err(explain)?;
+        let stream = self.stream(first, &needed).map_err(explain)?;
         // What runs on several providers is not captured.
         let captures = wants_captures && first.is_none() && self.can_capture();
         let mut options = self.options_for(model, runtime.tensorrt_cache.as_deref());
@@ -176,11 +176,13 @@ impl ProviderConfig {
     /// What the work on this provider's device will be ordered by, so that copies need not wait for runs, nor runs for
     /// copies: the same for all providers of a session, of which the `first` keeps it. None where the device is the processor
     /// itself, or not that of the first.
-    fn stream(&self, first: Option<&Registered>) -> ort::Result<Option<Arc<Stream>>> {
+    fn stream(&self, first: Option<&Registered>, needed: &[CudaLibrary]) -> ort::Result<Option<Arc<Stream>>> {
+        let mut names = needed.iter().map(|library| library.name.as_str());
+        let runtime = names.find(|name| name.starts_with("libcudart.so"));
         match (self.name, first) {
             (ProviderName::Cpu, _) => Ok(None),
             (_, Some(first)) => Ok(first.stream.clone().filter(|_| first.provider.device_id() == self.device_id())),
-            (_, None) => Stream::open(self.device_id()).map(Some),
+            (_, None) => Stream::open(self.device_id(), runtime).map(Some),
         }
     }
 

@@ -7,6 +7,7 @@ use ort::{Error, Result};
 use std::{
     ffi::{CStr, c_char, c_int, c_uint, c_void},
     ptr::{self, NonNull},
+    slice,
     sync::Arc,
 };
 
@@ -36,15 +37,16 @@ struct Cuda {
     _library: Library,
 }
 
-/// What ONNX Runtime's provider is linked against, newest first.
+/// What ONNX Runtime's providers may be linked against, newest first.
 const LIBRARIES: [&str; 2] = ["libcudart.so.13", "libcudart.so.12"];
 
 impl Cuda {
-    fn load() -> Result<Self> {
+    /// The one that the provider needs, where that is known: a newer one may want a newer driver.
+    fn load(needed: Option<&str>) -> Result<Self> {
         let mut missing = String::new();
-        for name in LIBRARIES {
+        for name in needed.as_ref().map_or(&LIBRARIES[..], slice::from_ref) {
             // SAFETY: the CUDA runtime has no initializers that could do harm.
-            match unsafe { Library::new(name) } {
+            match unsafe { Library::new(*name) } {
                 Ok(library) => {
                     // SAFETY: the types are those of `cuda_runtime_api.h`, the same in all of these versions.
                     return unsafe { Self::look_up(library) }.map_err(|error| Error::new(error.to_string()));
@@ -106,9 +108,9 @@ unsafe impl Send for Stream {}
 unsafe impl Sync for Stream {}
 
 impl Stream {
-    /// On this device.
-    pub(in crate::engine::model) fn open(device_id: i32) -> Result<Arc<Self>> {
-        let cuda = Cuda::load()?;
+    /// On this device, by way of the library that the provider needs, as far as that is known.
+    pub(in crate::engine::model) fn open(device_id: i32, needed: Option<&str>) -> Result<Arc<Self>> {
+        let cuda = Cuda::load(needed)?;
         let mut raw = ptr::null_mut();
         // SAFETY: the out pointer is valid.
         unsafe {
@@ -232,6 +234,23 @@ impl Drop for Pinned {
         unsafe {
             (self.stream.cuda.stream_synchronize)(self.stream.raw.as_ptr());
             (self.stream.cuda.host_free)(self.data.as_ptr().cast());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::model::runtime;
+
+    #[test]
+    fn no_other_library_is_taken_than_the_one_that_is_needed() {
+        runtime::for_tests();
+        for (needed, tried_last) in [(Some("libcudart.so.0"), "libcudart.so.0"), (None, "libcudart.so.12")] {
+            match Cuda::load(needed) {
+                Err(error) => assert!(error.to_string().contains(tried_last), "{error}"),
+                Ok(_) => assert_eq!(needed, None),
+            }
         }
     }
 }
