@@ -51,7 +51,7 @@ impl Cuda {
                     // SAFETY: the types are those of `cuda_runtime_api.h`, the same in all of these versions.
                     return unsafe { Self::look_up(library) }.map_err(|error| Error::new(error.to_string()));
                 }
-                Err(error) => missing = error.to_string(),
+                Err(error) => missing = format!("{name}: {error}"),
             }
         }
         Err(Error::new(format!("the CUDA runtime library cannot be loaded: {missing}")))
