@@ -237,3 +237,16 @@ impl Drop for Pinned {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::model::runtime;
+
+    #[test]
+    fn a_library_that_is_not_there_is_named() {
+        runtime::for_tests();
+        let error = Cuda::load("libcudart.so.0").err().expect("there is no such version");
+        assert!(error.to_string().contains("libcudart.so.0"), "{error}");
+    }
+}
