@@ -198,6 +198,11 @@ impl EngineHandle {
         self.slots + self.max_waiting - self.permits.available_permits()
     }
 
+    /// Whether the last run failed, and the idle engine has not been looked at since.
+    pub(super) fn has_failed(&self) -> bool {
+        self.counters.has_failed()
+    }
+
     /// Sequences that run at once.
     pub(super) fn num_slots(&self) -> usize {
         self.slots

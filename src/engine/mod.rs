@@ -137,7 +137,9 @@ impl<M: Model> Engine<M> {
             return;
         }
         self.logits.clear();
-        let num_generated = match self.model.forward(&self.batch, &mut self.logits) {
+        let computed = self.model.forward(&self.batch, &mut self.logits);
+        self.counters.note_run(computed.is_err());
+        let num_generated = match computed {
             Ok(()) => self.sample(),
             Err(error) => {
                 self.recover(&error);

@@ -86,7 +86,9 @@ impl<M: Model> Engine<M> {
     pub(super) fn wait_for_command(&mut self) -> Option<Command> {
         let Some((canary, interval)) = self.canary else { return self.commands.blocking_recv() };
         receive_within(&mut self.commands, interval).unwrap_or_else(|| {
-            self.look_again(canary);
+            if self.look_again(canary) {
+                self.counters.note_run(false);
+            }
             Some(Command::Wake)
         })
     }
@@ -101,22 +103,23 @@ impl<M: Model> Engine<M> {
     }
 
     /// Sees whether the device still computes what it did, while nothing runs or a place has just become free. What is held
-    /// there by the slot that is missed least is forgotten.
-    fn look_again(&mut self, canary: Canary) {
+    /// there by the slot that is missed least is forgotten. True where it does.
+    fn look_again(&mut self, canary: Canary) -> bool {
         let prompt = Prefix { tokens: &[TokenId(0)], salt: 0 };
         let allocated = self.kv_cache.allocate(prompt, 0, iter::empty(), &mut self.model);
         let (mut place, _) = allocated.expect("a slot and a block are free");
         assert!(self.kv_cache.reserve(&mut place, 0..1), "a block is free");
         let checked = canary.check(&mut self.model, place.slot_index(), place.blocks());
         self.kv_cache.release(place, Vec::new(), 0);
-        match checked {
+        match &checked {
             Ok(()) => {}
             // Others may have it on the same device, and give it back.
             Err(CanaryError::Run(error)) if error.fault() == Fault::OutOfMemory => {
                 tracing::warn!(%error, "there is no memory to see whether the device still computes right");
             }
-            Err(error) => self.lose_device(&error),
+            Err(error) => self.lose_device(error),
         }
+        checked.is_ok()
     }
 }
 

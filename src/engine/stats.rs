@@ -2,11 +2,11 @@
 
 use super::Copied;
 use std::{
-    sync::atomic::{AtomicU64, AtomicUsize, Ordering},
+    sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     time::Duration,
 };
 
-/// Counters that only grow: written by the engine thread, read by anyone.
+/// Counters that only grow, and how things stand: written by the engine thread, read by anyone.
 #[derive(Debug, Default)]
 pub(super) struct Counters {
     steps: AtomicU64,
@@ -22,6 +22,7 @@ pub(super) struct Counters {
     bytes_to_device: AtomicU64,
     bytes_to_host: AtomicU64,
     blocks_in_use: AtomicUsize,
+    has_failed: AtomicBool,
 }
 
 /// What an engine has to do at one moment.
@@ -87,6 +88,15 @@ impl Counters {
     pub(super) fn set_copied(&self, copied: Copied) {
         self.bytes_to_device.store(copied.to_device, Ordering::Relaxed);
         self.bytes_to_host.store(copied.to_host, Ordering::Relaxed);
+    }
+
+    /// How the last run went.
+    pub(super) fn note_run(&self, has_failed: bool) {
+        self.has_failed.store(has_failed, Ordering::Relaxed);
+    }
+
+    pub(super) fn has_failed(&self) -> bool {
+        self.has_failed.load(Ordering::Relaxed)
     }
 
     pub(super) fn running(&self) -> usize {
