@@ -160,6 +160,22 @@ impl BlockCache {
         table.blocks.iter().rev().for_each(|block| self.disown(*block));
     }
 
+    /// Forgets what the last blocks of a table hold, as far as they are nobody else's, and returns these.
+    pub fn forget_last(&mut self, table: &mut BlockTable) -> Vec<u32> {
+        let mut forgotten = Vec::new();
+        for block in table.blocks.iter().rev().copied() {
+            let Block { num_owners, num_behind, .. } = self.blocks[block as usize];
+            if num_owners != 1 || num_behind != 0 {
+                break;
+            }
+            self.forget(block);
+            self.blocks[block as usize].num_owners = 1;
+            forgotten.push(block);
+        }
+        table.num_known = table.num_known.min(table.blocks.len() - forgotten.len());
+        forgotten
+    }
+
     /// Asserts that no block leaked.
     pub fn assert_all_free(&self) {
         assert_eq!(self.num_in_use(), 0, "a KV block leaked");
@@ -365,6 +381,23 @@ mod tests {
         cache.assert_all_free();
         let (table, num_reused) = cache.allocate(of_salt(&prompt, 0), 1).unwrap();
         assert_eq!((num_reused, cache.num_lacking(&table, 12)), (4, 2));
+    }
+
+    #[test]
+    fn what_is_forgotten_is_found_no_more_and_what_others_have_stays() {
+        let mut cache = cache(8);
+        let prompt = tokens(0, 13);
+        let (mut table, _) = compute(&mut cache, &prompt);
+        cache.settle(&mut table, of_salt(&prompt, 0));
+        let (other, num_tokens) = cache.allocate(of_salt(&prompt[..5], 0), 0).unwrap();
+        assert_eq!((num_tokens, other.blocks()), (4, &table.blocks()[..1]));
+        let own: Vec<u32> = table.blocks()[1..].iter().rev().copied().collect();
+        assert_eq!(cache.forget_last(&mut table), own);
+        // A sequence of which nothing is to be kept gives all of them back.
+        cache.release(table, of_salt(&[], 0));
+        assert_eq!((num_found(&mut cache, &prompt), cache.num_in_use()), (4, 1));
+        cache.release(other, of_salt(&prompt[..4], 0));
+        cache.assert_all_free();
     }
 
     #[test]

@@ -94,6 +94,11 @@ impl Cache {
         }
     }
 
+    /// Forgets what a place holds, and returns the blocks that may hold something else from now on.
+    pub(super) fn forget(&mut self, place: &mut Place) -> Vec<u32> {
+        self.blocks.as_mut().map_or_else(Vec::new, |blocks| blocks.forget_last(&mut place.table))
+    }
+
     /// Gives a place back, with the tokens whose keys and values it holds.
     pub(super) fn release(&mut self, place: Place, tokens: Vec<TokenId>, salt: u64) {
         if let Some(blocks) = &mut self.blocks {

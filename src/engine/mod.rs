@@ -174,7 +174,9 @@ impl<M: Model> Engine<M> {
             };
             scores.map(take).collect()
         };
-        self.is_in_doubt |= taken.iter().any(|(_, taken)| taken.is_spoiled);
+        for (row, _) in taken.iter().filter(|(_, taken)| taken.is_spoiled) {
+            self.wipe(self.batch.rows()[*row].slot_index);
+        }
         let num_generated: usize = taken.iter().map(|(_, taken)| taken.num_picked).sum();
         let num_generated = num_generated + self.sample_from_all(&taken);
         let rows = self.batch.rows();

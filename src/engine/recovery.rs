@@ -75,6 +75,16 @@ impl<M: Model> Engine<M> {
         );
     }
 
+    /// Clears the place of a sequence whose scores are no numbers: what it has left there would spoil whoever comes after, and
+    /// the canary first of all. And that is in doubt, since it may not have been the prompt.
+    pub(super) fn wipe(&mut self, slot_index: usize) {
+        let blocks = self.kv_cache.forget(self.scheduler.place_mut(slot_index));
+        if let Err(error) = self.model.wipe(slot_index, &blocks) {
+            tracing::error!(%error, "a place could not be cleared");
+        }
+        self.is_in_doubt = true;
+    }
+
     /// From now on nobody takes the engine for one that runs, and its thread ends.
     fn lose_device(&mut self, error: &dyn Display) {
         tracing::error!(%error, "the device was lost: it computes nothing, or nothing right, any more");

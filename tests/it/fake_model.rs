@@ -2,7 +2,7 @@
 
 use ortolan::engine::{Batch, BlockLimits, Canary, Logits, Model, ModelError, ModelLimits, Row, TokenId};
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     ops::Range,
     sync::{
         Arc,
@@ -32,6 +32,10 @@ pub(crate) struct FakeModel {
     first_spoiled_run: Option<usize>,
     /// From this run on its scores are no numbers.
     first_numberless_run: Option<usize>,
+    /// Of this token comes nothing that is a number.
+    numberless_token: Option<TokenId>,
+    /// Slots or blocks in which there is something of it, until they are wiped.
+    numberless: BTreeSet<usize>,
     gate: Option<mpsc::Receiver<()>>,
     script: Option<Vec<u32>>,
     runs: Arc<AtomicUsize>,
@@ -70,6 +74,8 @@ impl Default for FakeModel {
             canary: None,
             first_spoiled_run: None,
             first_numberless_run: None,
+            numberless_token: None,
+            numberless: BTreeSet::new(),
             gate: None,
             script: None,
             runs: Arc::default(),
@@ -113,6 +119,11 @@ impl FakeModel {
     /// From this run on it computes no numbers.
     pub(crate) fn numberless_from(self, run: usize) -> Self {
         Self { first_numberless_run: Some(run), ..self }
+    }
+
+    /// Where it has computed this token it finds no numbers any more, whatever stands there, unless it is told to wipe that.
+    pub(crate) fn with_numberless_token(self, token: u32) -> Self {
+        Self { numberless_token: Some(TokenId(token)), ..self }
     }
 
     pub(crate) fn runs(&self) -> Arc<AtomicUsize> {
@@ -165,6 +176,19 @@ impl FakeModel {
 }
 
 impl FakeModel {
+    /// Whether what a row reads is no number from some position on.
+    fn is_numberless(&mut self, batch: &Batch, row: &Row, held: &[TokenId]) -> bool {
+        let block_tokens = self.blocks.as_ref().map(|blocks| blocks.limits.block_tokens);
+        let places: Vec<usize> = match block_tokens {
+            Some(_) => batch.blocks(row).iter().map(|block| *block as usize).collect(),
+            None => vec![row.slot_index],
+        };
+        if let Some(first) = held.iter().position(|token| Some(*token) == self.numberless_token) {
+            self.numberless.extend(&places[block_tokens.map_or(0, |block_tokens| first / block_tokens)..]);
+        }
+        places.iter().any(|place| self.numberless.contains(place))
+    }
+
     /// What the cache holds up to the end of a row.
     fn held_after(&mut self, batch: &Batch, row: &Row) -> Vec<TokenId> {
         if let Some(blocks) = &self.blocks {
@@ -236,6 +260,8 @@ impl Model for FakeModel {
             }
             let is_prompt = row.start == 0 || row.num_logits == 0 || (row.num_logits == 1 && 1 < row.num_tokens());
             let held = self.held_after(batch, row);
+            let is_numberless =
+                self.is_numberless(batch, row, &held) || self.first_numberless_run.is_some_and(|first| first <= run);
             for end in row.end() - row.num_logits..row.end() {
                 let history = &held[..=end];
                 let next = match &self.script {
@@ -249,7 +275,7 @@ impl Model for FakeModel {
                 let scores = logits.extend(&[index]);
                 scores.fill(0.0);
                 scores[(next + usize::from(is_spoiled)) % self.vocab_size] = 1.0;
-                if self.first_numberless_run.is_some_and(|first| first <= run) {
+                if is_numberless {
                     scores.fill(f32::NAN);
                 }
             }
@@ -263,6 +289,13 @@ impl Model for FakeModel {
 
     fn canary(&self) -> Option<Canary> {
         self.canary
+    }
+
+    fn wipe(&mut self, slot_index: usize, blocks: &[u32]) -> Result<(), ModelError> {
+        let in_blocks = self.blocks.is_some();
+        let is_wiped = |place: usize| blocks.iter().any(|block| *block as usize == place);
+        self.numberless.retain(|place| if in_blocks { !is_wiped(*place) } else { *place != slot_index });
+        Ok(())
     }
 
     fn copy_slot(&mut self, from: usize, to: usize, num_tokens: usize) -> Result<(), ModelError> {
@@ -282,6 +315,16 @@ impl Model for FakeModel {
         let (held_by_one, held_by_other) = (take(one), take(other));
         self.kv.insert(one, held_by_other);
         self.kv.insert(other, held_by_one);
+        let exchanged = |slot| {
+            if slot == one {
+                other
+            } else if slot == other {
+                one
+            } else {
+                slot
+            }
+        };
+        self.numberless = self.numberless.iter().copied().map(exchanged).collect();
     }
 }
 

@@ -377,6 +377,30 @@ fn scores_that_are_no_numbers_lose_the_device_unless_the_prompt_is_to_blame() {
     assert!(reasons.contains(&FinishReason::Error) && reasons.contains(&FinishReason::DeviceLost), "{reasons:?}");
 }
 
+/// What such a prompt leaves in its place is wiped before anybody else gets that, the canary first of all.
+#[test]
+fn a_prompt_of_which_no_number_comes_spoils_nobody_else() {
+    const BAD: u32 = 500;
+    let makes = [FakeModel::default, FakeModel::rigid, || FakeModel::in_blocks(128, 4), || FakeModel::in_blocks(8, 4)];
+    for make in makes {
+        let mut prompts = prompts();
+        prompts[1][6] = BAD;
+        // The bad one comes a second time, begins alike, and gets what was kept of itself.
+        prompts.push(prompts[1].clone());
+        prompts.push(prompts[1][..5].to_vec());
+        let (undisturbed, _) = replies(make(), &patient(), &prompts);
+        let (replies, end) = replies(make().watched().with_numberless_token(BAD), &patient(), &prompts);
+        assert_eq!(end, End::Shutdown);
+        for (index, reply) in replies.iter().enumerate() {
+            if prompts[index].contains(&BAD) {
+                assert_eq!((reason(reply), tokens(reply)), (FinishReason::Error, Vec::new()));
+            } else {
+                assert_eq!(tokens(reply), tokens(&undisturbed[index]), "{index}");
+            }
+        }
+    }
+}
+
 /// Gives the best scores, and the others when it is asked; some of those questions fail.
 struct Terse {
     model: FakeModel,

@@ -163,6 +163,10 @@ impl Model for Watched {
         self.model_mut().swap_slots(one, other, num_tokens);
     }
 
+    fn wipe(&mut self, slot_index: usize, blocks: &[u32]) -> Result<(), ModelError> {
+        self.model_mut().wipe(slot_index, blocks)
+    }
+
     fn canary(&self) -> Option<Canary> {
         Some(self.canary)
     }

@@ -299,4 +299,16 @@ impl Model for GqaModel {
         let swapped = self.cache.iter_mut().try_for_each(|slab| slab.swap(one, other, num_tokens, spare.as_mut()));
         self.failure = swapped.err().map(ModelError::from).or(self.failure.take());
     }
+
+    /// A CPU's operators read no more than they attend to.
+    fn wipe(&mut self, slot_index: usize, _blocks: &[u32]) -> Result<(), ModelError> {
+        if self.graph.is_on_host() {
+            return Ok(());
+        }
+        let _asking = not_capturing();
+        Ok(self.cache.iter_mut().try_for_each(|slab| {
+            let num_bytes = slab.slot_bytes();
+            slab.buffer.zero(slot_index * num_bytes, num_bytes)
+        })?)
+    }
 }

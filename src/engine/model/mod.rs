@@ -95,6 +95,16 @@ pub trait Model: Send {
     /// [`can_move_slots`](ModelLimits::can_move_slots). Where that fails, so does the next [`forward`](Self::forward).
     fn swap_slots(&mut self, one: usize, other: usize, num_tokens: usize);
 
+    /// Overwrites with zeros what a slot holds or, where there are blocks, these: an operator may multiply what it does not
+    /// attend to by zero, which is only nothing where that is a number.
+    ///
+    /// # Errors
+    /// When the backend fails.
+    fn wipe(&mut self, slot_index: usize, blocks: &[u32]) -> Result<(), ModelError> {
+        let _ = (slot_index, blocks);
+        Ok(())
+    }
+
     /// What it computed when it was loaded, where an idle engine is to see from time to time whether it still does.
     fn canary(&self) -> Option<Canary> {
         None
@@ -128,6 +138,10 @@ impl Model for Box<dyn Model> {
 
     fn swap_slots(&mut self, one: usize, other: usize, num_tokens: usize) {
         (**self).swap_slots(one, other, num_tokens);
+    }
+
+    fn wipe(&mut self, slot_index: usize, blocks: &[u32]) -> Result<(), ModelError> {
+        (**self).wipe(slot_index, blocks)
     }
 
     fn canary(&self) -> Option<Canary> {

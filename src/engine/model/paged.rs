@@ -3,7 +3,7 @@
 
 use super::{
     BlockLimits, CacheKind, ElementType, LoadError, Logits, Model, ModelError, ModelLimits, ModelSpec, Wanted,
-    capture::Recurring,
+    capture::{Recurring, not_capturing},
     device::Feed,
     error::words,
     ffi::{Buffer, Run, Tensor},
@@ -130,6 +130,15 @@ impl Model for PagedModel {
 
     fn swap_slots(&mut self, _one: usize, _other: usize, _num_tokens: usize) {
         unreachable!("slots beside blocks hold nothing")
+    }
+
+    fn wipe(&mut self, _slot_index: usize, blocks: &[u32]) -> Result<(), ModelError> {
+        let _asking = not_capturing();
+        for Pool { buffer, .. } in &mut self.cache {
+            let block_bytes = buffer.num_bytes() / self.blocks.num_blocks;
+            blocks.iter().try_for_each(|block| buffer.zero(*block as usize * block_bytes, block_bytes))?;
+        }
+        Ok(())
     }
 }
 

@@ -143,6 +143,13 @@ impl Buffer {
         self.num_bytes
     }
 
+    /// Sets a part of it to zero.
+    pub(in crate::engine::model) fn zero(&mut self, first_byte: usize, num_bytes: usize) -> Result<()> {
+        assert!(first_byte + num_bytes <= self.num_bytes, "the part lies inside the buffer");
+        // SAFETY: as many bytes lie there, and are this value's.
+        unsafe { self.memory.zero(self.data.byte_add(first_byte), num_bytes) }
+    }
+
     /// Copies rows from one place to another, which do not overlap.
     pub(in crate::engine::model) fn copy(&mut self, from: usize, to: usize, rows: Rows) -> Result<()> {
         self.check_apart(from, to, rows);
