@@ -9,7 +9,9 @@ use ort::{Result, session::RunOptions};
 use std::{
     collections::HashMap,
     ptr,
-    sync::{RwLock, RwLockReadGuard, RwLockWriteGuard},
+    sync::{Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
+    thread,
+    time::{Duration, Instant},
 };
 
 /// While one thread captures, CUDA refuses others what could wait for the device, such as taking memory from it, and the
@@ -17,10 +19,34 @@ use std::{
 /// nobody asks.
 static CAPTURING: RwLock<()> = RwLock::new(());
 
-/// To be held while a device is asked for anything. Nobody ever waits to capture, so that one thread may hold it twice.
+/// To be held while a device is asked for anything. One thread may hold it twice: who is to capture does not wait in line.
 pub(super) fn not_capturing() -> RwLockReadGuard<'static, ()> {
-    CAPTURING.read().unwrap_or_else(std::sync::PoisonError::into_inner)
+    CAPTURING.read().unwrap_or_else(PoisonError::into_inner)
 }
+
+/// Held by who is about to capture.
+static NEXT: Mutex<()> = Mutex::new(());
+
+/// To be passed at the beginning of a step. Several engines ask by turns all the time, and so none would ever capture: who is
+/// about to goes before the steps that begin now.
+pub(super) fn let_capture() {
+    drop(NEXT.lock());
+}
+
+/// Alone, if that can be had within this time.
+fn alone(patience: Duration) -> Option<RwLockWriteGuard<'static, ()>> {
+    let (_next, began) = (NEXT.lock(), Instant::now());
+    loop {
+        match CAPTURING.try_write() {
+            Ok(alone) => return Some(alone),
+            Err(_) if patience <= began.elapsed() => return None,
+            Err(_) => thread::yield_now(),
+        }
+    }
+}
+
+/// Longer than most steps take. A load takes longer, and is not worth waiting for.
+const PATIENCE: Duration = Duration::from_millis(50);
 
 /// How a run goes beside those of other threads.
 pub(super) enum Turn {
@@ -54,7 +80,8 @@ struct Seen {
     options: Option<RunOptions>,
 }
 
-/// A run that is seen less often costs less than capturing it.
+/// A run that is seen less often costs less than capturing it. A power of two: where it was not possible then, it is tried again
+/// when the run has been seen twice as often.
 const MIN_TIMES: usize = 4;
 /// Each takes some memory of the device, which is never given back.
 const MAX_CAPTURED: usize = 256;
@@ -110,8 +137,9 @@ impl Captures {
         }
         let seen = self.seen.entry(run).or_default();
         seen.num_times += 1;
-        let is_due = seen.options.is_none() && MIN_TIMES <= seen.num_times && self.num_captured < MAX_CAPTURED;
-        let alone = if is_due { CAPTURING.try_write().ok() } else { None };
+        let is_time = MIN_TIMES <= seen.num_times && seen.num_times.is_power_of_two();
+        let is_due = seen.options.is_none() && is_time && self.num_captured < MAX_CAPTURED;
+        let alone = if is_due { alone(PATIENCE) } else { None };
         if alone.is_some() {
             seen.options = Some(options(&self.next_id.to_string())?);
             self.next_id += 1;
@@ -134,7 +162,7 @@ fn options(id: &str) -> Result<RunOptions> {
 mod tests {
     use super::super::runtime;
     use super::*;
-    use std::thread;
+    use std::sync::mpsc;
 
     fn run(num_rows: usize) -> Recurring {
         Recurring { first_slot: 0, num_rows, max_columns: 256 }
@@ -145,6 +173,29 @@ mod tests {
         let plain = &raw const captures.plain;
         let (options, turn) = captures.options(run).unwrap();
         (!ptr::eq(options, plain), matches!(turn, Turn::Alone(_)))
+    }
+
+    #[test]
+    fn who_is_to_capture_goes_before_steps_that_begin_later() {
+        let asking = not_capturing();
+        let capturing = thread::spawn(|| alone(Duration::from_secs(600)).is_some());
+        while NEXT.try_lock().is_ok() {
+            thread::yield_now();
+        }
+        // It waits for what is being asked, and others for it.
+        let (begun, steps) = mpsc::sync_channel(1);
+        let step = thread::spawn(move || {
+            let_capture();
+            begun.send(()).unwrap();
+        });
+        assert!(steps.recv_timeout(Duration::from_millis(20)).is_err());
+        drop(asking);
+        assert!(capturing.join().unwrap());
+        step.join().unwrap();
+        steps.recv().unwrap();
+        // Not for ever.
+        let _asking = not_capturing();
+        assert!(alone(Duration::ZERO).is_none());
     }
 
     #[test]
@@ -182,15 +233,19 @@ mod tests {
             assert_eq!(is_captured(&mut captures, Some(run(1))), expected, "{time}");
         }
         assert_eq!(is_captured(&mut captures, Some(run(2))), (false, false));
-        // Not while another thread asks the device for something, but the next time.
+        // Not while another thread asks the device for something, but when it is tried again.
+        let asking = not_capturing();
+        let is_captured_there = |captures: &mut Captures| {
+            thread::scope(|scope| scope.spawn(|| is_captured(captures, Some(run(2)))).join()).unwrap()
+        };
         for time in 2..=MIN_TIMES {
-            let asking = not_capturing();
-            let mut captured = (true, true);
-            thread::scope(|scope| scope.spawn(|| captured = is_captured(&mut captures, Some(run(2)))).join()).unwrap();
-            assert_eq!(captured, (false, false), "{time}");
-            drop(asking);
+            assert_eq!(is_captured_there(&mut captures), (false, false), "{time}");
         }
-        assert_eq!(is_captured(&mut captures, Some(run(2))), (true, true));
+        drop(asking);
+        for time in MIN_TIMES + 1..=2 * MIN_TIMES {
+            let is_now = time == 2 * MIN_TIMES;
+            assert_eq!(is_captured(&mut captures, Some(run(2))), (is_now, is_now), "{time}");
+        }
         // What lies elsewhere now is captured anew.
         captures.forget();
         assert_eq!(is_captured(&mut captures, Some(run(1))), (false, false));

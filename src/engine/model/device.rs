@@ -3,7 +3,7 @@
 
 use super::{
     FloatType, Logits, ModelSpec, NUM_TOP_SCORES, Wanted,
-    capture::{Captures, Recurring, not_capturing},
+    capture::{Captures, Recurring, let_capture, not_capturing},
     ffi::{Buffer, Memory, Piece, Run, Tensor, Transfers},
     graph::signed,
     inputs::{ALIGNMENT, Fed, MAX_INPUTS, Stage},
@@ -151,6 +151,7 @@ impl Device {
 
     /// Starts a step that computes at most so many rows of scores.
     pub(super) fn begin(&mut self, num_rows: usize) -> ort::Result<()> {
+        let_capture();
         let _asking = not_capturing();
         self.num_rows = 0;
         self.wanted.clear();
