@@ -64,17 +64,18 @@ fn describe(dir: &ModelDir, config: &EngineConfig) -> Vec<(&'static str, String)
             }
             None => ("memory per slot", variant::size(memory.slot)),
         },
-        (if memory.blocks.is_some() { "blocks" } else { "slots" }, slots(&memory)),
+        ("cache", cache(&memory)),
         ("manifest", if dir.is_sealed { "every file is as it says" } else { "none" }.to_owned()),
         ("operators", operators),
     ]);
     lines
 }
 
-/// How many there are of what holds keys and values, why, and how many there could be.
-fn slots(memory: &Memory) -> String {
+/// What keys and values are held in, why there is so much of it, and how much there could be.
+fn cache(memory: &Memory) -> String {
     let (cache, each) = (memory.cache(), memory.for_each_engine());
-    let fitting = memory.fitting().map(|fitting| format!("; {fitting}")).unwrap_or_default();
+    let fitting = memory.num_fitting().map(|fitting| format!("; {fitting} would fit beside the weights"));
+    let fitting = fitting.unwrap_or_default();
     format!("{cache}, as many as engine.max_batch_size asks for{each}{fitting}")
 }
 
@@ -136,17 +137,14 @@ const DYNAMIC: &str = "DynamicQuantize";
 pub(super) fn problems(dir: &ModelDir, config: &EngineConfig) -> Vec<String> {
     let mut problems = Vec::new();
     let memory = Memory::of(dir, config);
-    if let Some(free) = memory.free.filter(|_| memory.is_short()) {
+    if let Some(free) = memory.free.filter(|free| *free < memory.needed()) {
         problems.push(format!(
-            "weights and {}{} take {}, and {} are free: lower {}engine.max_context_tokens, or take a smaller variant",
-            match memory.blocks {
-                Some(_) => "the blocks of one context".to_owned(),
-                None => format!("{} slots", memory.num_slots),
-            },
+            "weights and {}{} take {}, and {} are free: lower engine.max_batch_size or engine.max_context_tokens, or take a \
+             smaller variant",
+            memory.cache(),
             memory.for_each_engine(),
             variant::size(memory.needed()),
             variant::size(free),
-            if memory.blocks.is_some() { "" } else { "engine.max_batch_size or " },
         ));
     }
     if dir.onnx.operators.keys().any(|operator| operator.starts_with(DYNAMIC)) {

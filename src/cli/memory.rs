@@ -27,10 +27,8 @@ pub(super) struct Blocks {
     pub(super) size: u64,
     /// In one.
     pub(super) tokens: usize,
-    /// That a text of all tokens of a context has. Fewer would not do.
+    /// That a text of all tokens of a context has.
     per_context: u64,
-    /// How much of what is free beside the weights is taken.
-    share: f32,
 }
 
 impl Memory {
@@ -40,7 +38,6 @@ impl Memory {
             size: dir.spec.cache_bytes_per_token().saturating_mul(tokens) as u64,
             tokens,
             per_context: context_tokens.div_ceil(tokens) as u64,
-            share: config.memory_share,
         });
         Self {
             weights: dir.variant.bytes,
@@ -53,40 +50,31 @@ impl Memory {
         }
     }
 
-    /// Weights and slots of all engines, or weights and the fewest blocks.
-    pub(super) fn needed(&self) -> u64 {
-        let cache = match self.blocks {
-            Some(Blocks { size, per_context, .. }) => size.saturating_mul(per_context),
-            None => self.slot.saturating_mul(self.num_slots),
-        };
-        self.weights.saturating_add(cache).saturating_mul(self.num_engines)
+    /// Number, name and bytes of what holds keys and values.
+    fn places(&self) -> (u64, &'static str, u64) {
+        match self.blocks {
+            Some(Blocks { size, per_context, .. }) => (per_context.saturating_mul(self.num_slots), "blocks", size),
+            None => (self.num_slots, "slots", self.slot),
+        }
     }
 
-    pub(super) fn is_short(&self) -> bool {
-        self.free.is_some_and(|free| free < self.needed())
+    /// Weights, and slots or blocks, of all engines.
+    pub(super) fn needed(&self) -> u64 {
+        let (count, _, size) = self.places();
+        self.weights.saturating_add(size.saturating_mul(count)).saturating_mul(self.num_engines)
     }
 
     /// What it keeps keys and values in, for a person.
     pub(super) fn cache(&self) -> String {
-        match self.blocks {
-            Some(blocks) => {
-                let (most, size) = (blocks.per_context.saturating_mul(self.num_slots), variant::size(blocks.size));
-                format!("at most {most} blocks of {size}")
-            }
-            None => format!("{} slots of {}", self.num_slots, variant::size(self.slot)),
-        }
+        let (count, name, size) = self.places();
+        let at_most = if self.blocks.is_some() { "at most " } else { "" };
+        format!("{at_most}{count} {name} of {}", variant::size(size))
     }
 
-    /// How many slots would fit, or blocks, for a person.
-    pub(super) fn fitting(&self) -> Option<String> {
-        let beside_weights = (self.free? / self.num_engines).saturating_sub(self.weights);
-        Some(match self.blocks {
-            Some(Blocks { size, share, .. }) => {
-                let fitting = share_of(beside_weights, share).checked_div(size)?;
-                format!("{fitting} would fit in engine.memory_share of what is free beside the weights")
-            }
-            None => format!("{} would fit beside the weights", beside_weights.checked_div(self.slot)?),
-        })
+    /// How many of these would fit.
+    pub(super) fn num_fitting(&self) -> Option<u64> {
+        let (_, _, size) = self.places();
+        (self.free? / self.num_engines).saturating_sub(self.weights).checked_div(size)
     }
 
     /// Where there are several, for a person.
@@ -96,15 +84,4 @@ impl Memory {
             several => format!(" for each of {several} engines"),
         }
     }
-}
-
-/// About.
-#[expect(
-    clippy::cast_possible_truncation,
-    clippy::cast_sign_loss,
-    clippy::cast_precision_loss,
-    reason = "bytes of memory, of which a share between 0 and 1 is told"
-)]
-fn share_of(num_bytes: u64, share: f32) -> u64 {
-    (num_bytes as f64 * f64::from(share)) as u64
 }

@@ -22,7 +22,7 @@ use tokio::{sync::watch, time::timeout};
 
 /// Longer than a write to a store takes that works.
 const LAST_WRITES: Duration = Duration::from_secs(5);
-/// Longer than a run takes that ends, and than it takes to give back what an engine has.
+/// Longer than most runs take, and than it takes to give back what an engine has.
 const LAST_RUNS: Duration = Duration::from_secs(10);
 /// `EX_SOFTWARE` of sysexits.h: the engine failed, and a supervisor should start the process again.
 const ENGINE_FAILED: u8 = 70;
@@ -112,9 +112,7 @@ pub(super) fn run(mut config: Config) -> anyhow::Result<u8> {
     let is_lost = || *alarm.borrow() == Some(EngineFailure::DeviceLost);
     let have_ended = !is_lost() && loader::join_within(engines, LAST_RUNS);
     if !is_lost() && !have_ended {
-        tracing::error!(
-            "an engine has not ended, perhaps since its device does not answer; the process ends without it"
-        );
+        tracing::error!(seconds = LAST_RUNS.as_secs(), "an engine has not ended in time; the process ends without it");
     }
 
     let engine_failure = *alarm.borrow();

@@ -396,7 +396,11 @@ mod tests {
         // A sequence of which nothing is to be kept gives all of them back.
         cache.release(table, of_salt(&[], 0));
         assert_eq!((num_found(&mut cache, &prompt), cache.num_in_use()), (4, 1));
-        cache.release(other, of_salt(&prompt[..4], 0));
+        // Then the other has the first one for itself.
+        let mut other = other;
+        assert_eq!(cache.forget_last(&mut other), other.blocks());
+        cache.release(other, of_salt(&[], 0));
+        assert_eq!(num_found(&mut cache, &prompt), 0);
         cache.assert_all_free();
     }
 

@@ -1,7 +1,7 @@
 //! The memory for keys and values: slots and, for models that keep them in blocks, those.
 
 use super::{BlockCache, BlockTable, EngineConfig, KvCache, Model, Prefix, Slot, TokenId};
-use std::ops::Range;
+use std::{mem, ops::Range};
 
 /// Hands out places. Where there are blocks, a slot is a place in the batch and retains nothing: the blocks do.
 #[derive(Debug)]
@@ -94,9 +94,13 @@ impl Cache {
         }
     }
 
-    /// Forgets what a place holds, and returns the blocks that may hold something else from now on.
+    /// Forgets what a place holds and gives its blocks back, of which it returns those that nobody else has: they may hold
+    /// something else from now on. Of several that share some, the last one has these for itself.
     pub(super) fn forget(&mut self, place: &mut Place) -> Vec<u32> {
-        self.blocks.as_mut().map_or_else(Vec::new, |blocks| blocks.forget_last(&mut place.table))
+        let Some(blocks) = &mut self.blocks else { return Vec::new() };
+        let forgotten = blocks.forget_last(&mut place.table);
+        blocks.release(mem::take(&mut place.table), Prefix { tokens: &[], salt: 0 });
+        forgotten
     }
 
     /// Gives a place back, with the tokens whose keys and values it holds.

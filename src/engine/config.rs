@@ -49,8 +49,8 @@ pub struct EngineConfig {
     /// Devices of these providers, by number, each with an engine of its own; empty leaves one engine where the providers'
     /// options say.
     pub devices: Vec<u32>,
-    /// An engine that is idle for so long computes a token, to see whether its device still does so right; zero never
-    /// does. In seconds.
+    /// An engine that is idle for so long computes a token, to see whether its device still does so right, and at once where that
+    /// is in doubt; zero never does. In seconds.
     #[serde(deserialize_with = "seconds")]
     pub canary_interval: Duration,
     /// Run on the CPU when a provider cannot be loaded, instead of failing to load the model.

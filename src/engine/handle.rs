@@ -198,7 +198,7 @@ impl EngineHandle {
         self.slots + self.max_waiting - self.permits.available_permits()
     }
 
-    /// Whether the last run failed, and the idle engine has not been looked at since.
+    /// Whether the last run failed, and the engine has not been looked at since.
     pub(super) fn has_failed(&self) -> bool {
         self.counters.has_failed()
     }

@@ -68,7 +68,7 @@ pub struct Engine<M> {
     batch: Batch,
     logits: Logits,
     counters: Arc<Counters>,
-    /// What is computed again whenever the engine has been idle for so long.
+    /// What is computed again whenever the engine has been idle for so long, and where it is in doubt.
     canary: Option<(Canary, Duration)>,
     /// Whether something went wrong in this step that may be the device's fault.
     is_in_doubt: bool,
@@ -146,6 +146,7 @@ impl<M: Model> Engine<M> {
                 0
             }
         };
+        self.wipe_failed();
         self.scheduler.retire_finished(&mut self.kv_cache);
         self.counters.set_running(self.scheduler.num_running(), self.kv_cache.num_blocks_in_use());
         self.counters.count_step(began.elapsed(), self.model.time_in_runs() - ran_before, num_generated);
@@ -174,11 +175,10 @@ impl<M: Model> Engine<M> {
             };
             scores.map(take).collect()
         };
-        for (row, _) in taken.iter().filter(|(_, taken)| taken.is_spoiled) {
-            self.wipe(self.batch.rows()[*row].slot_index);
-        }
-        let num_generated: usize = taken.iter().map(|(_, taken)| taken.num_picked).sum();
-        let num_generated = num_generated + self.sample_from_all(&taken);
+        let of_all = self.take_all(&taken);
+        let taken = || taken.iter().chain(&of_all);
+        self.is_in_doubt |= taken().any(|(_, taken)| taken.is_spoiled);
+        let num_generated: usize = taken().map(|(_, taken)| taken.num_picked).sum();
         let rows = self.batch.rows();
         for row in rows.iter().filter(|row| 1 < row.num_logits) {
             let num_accepted = self.scheduler.running_mut(row.slot_index).num_accepted();
@@ -187,12 +187,12 @@ impl<M: Model> Engine<M> {
         num_generated as u64
     }
 
-    /// Goes on where the best scores did not tell what comes next. Returns how many tokens were sampled.
-    fn sample_from_all(&mut self, taken: &[(usize, Taken)]) -> usize {
+    /// Goes on where the best scores did not tell what comes next.
+    fn take_all(&mut self, taken: &[(usize, Taken)]) -> Vec<(usize, Taken)> {
         let left = taken.iter().filter(|(_, taken)| taken.wants_all);
         let num_picked: BTreeMap<usize, usize> = left.map(|(row, taken)| (*row, taken.num_picked)).collect();
         if num_picked.is_empty() {
-            return 0;
+            return Vec::new();
         }
         let mut rows: Vec<usize> = num_picked.keys().copied().collect();
         loop {
@@ -200,16 +200,16 @@ impl<M: Model> Engine<M> {
             let Err(error) = self.model.complete(&rows, &mut self.logits) else { break };
             self.give_up_scores(&error, &mut rows);
             if rows.is_empty() {
-                return 0;
+                return Vec::new();
             }
         }
         let (rows, vocab_size) = (self.batch.rows(), self.model.limits().vocab_size);
         let take = |(row, scores): (usize, Scores<'_>)| {
             let Scores::All(scores) = scores else { unreachable!("all were asked for") };
             let mut scores = Scores::All(&mut scores[num_picked[&row] * vocab_size..]);
-            self.scheduler.running_mut(rows[row].slot_index).take_scores(&mut scores, vocab_size).num_picked
+            (row, self.scheduler.running_mut(rows[row].slot_index).take_scores(&mut scores, vocab_size))
         };
-        self.logits.by_batch_row_mut().map(take).sum()
+        self.logits.by_batch_row_mut().map(take).collect()
     }
 
     /// Takes every request that has come, so that one whose client leaves while it waits is forgotten at once; their

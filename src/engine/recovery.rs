@@ -30,6 +30,7 @@ impl<M: Model> Engine<M> {
     /// Ends sequences whose scores could not be fetched, and takes their rows away from the others, for which that can be
     /// tried again: what was computed is still there.
     pub(super) fn give_up_scores(&mut self, error: &ModelError, batch_rows: &mut Vec<usize>) {
+        self.counters.note_run(true);
         let rows = self.batch.rows();
         let (lost, reason) = match error.fault() {
             Fault::OutOfMemory => {
@@ -75,14 +76,17 @@ impl<M: Model> Engine<M> {
         );
     }
 
-    /// Clears the place of a sequence whose scores are no numbers: what it has left there would spoil whoever comes after, and
-    /// the canary first of all. And that is in doubt, since it may not have been the prompt.
-    pub(super) fn wipe(&mut self, slot_index: usize) {
-        let blocks = self.kv_cache.forget(self.scheduler.place_mut(slot_index));
-        if let Err(error) = self.model.wipe(slot_index, &blocks) {
-            tracing::error!(%error, "a place could not be cleared");
+    /// Clears the places of sequences that have failed. Nobody knows what they hold, and what is no number would spoil whoever
+    /// comes after.
+    pub(super) fn wipe_failed(&mut self) {
+        for place in self.scheduler.failed_places() {
+            let blocks = self.kv_cache.forget(place);
+            // A lost device is left as it is.
+            let wiped = if self.is_lost { Ok(()) } else { self.model.wipe(place.slot_index(), &blocks) };
+            if let Err(error) = wiped {
+                tracing::error!(%error, "a place could not be cleared");
+            }
         }
-        self.is_in_doubt = true;
     }
 
     /// From now on nobody takes the engine for one that runs, and its thread ends.
@@ -108,7 +112,8 @@ impl<M: Model> Engine<M> {
     pub(super) fn settle_doubt(&mut self) {
         let is_in_doubt = std::mem::take(&mut self.is_in_doubt) && !self.is_lost;
         if let Some((canary, _)) = self.canary.filter(|_| is_in_doubt) {
-            self.look_again(canary);
+            let is_right = self.look_again(canary);
+            self.counters.note_run(!is_right);
         }
     }
 
@@ -119,6 +124,10 @@ impl<M: Model> Engine<M> {
         let allocated = self.kv_cache.allocate(prompt, 0, iter::empty(), &mut self.model);
         let (mut place, _) = allocated.expect("a slot and a block are free");
         assert!(self.kv_cache.reserve(&mut place, 0..1), "a block is free");
+        // Whoever was there last may have left what is no number, and ended before anybody saw it.
+        if let Err(error) = self.model.wipe(place.slot_index(), place.blocks()) {
+            tracing::error!(%error, "a place could not be cleared");
+        }
         let checked = canary.check(&mut self.model, place.slot_index(), place.blocks());
         self.kv_cache.release(place, Vec::new(), 0);
         match &checked {

@@ -11,7 +11,8 @@ use std::{
 ///
 /// A request goes to the one that has the least to do for its slots. Among those that have equally little it goes to the one
 /// that was given the longest beginning of the same prompt, since that may still hold it; else they take turns. One whose last
-/// run failed comes behind all others: whatever fails all that it is given has the least to do, and would be given everything.
+/// run failed counts as busy in all of its slots: whatever fails all that it is given has the least to do, and would be given
+/// everything.
 #[derive(Clone, Debug)]
 pub struct Replicas {
     /// At least one.
@@ -139,15 +140,16 @@ impl Routes {
         let ranked = running.map(|(index, engine)| {
             let longest = hashes.iter().rposition(|hash| self.known[place(*hash)] == Some((*hash, index)));
             let turn = (index + engines.len() - self.next % engines.len()) % engines.len();
-            (engine.has_failed(), (engine.num_requests(), engine.num_slots()), (Reverse(longest), turn), index)
+            let num_slots = engine.num_slots();
+            let num_requests = engine.num_requests() + if engine.has_failed() { num_slots } else { 0 };
+            ((num_requests, num_slots), (Reverse(longest), turn), index)
         });
         let mut ranked: Vec<_> = ranked.collect();
-        ranked.sort_by(|(failed, (requests, slots), rest, _), (other_failed, (others, other_slots), other_rest, _)| {
+        ranked.sort_by(|((requests, slots), rest, _), ((others, other_slots), other_rest, _)| {
             // As fractions, without dividing.
-            let by_load = (requests * other_slots).cmp(&(others * slots));
-            failed.cmp(other_failed).then(by_load).then(rest.cmp(other_rest))
+            (requests * other_slots).cmp(&(others * slots)).then(rest.cmp(other_rest))
         });
-        ranked.into_iter().map(|(_, _, _, index)| index).collect()
+        ranked.into_iter().map(|(_, _, index)| index).collect()
     }
 
     fn note(&mut self, index: usize, hashes: &[u64]) {

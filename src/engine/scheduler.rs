@@ -183,17 +183,13 @@ impl Scheduler {
 
     /// The sequence that owns a KV row.
     pub(super) fn running_mut(&mut self, slot_index: usize) -> &mut Sequence {
-        &mut self.owner(slot_index).sequence
-    }
-
-    /// The place of that sequence.
-    pub(super) fn place_mut(&mut self, slot_index: usize) -> &mut Place {
-        &mut self.owner(slot_index).place
-    }
-
-    fn owner(&mut self, slot_index: usize) -> &mut Running {
         let owner = self.running.iter_mut().find(|running| running.place.slot_index() == slot_index);
-        owner.expect("a batch holds running slots only")
+        &mut owner.expect("a batch holds running slots only").sequence
+    }
+
+    /// Places of sequences that have failed.
+    pub(super) fn failed_places(&mut self) -> impl Iterator<Item = &mut Place> {
+        self.running.iter_mut().filter(|running| running.sequence.has_failed()).map(|running| &mut running.place)
     }
 
     /// Running sequences, each with what belongs to its KV row.

@@ -252,6 +252,10 @@ impl Sequence {
         self.finish(reason);
     }
 
+    pub(super) fn has_failed(&self) -> bool {
+        self.failed
+    }
+
     pub(super) fn is_finished(&self) -> bool {
         self.finished
     }

@@ -77,9 +77,9 @@ fn a_missing_library_is_one_sentence() {
     fs::write(short.path(), &whole[..1 << 20]).unwrap();
     insta::assert_snapshot!(unusable(short.path()), @"the ONNX Runtime library cannot be used: FILE is cut short; run scripts/fetch-runtime, or set `runtime.library` to another one");
     let needs_another = tempfile::NamedTempFile::new().unwrap();
-    let name = whole.windows(10).rposition(|name| name == b"libdl.so.2").unwrap();
-    fs::write(needs_another.path(), [&whole[..name], b"libno.so.2", &whole[name + 10..]].concat()).unwrap();
-    insta::assert_snapshot!(unusable(needs_another.path()), @"the ONNX Runtime library cannot be used: libno.so.2: cannot open shared object file: No such file or directory; run scripts/fetch-runtime, or set `runtime.library` to another one");
+    let name = whole.windows(10).rposition(|name| name == b"libc.so.6\0").expect("it needs the C library");
+    fs::write(needs_another.path(), [&whole[..name], b"libn.so.6\0", &whole[name + 10..]].concat()).unwrap();
+    insta::assert_snapshot!(unusable(needs_another.path()), @"the ONNX Runtime library cannot be used: libn.so.6: cannot open shared object file: No such file or directory; run scripts/fetch-runtime, or set `runtime.library` to another one");
 }
 
 #[test]
@@ -351,7 +351,7 @@ fn a_model_that_was_unloaded_says_the_same_again() {
     assert_eq!((status, log.matches("model is ready").count()), (Some(0), 1), "{log}");
 }
 
-/// Which is how `scripts/serve --gpu` passes them on.
+/// `scripts/serve --gpu` puts `config/gpu.toml` before the files of the user.
 #[test]
 fn what_a_file_says_of_gpus_holds_beside_the_settings_for_them() {
     let own = tempfile::Builder::new().suffix(".toml").tempfile().unwrap();

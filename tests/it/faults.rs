@@ -11,9 +11,9 @@ use crate::{
 };
 use ortolan::{
     engine::{
-        Batch, End, Engine, EngineConfig, EngineError, EngineHandle, FinishReason, LoadError, Logits, Model,
+        Batch, Canary, End, Engine, EngineConfig, EngineError, EngineHandle, FinishReason, LoadError, Logits, Model,
         ModelError, ModelLimits, NUM_TOP_SCORES, Request, SamplingParams, Scores, TokenEvent, TokenId, TokenStream,
-        load,
+        Wanted, load,
     },
     model_dir::{ModelDir, Target},
 };
@@ -32,12 +32,12 @@ pub(crate) const MEMORY: &str = "Non-zero status code returned while running Mat
 const LOST: &str = "CUDA failure 700: an illegal memory access was encountered ; GPU=0 ; hostname=box ; \
                     expr=cudaStreamSynchronize(stream_)";
 
-fn prompts() -> Vec<Vec<u32>> {
+pub(crate) fn prompts() -> Vec<Vec<u32>> {
     [3, 9, 1, 14, 6].iter().zip(1..).map(|(len, first)| (first * 10..first * 10 + len).collect()).collect()
 }
 
 /// What each request hears that has come before the engine began.
-fn replies(model: FakeModel, config: &EngineConfig, prompts: &[Vec<u32>]) -> (Vec<Vec<TokenEvent>>, End) {
+pub(crate) fn replies(model: impl Model, config: &EngineConfig, prompts: &[Vec<u32>]) -> (Vec<Vec<TokenEvent>>, End) {
     let (engine, handle) = Engine::new(config, model);
     let streams: Vec<TokenStream> = prompts.iter().map(|prompt| handle.submit(request(prompt, 9)).unwrap()).collect();
     drop(handle);
@@ -46,7 +46,7 @@ fn replies(model: FakeModel, config: &EngineConfig, prompts: &[Vec<u32>]) -> (Ve
 }
 
 /// How it ended; it did so once.
-fn reason(reply: &[TokenEvent]) -> FinishReason {
+pub(crate) fn reason(reply: &[TokenEvent]) -> FinishReason {
     let mut reasons = reply.iter().filter_map(|event| match event {
         TokenEvent::Finished { reason, .. } => Some(*reason),
         TokenEvent::Queued | TokenEvent::Started | TokenEvent::Token(_) | TokenEvent::Logprobs(_) => None,
@@ -197,7 +197,7 @@ fn a_lost_device_turns_ready_off_and_fails_what_runs_and_waits() {
     server.thread.join().unwrap();
 }
 
-/// Whatever comes first, and until a second signal.
+/// Whatever comes first.
 #[test]
 fn a_failure_leaves_others_the_time_that_a_signal_leaves_them() {
     type Step = fn(&Running);
@@ -314,10 +314,10 @@ fn without_an_interval_nothing_is_looked_at() {
 }
 
 /// What a device may say that is lost, and what may as well concern a single run.
-const UNCLEAR: &str = "TensorRT EP execution context enqueue failed.";
+pub(crate) const UNCLEAR: &str = "TensorRT EP execution context enqueue failed.";
 
 /// Never idle for long enough.
-fn patient() -> EngineConfig {
+pub(crate) fn patient() -> EngineConfig {
     EngineConfig { canary_interval: Duration::from_secs(3600), ..config(2, 7) }
 }
 
@@ -360,7 +360,7 @@ fn a_failure_that_only_concerns_its_run_costs_nobody_else() {
 }
 
 /// What was said, whatever the prefix cache held.
-fn tokens(reply: &[TokenEvent]) -> Vec<TokenId> {
+pub(crate) fn tokens(reply: &[TokenEvent]) -> Vec<TokenId> {
     let said = reply.iter().filter_map(|event| match event {
         TokenEvent::Token(token) => Some(*token),
         TokenEvent::Queued | TokenEvent::Started | TokenEvent::Logprobs(_) | TokenEvent::Finished { .. } => None,
@@ -368,41 +368,8 @@ fn tokens(reply: &[TokenEvent]) -> Vec<TokenId> {
     said.collect()
 }
 
-#[test]
-fn scores_that_are_no_numbers_lose_the_device_unless_the_prompt_is_to_blame() {
-    let model = FakeModel::default().watched().numberless_from(3);
-    let (replies, end) = replies(model, &patient(), &prompts());
-    assert_eq!(end, End::DeviceLost);
-    let reasons: Vec<FinishReason> = replies.iter().map(|reply| reason(reply)).collect();
-    assert!(reasons.contains(&FinishReason::Error) && reasons.contains(&FinishReason::DeviceLost), "{reasons:?}");
-}
-
-/// What such a prompt leaves in its place is wiped before anybody else gets that, the canary first of all.
-#[test]
-fn a_prompt_of_which_no_number_comes_spoils_nobody_else() {
-    const BAD: u32 = 500;
-    let makes = [FakeModel::default, FakeModel::rigid, || FakeModel::in_blocks(128, 4), || FakeModel::in_blocks(8, 4)];
-    for make in makes {
-        let mut prompts = prompts();
-        prompts[1][6] = BAD;
-        // The bad one comes a second time, begins alike, and gets what was kept of itself.
-        prompts.push(prompts[1].clone());
-        prompts.push(prompts[1][..5].to_vec());
-        let (undisturbed, _) = replies(make(), &patient(), &prompts);
-        let (replies, end) = replies(make().watched().with_numberless_token(BAD), &patient(), &prompts);
-        assert_eq!(end, End::Shutdown);
-        for (index, reply) in replies.iter().enumerate() {
-            if prompts[index].contains(&BAD) {
-                assert_eq!((reason(reply), tokens(reply)), (FinishReason::Error, Vec::new()));
-            } else {
-                assert_eq!(tokens(reply), tokens(&undisturbed[index]), "{index}");
-            }
-        }
-    }
-}
-
 /// Gives the best scores, and the others when it is asked; some of those questions fail.
-struct Terse {
+pub(crate) struct Terse {
     model: FakeModel,
     all: BTreeMap<usize, Vec<f32>>,
     num_asked: usize,
@@ -412,7 +379,11 @@ struct Terse {
 
 impl Terse {
     fn new(failing: Range<usize>, message: &'static str) -> Self {
-        Self { model: FakeModel::default(), all: BTreeMap::new(), num_asked: 0, failing, message }
+        Self::of(FakeModel::default(), failing, message)
+    }
+
+    pub(crate) fn of(model: FakeModel, failing: Range<usize>, message: &'static str) -> Self {
+        Self { model, all: BTreeMap::new(), num_asked: 0, failing, message }
     }
 }
 
@@ -427,6 +398,10 @@ impl Model for Terse {
         self.all.clear();
         for (row, scores) in all.by_batch_row_mut() {
             let Scores::All(scores) = scores else { panic!("all were computed") };
+            if batch.rows()[row].wanted == Wanted::All {
+                logits.extend(&vec![row; scores.len() / VOCAB_SIZE]).copy_from_slice(scores);
+                continue;
+            }
             self.all.insert(row, scores.to_vec());
             for scores in scores.chunks_exact(VOCAB_SIZE) {
                 let mut ranked: Vec<(f32, TokenId)> = scores.iter().copied().zip((0..).map(TokenId)).collect();
@@ -452,6 +427,14 @@ impl Model for Terse {
 
     fn time_in_runs(&self) -> Duration {
         self.model.time_in_runs()
+    }
+
+    fn canary(&self) -> Option<Canary> {
+        self.model.canary()
+    }
+
+    fn wipe(&mut self, slot_index: usize, blocks: &[u32]) -> Result<(), ModelError> {
+        self.model.wipe(slot_index, blocks)
     }
 
     fn copy_slot(&mut self, from: usize, to: usize, num_tokens: usize) -> Result<(), ModelError> {

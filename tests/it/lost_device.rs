@@ -91,7 +91,7 @@ fn socket(server: &Server, asked: &Value) -> BufReader<TcpStream> {
     let mut line = String::new();
     while line != "\r\n" {
         line.clear();
-        socket.read_line(&mut line).unwrap();
+        assert_ne!(socket.read_line(&mut line).unwrap(), 0, "the upgrade is refused");
     }
     let asked = asked.to_string();
     let length = u16::try_from(asked.len()).unwrap().to_be_bytes();

@@ -22,6 +22,7 @@ mod inspect;
 mod lost_device;
 mod metrics;
 mod models;
+mod numberless;
 mod replicas;
 mod response_formats;
 mod served_formats;

@@ -183,7 +183,7 @@ fn an_engine_that_fails_what_it_is_given_is_not_given_everything() {
     let failing = FakeModel::default().with_fault(MEMORY, 1..3, 0);
     let running = Running::start([failing, FakeModel::default()]);
     assert_eq!([(); 4].map(|()| running.ask(0, &[1, 2, 3]).0), [0, 1, 1, 1]);
-    // Where the other has stopped, it is asked again, and as any other one once a run of it has gone well.
+    // Where the other has stopped, it is asked again.
     running.handles[1].shut_down();
     assert_eq!([(); 2].map(|()| running.ask(0, &[1, 2, 3]).0), [0, 0]);
     assert!(running.stop().iter().all(Result::is_ok));

@@ -217,13 +217,17 @@ impl Device {
         }
         bind_cache(cache, &mut run)?;
         drop(asking);
-        let outputs = captures.run(recurring, |options| run.execute(Some(options)))?;
+        let (mut waiting, asked) = (None, Instant::now());
+        let outputs = captures.run(recurring, |options| {
+            waiting.get_or_insert_with(|| asked.elapsed());
+            run.execute(Some(options))
+        })?;
         drop(run);
         if let (Some(top), Some(of_run)) = (top, of_run) {
             top.runs.push(of_run);
         }
         *num_rows += num_computed;
-        *time_in_runs += began.elapsed();
+        *time_in_runs += began.elapsed() - waiting.unwrap_or_default();
         Ok(outputs)
     }
 

@@ -14,8 +14,8 @@ use crate::engine::{Batch, Copied};
 use std::{ffi::CString, ops::Range, time::Duration};
 
 /// One buffer per tensor of the cache, with a part for each slot. The slots of a run are bound as past and as present.
-/// The operator reads only what the attention mask covers, so columns need no cleaning before a slot is used again;
-/// a state does, and a sequence's first run reads zeros instead.
+/// The operator attends only to what the attention mask covers, so columns need no cleaning before a slot is used again, as long
+/// as they hold numbers; a state does, and a sequence's first run reads zeros instead.
 pub(super) struct GqaModel {
     /// Before the graph, since fields drop in order and an allocator must not outlive its session.
     cache: Vec<Slab>,

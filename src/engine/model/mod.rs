@@ -45,7 +45,7 @@ pub use top_scores::NUM_TOP_SCORES;
 
 use super::{Batch, EngineConfig, TokenId};
 use canary::Watched;
-use capture::not_capturing;
+use capture::{Loading, not_capturing};
 use concat::ConcatModel;
 use gqa::GqaModel;
 use graph::Graph;
@@ -105,7 +105,7 @@ pub trait Model: Send {
         Ok(())
     }
 
-    /// What it computed when it was loaded, where an idle engine is to see from time to time whether it still does.
+    /// What it computed when it was loaded, where an engine is to see from time to time whether it still does.
     fn canary(&self) -> Option<Canary> {
         None
     }
@@ -196,6 +196,7 @@ pub struct BlockLimits {
 /// # Errors
 /// See [`LoadError`]; each is one sentence for the operator.
 pub fn load(runtime: &Runtime, spec: ModelSpec, config: &EngineConfig) -> Result<Box<dyn Model>, LoadError> {
+    let _loading = Loading::begin();
     let _asking = not_capturing();
     let (family, path) = (spec.family, spec.path.clone());
     let open = |config: &EngineConfig| loop {
@@ -234,11 +235,12 @@ fn warm_up(model: &mut dyn Model, step_tokens: usize) -> Result<(), ModelError> 
     let num_tokens = step_tokens.min(limits.context_tokens - 1).max(1);
     let mut batch = Batch::default();
     batch.push(0, 0, &vec![TokenId(0); num_tokens], Some(&[]));
-    if let Some(BlockLimits { block_tokens, .. }) = limits.blocks {
-        let num_blocks = u32::try_from(num_tokens.div_ceil(block_tokens)).expect("a context has fewer blocks");
-        batch.set_blocks(&(0..num_blocks).collect::<Vec<_>>());
-    }
-    model.forward(&batch, &mut Logits::new(limits.vocab_size))
+    let num_blocks = limits.blocks.map_or(0, |blocks| num_tokens.div_ceil(blocks.block_tokens));
+    let blocks: Vec<u32> = (0..).take(num_blocks).collect();
+    batch.set_blocks(&blocks);
+    model.forward(&batch, &mut Logits::new(limits.vocab_size))?;
+    // It is no text that anybody would write, and may leave what is no number.
+    model.wipe(0, &blocks)
 }
 
 #[cfg(test)]
