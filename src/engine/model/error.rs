@@ -99,6 +99,17 @@ pub enum LoadError {
         /// In the runtime's words.
         message: String,
     },
+    /// The operator should start again, or look at the device.
+    #[error(
+        "the device was lost while the model {} was loaded: {message}; start again and, where that ends so too, look at the \
+         device and its driver", path.display()
+    )]
+    DeviceLost {
+        /// The ONNX file.
+        path: PathBuf,
+        /// In the runtime's words.
+        message: String,
+    },
     /// The operator should ask for less, or take a smaller graph.
     #[error(
         "the model {} does not fit in memory: {message}; {}lower `engine.max_batch_size`, `engine.max_context_tokens` or \
@@ -156,8 +167,11 @@ impl LoadError {
         match TOO_OLD.iter().find_map(|phrase| message.find(phrase)) {
             Some(place) => Self::RuntimeTooOld { path, message: message[place..].to_owned() },
             None if message.contains(NO_KERNEL) => Self::OtherDevice { path, message },
-            None if Fault::of(&message) == Fault::OutOfMemory => Self::OutOfMemory { path, message },
-            None => Self::Session { path, message },
+            None => match Fault::of(&message) {
+                Fault::OutOfMemory => Self::OutOfMemory { path, message },
+                Fault::DeviceLost => Self::DeviceLost { path, message },
+                Fault::Other => Self::Session { path, message },
+            },
         }
     }
 }
@@ -168,6 +182,7 @@ impl LoadError {
         let message = error.to_string();
         match error {
             CanaryError::Run(error) if error.fault() == Fault::OutOfMemory => Self::OutOfMemory { path, message },
+            CanaryError::Run(error) if error.fault() == Fault::DeviceLost => Self::DeviceLost { path, message },
             CanaryError::Run(_) if message.contains(ONLY_ON_GPUS) => {
                 Self::OtherDevice { path, message: kernel_words(&message) }
             }
@@ -222,6 +237,7 @@ mod tests {
         };
         insta::assert_snapshot!(cache, @"the KV cache of 2 bytes cannot be allocated: Available memory of 1 is smaller than requested bytes of 2; raise the provider's `gpu_mem_limit`, lower `engine.max_batch_size` or `engine.max_context_tokens`");
         insta::assert_snapshot!(error("while running X. Status Message: Y (CPU): a is not supported. It is implemented only on the CUDA EP."), @"the model FILE is made for another device: Y (CPU): a is not supported. It is implemented only on the CUDA EP; take an export for this one");
+        insta::assert_snapshot!(error("CUDA failure 700: an illegal memory access was encountered"), @"the device was lost while the model FILE was loaded: CUDA failure 700: an illegal memory access was encountered; start again and, where that ends so too, look at the device and its driver");
         insta::assert_snapshot!(error("no"), @"the model FILE loads but does not run: no; take another export, or a newer ONNX Runtime");
     }
 
