@@ -4,6 +4,7 @@ use crate::{
     cli::{Server, model, ortolan, refusal, serve},
     engine::{config, drain, next, request},
     fake_model::FakeModel,
+    faults::MEMORY,
     tiny_model::fixture,
 };
 use ortolan::engine::{
@@ -179,13 +180,34 @@ fn requests_go_to_those_that_are_left() {
 
 #[test]
 fn an_engine_that_fails_what_it_is_given_is_not_given_everything() {
-    const MEMORY: &str = "Failed to allocate memory for requested buffer of size 1073741824";
     let failing = FakeModel::default().with_fault(MEMORY, 1..3, 0);
     let running = Running::start([failing, FakeModel::default()]);
     assert_eq!([(); 4].map(|()| running.ask(0, &[1, 2, 3]).0), [0, 1, 1, 1]);
     // Where the other has stopped, it is asked again.
     running.handles[1].shut_down();
     assert_eq!([(); 2].map(|()| running.ask(0, &[1, 2, 3]).0), [0, 0]);
+    assert!(running.stop().iter().all(Result::is_ok));
+}
+
+/// It counts as busy in all of its slots, of which there are two.
+#[test]
+fn an_engine_that_has_failed_is_asked_again_when_others_have_as_much_to_do() {
+    let (failing, permits, _) = FakeModel::default().with_fault(MEMORY, 1..2, 0).gated();
+    let (other, other_permits, _) = FakeModel::default().gated();
+    let running = Running::start([failing, other]);
+    let submit = || running.replicas.submit(request(&[1, 2, 3], 1)).unwrap();
+    let failed = submit();
+    permits.send(()).unwrap();
+    drain(failed);
+    while shares(&running.replicas) != [0, 0] {
+        thread::yield_now();
+    }
+    let streams = [(); 4].map(|()| submit());
+    assert_eq!(shares(&running.replicas), [1, 3]);
+    drop((permits, other_permits));
+    for stream in streams {
+        assert!(matches!(drain(stream).last(), Some(TokenEvent::Finished { reason: FinishReason::Length, .. })));
+    }
     assert!(running.stop().iter().all(Result::is_ok));
 }
 
