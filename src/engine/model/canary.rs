@@ -202,12 +202,6 @@ mod tests {
         fn time_in_runs(&self) -> Duration {
             Duration::ZERO
         }
-
-        fn copy_slot(&mut self, _from: usize, _to: usize, _num_tokens: usize) -> Result<(), ModelError> {
-            Ok(())
-        }
-
-        fn swap_slots(&mut self, _one: usize, _other: usize, _num_tokens: usize) {}
     }
 
     fn compute(scores: &[f32]) -> Result<Canary, String> {

@@ -89,11 +89,17 @@ pub trait Model: Send {
     ///
     /// # Errors
     /// When the backend fails; `to` then holds nothing of use.
-    fn copy_slot(&mut self, from: usize, to: usize, num_tokens: usize) -> Result<(), ModelError>;
+    fn copy_slot(&mut self, from: usize, to: usize, num_tokens: usize) -> Result<(), ModelError> {
+        let _ = (from, to, num_tokens);
+        unreachable!("only where slots can be moved")
+    }
 
     /// Exchanges what two slots hold, of which the longer one is `num_tokens`. Only where
     /// [`can_move_slots`](ModelLimits::can_move_slots). Where that fails, so does the next [`forward`](Self::forward).
-    fn swap_slots(&mut self, one: usize, other: usize, num_tokens: usize);
+    fn swap_slots(&mut self, one: usize, other: usize, num_tokens: usize) {
+        let _ = (one, other, num_tokens);
+        unreachable!("only where slots can be moved")
+    }
 
     /// Overwrites with zeros what a slot holds or, where there are blocks, these: an operator may multiply what it does not
     /// attend to by zero, which is only nothing where that is a number.
@@ -271,12 +277,6 @@ mod tests {
         fn time_in_runs(&self) -> Duration {
             Duration::ZERO
         }
-
-        fn copy_slot(&mut self, _from: usize, _to: usize, _num_tokens: usize) -> Result<(), ModelError> {
-            Ok(())
-        }
-
-        fn swap_slots(&mut self, _one: usize, _other: usize, _num_tokens: usize) {}
     }
 
     #[test]

@@ -124,14 +124,6 @@ impl Model for PagedModel {
         self.graph.copied()
     }
 
-    fn copy_slot(&mut self, _from: usize, _to: usize, _num_tokens: usize) -> Result<(), ModelError> {
-        unreachable!("slots beside blocks hold nothing")
-    }
-
-    fn swap_slots(&mut self, _one: usize, _other: usize, _num_tokens: usize) {
-        unreachable!("slots beside blocks hold nothing")
-    }
-
     fn wipe(&mut self, _slot_index: usize, blocks: &[u32]) -> Result<(), ModelError> {
         let _asking = not_capturing();
         for Pool { buffer, .. } in &mut self.cache {
